@@ -1,0 +1,46 @@
+# Everything a newcomer and CI need. `make help` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Tests are short and many: one thread each, one process a core.
+export OMP_NUM_THREADS ?= 1
+WORKERS ?= auto
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test test-fast lint format constraints clean
+
+help: ## List the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## Make .venv with the tested versions (does nothing when it is up to date)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"flexlora needs Python 3.11 to 3.13, this is {v[0]}.{v[1]}: make setup PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $(STAMP)
+	@echo "Ready. Try: $(BIN)/flexlora-run --help"
+
+test: $(STAMP) ## Run all tests (sets up first)
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+test-fast: $(STAMP) ## Run all but the slow end-to-end checks
+	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow'
+
+lint: $(STAMP) ## Check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## Format the code and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+constraints: $(STAMP) ## Write the installed versions to constraints.txt, as the tested set
+	@{ echo "# The tested set of versions: pip install -c constraints.txt -e '.[dev]'. Made by make constraints."; \
+	  $(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(pip|setuptools|wheel|flexlora)\b|^#|@ ' ; } > constraints.txt
+
+clean: ## Remove caches and build output (keeps .venv and outputs)
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,31 @@
+"""The FlexLoRA tuner: torch and peft, nothing else of this package."""
+
+from .allocator import RankAllocator, RankEvent, Reallocation, decide
+from .attach import Attachment, attach
+from .config import FlexLoraConfig
+from .layer import FlexLoraLayer, FlexLoraLinear
+from .lora import convert_to_lora, save_as_lora, warm_start_from_lora
+from .model import FlexLoraModel
+from .parameters import ParameterCount, count_parameters, module_ranks, parameter_groups
+from .trainer import FlexLoraCallback
+
+__all__ = [
+    "Attachment",
+    "FlexLoraCallback",
+    "FlexLoraConfig",
+    "FlexLoraLayer",
+    "FlexLoraLinear",
+    "FlexLoraModel",
+    "ParameterCount",
+    "RankAllocator",
+    "RankEvent",
+    "Reallocation",
+    "attach",
+    "convert_to_lora",
+    "count_parameters",
+    "decide",
+    "module_ranks",
+    "parameter_groups",
+    "save_as_lora",
+    "warm_start_from_lora",
+]

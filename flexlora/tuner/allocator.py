@@ -1,0 +1,402 @@
+"""Rank events: which matrices lose a direction and which gain one (Section 3.3, Algorithm 1).
+
+`decide` is pure: scores, ranks and limits in, a `Reallocation` out. `RankAllocator` reads the model (one device-to-host
+copy an event), asks `decide`, applies the answer and keeps the record.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import importance
+from .config import FlexLoraConfig
+from .layer import seeded_generator
+from .orthogonality import add_orthogonality_gradient, orthogonality_error
+from .packing import flexlora_layers, plain_name
+from .sensitivity import Sensitivity
+
+
+@dataclass(frozen=True)
+class Reallocation:
+    """Indices of the matrices that lose a direction and of those that gain one."""
+
+    pruned: tuple[int, ...] = ()
+    grown: tuple[int, ...] = ()
+
+
+def decide(
+    scores: Sequence[float | None],
+    ranks: Sequence[int],
+    limits: Sequence[int],
+    budget: int,
+    *,
+    direction: str = "both",
+    selection: str = "disjoint",
+) -> Reallocation:
+    """Prune the lowest scores, grow the highest (Section 3.3).
+
+    Matrices are ordered by (score, index). The k lowest prunable (rank > 1) lose a direction and the k highest growable
+    (rank < limit) gain one, with k ≤ `budget` the largest number for which the two sets are disjoint; with
+    `selection="overlapping"` they are chosen independently, as in the released code. One-sided directions take up to
+    `budget` matrices from their end.
+
+    Args:
+        scores: importance of each matrix; None leaves a matrix alone, +inf puts it first in line to grow.
+        ranks: current rank of each matrix.
+        limits: the rank limit of each matrix.
+        budget: b(t).
+        direction: 'both', 'prune_only' or 'expand_only'.
+        selection: 'disjoint' or 'overlapping'.
+    """
+    order = [index for _, index in sorted((score, i) for i, score in enumerate(scores) if score is not None)]
+    prunable = [i for i in order if ranks[i] > 1]
+    growing = [i for i in reversed(order) if ranks[i] < limits[i]]
+    if direction == "prune_only":
+        return Reallocation(pruned=tuple(prunable[:budget]))
+    if direction == "expand_only":
+        return Reallocation(grown=tuple(growing[:budget]))
+    if selection == "overlapping":
+        return Reallocation(pruned=tuple(prunable[:budget]), grown=tuple(growing[:budget]))
+    k = min(budget, len(prunable), len(growing))
+    while set(prunable[:k]) & set(growing[:k]):
+        k -= 1
+    return Reallocation(pruned=tuple(prunable[:k]), grown=tuple(growing[:k]))
+
+
+@dataclass
+class RankEvent:
+    """The record of one event. Ranks are those after it; scores, energy and the orthogonality error those before.
+
+    Attributes:
+        step: completed optimizer steps.
+        budget: b(t).
+        pruned: modules that lost a direction.
+        grown: modules that gained one.
+        ranks: rank of every module.
+        scores: importance of every module; None where it is undefined and the module was left alone, 1e308 caps +inf.
+        energy: Σ λ² of every module.
+        active_parameters: parameters of the active directions: rank · (out + in + 1), summed.
+        total_rank: sum of the ranks. Conserved exactly in `both`; the parameter count is not.
+        orthogonality_error: R(P, Q) with p = 1, unweighted.
+        rank_one: modules at rank 1 (before), to which `rank_one` applied.
+        all_zero: modules whose λ are all 0 (before).
+        at_limit: modules at their rank limit.
+        regrown: modules grown now that had been pruned before.
+        budget_conserved: whether the total rank stayed what it was; None where the direction is one-sided.
+        skipped: why nothing moved, where λ or the scores were not finite.
+    """
+
+    step: int
+    budget: int
+    pruned: list[str]
+    grown: list[str]
+    ranks: dict[str, int]
+    scores: dict[str, float | None]
+    energy: dict[str, float | None]
+    active_parameters: int
+    total_rank: int
+    orthogonality_error: float
+    rank_one: int
+    all_zero: int
+    at_limit: int
+    regrown: int
+    budget_conserved: bool | None
+    skipped: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+@dataclass
+class Snapshot:
+    """What an event reads of the model, on the CPU and padded to the largest capacity: (M × C) in float64."""
+
+    values: torch.Tensor
+    active: torch.Tensor
+    sensitivity: torch.Tensor | None
+    orthogonality_error: float
+
+    @property
+    def ranks(self) -> list[int]:
+        return self.active.sum(-1).tolist()
+
+    @property
+    def finite(self) -> bool:
+        tensors = [self.values] if self.sensitivity is None else [self.values, self.sensitivity]
+        return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+@dataclass
+class RankAllocator:
+    """Moves the ranks of one adapter, at the steps its configuration plans.
+
+    Args:
+        model: any module that holds the adapter: a PeftModel, a model with the adapter injected, wrapped or not.
+        config: the adapter's configuration.
+        adapter_name: the adapter's name.
+    """
+
+    model: nn.Module
+    config: FlexLoraConfig
+    adapter_name: str = "default"
+    step: int = 0
+    events: list[RankEvent] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        named = list(flexlora_layers(self.model, self.adapter_name))
+        if not named:
+            raise ValueError(f"the model holds no FlexLoRA adapter named '{self.adapter_name}'.")
+        self.names = [plain_name(name) for name, _ in named]
+        self.layers = [layer for _, layer in named]
+        self.limits = [layer.capacity(self.adapter_name) for layer in self.layers]
+        self._home = self.layers[0].flexlora_lambda[self.adapter_name].device
+        self._costs = [layer.out_features + layer.in_features + 1 for layer in self.layers]
+        self._ever_pruned: set[str] = set()
+        self._warned_state = False
+        self._event_steps = self.config.event_steps()
+        self.sensitivity: Sensitivity | None = None
+        if self.config.importance == "sensitivity":
+            factors = [layer.factors(self.adapter_name) for layer in self.layers]
+            self.sensitivity = Sensitivity(factors, self.config.beta1, self.config.beta2)
+
+    # --- once a step ---------------------------------------------------------------------------------------------
+
+    def regularise(self, scale: float | torch.Tensor = 1.0) -> None:
+        """Add the gradient of `orth_reg_weight` · R(P, Q) to `.grad`: once per optimizer step, after clipping.
+
+        Args:
+            scale: factor still on the gradients (a loss scale that the optimizer will divide by).
+        """
+        add_orthogonality_gradient(
+            self._vectors(), weight=self.config.orth_reg_weight, power=self.config.orth_reg_power, scale=scale
+        )
+
+    def observe_gradients(self, scale: float | torch.Tensor = 1.0) -> None:
+        """Update the smoothed sensitivity |w · ∇w| from the gradients at hand (importance='sensitivity' only)."""
+        if self.sensitivity is not None and self.step < (self._event_steps.stop if self._event_steps else 0):
+            self.sensitivity.update(scale)
+
+    def is_due(self, step: int) -> bool:
+        """Whether an event belongs to `step`."""
+        return step in self._event_steps
+
+    def advance(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> RankEvent | None:
+        """Note that `step` optimizer steps are completed, and hold the event that belongs to it, if any.
+
+        A step that was already seen does nothing, so that calling it from two places cannot move ranks twice.
+        """
+        if step <= self.step:
+            return None
+        self.step = step
+        return self.hold_event(step, optimizer) if self.is_due(step) else None
+
+    # --- an event ------------------------------------------------------------------------------------------------
+
+    def hold_event(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> RankEvent:
+        """Score the matrices, move ranks within b(t), set the moved slots' optimizer state, and record it."""
+        before = self.snapshot()
+        budget = self.config.budget(step)
+        scores = self.scores(before, step)
+        finite = before.finite
+        moves = Reallocation()
+        if finite:
+            moves = decide(
+                scores,
+                before.ranks,
+                self.limits,
+                budget,
+                direction=self.config.direction,
+                selection=self.config.selection,
+            )
+            self._apply(moves, before, step, optimizer)
+        event = self._record(step, budget, moves, before, scores, finite)
+        self.events.append(event)
+        self.config.rank_pattern = dict(event.ranks)
+        return event
+
+    def scores(self, snapshot: Snapshot, step: int) -> list[float | None]:
+        """Importance of every matrix; None leaves it alone, +inf (rank_one/all_zero = grow) puts it first in line."""
+        name = self.config.importance
+        if name == "random":
+            generator = seeded_generator(self.config.seed, step, -1)
+            return importance.random_scores(len(self.layers), generator).tolist()
+        if name == "sensitivity":
+            assert snapshot.sensitivity is not None
+            total = (snapshot.sensitivity * snapshot.active).sum(-1)
+            return (total / snapshot.active.sum(-1).clamp(min=1)).tolist()
+        scores: list[float | None] = importance.SPECTRAL_SCORES[name](
+            self._spectrum(snapshot), snapshot.active
+        ).tolist()
+        if name in importance.ENTROPY_BASED:
+            zero = self._all_zero(snapshot)
+            for i, rank in enumerate(snapshot.ranks):
+                if zero[i]:
+                    scores[i] = math.inf if self.config.all_zero == "grow" else None
+                elif rank <= 1:
+                    scores[i] = math.inf if self.config.rank_one == "grow" else None
+        return scores
+
+    def snapshot(self) -> Snapshot:
+        """λ, masks, the orthogonality error and, where the score needs them, sensitivities: one device-to-host copy."""
+        width = max(self.limits)
+        per_direction = None if self.sensitivity is None else self.sensitivity.per_direction()
+        matrices = []
+        for i, layer in enumerate(self.layers):
+            values = layer.flexlora_lambda[self.adapter_name].detach()
+            rows = [values, layer.flexlora_active[self.adapter_name].to(values.dtype)]
+            if per_direction is not None:
+                rows.append(per_direction[i])
+            matrices.append(nn.functional.pad(torch.stack(rows), (0, width - values.numel())).to(self._home))
+        table = torch.stack(matrices, dim=1)
+        with torch.no_grad():
+            error = orthogonality_error(self._vectors()).to(table)
+        flat = torch.cat([table.flatten(), error.view(1)]).cpu().double()
+        host = flat[:-1].view(table.shape)
+        return Snapshot(
+            values=host[0],
+            active=host[1].bool(),
+            sensitivity=None if per_direction is None else host[2],
+            orthogonality_error=float(flat[-1]),
+        )
+
+    def _vectors(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        name = self.adapter_name
+        return [(layer.flexlora_P[name], layer.flexlora_Q[name], layer.flexlora_active[name]) for layer in self.layers]
+
+    def _spectrum(self, snapshot: Snapshot) -> torch.Tensor:
+        if self.config.spectrum == "lambda":
+            return snapshot.values
+        width = snapshot.values.shape[-1]
+        spectra = []
+        for layer in self.layers:
+            p, values, q = (factor.detach() for factor in layer.factors(self.adapter_name))
+            found = importance.exact_spectrum(p, values, q, layer.flexlora_active[self.adapter_name])
+            spectra.append(nn.functional.pad(found, (0, width - found.numel())).to(self._home))
+        # Descending, so the leading `rank` ones are the matrix's own; they stand where the mask is set, because only
+        # which values belong to a matrix matters to its score, not where they stand.
+        descending = torch.stack(spectra).cpu()
+        exact = torch.zeros_like(snapshot.values)
+        for i, rank in enumerate(snapshot.ranks):
+            exact[i, snapshot.active[i]] = descending[i, :rank]
+        return exact
+
+    def _all_zero(self, snapshot: Snapshot) -> list[bool]:
+        return (importance.energy(snapshot.values, snapshot.active) == 0).tolist()
+
+    def _apply(self, moves: Reallocation, before: Snapshot, step: int, optimizer: torch.optim.Optimizer | None) -> None:
+        supported = True
+        active = before.active.clone()  # the masks as they change, on the host: reading the device's would synchronise
+        for index in moves.pruned:
+            slot = self._slot_to_prune(before, index)
+            active[index, slot] = False
+            self.layers[index].prune(self.adapter_name, slot)
+            supported &= self._reset(index, slot, optimizer, second_moment=False)
+        for index in moves.grown:
+            slots = active[index].nonzero().flatten()
+            slot = int((~active[index]).nonzero()[0])
+            self.layers[index].grow(self.adapter_name, slot, slots, self.config, step, index)
+            second_moment = self.config.growth_state == "surviving_second_moment"
+            supported &= self._reset(index, slot, optimizer, second_moment)
+        if not supported and not self._warned_state:
+            self._warned_state = True
+            warnings.warn(
+                f"{type(optimizer).__name__} keeps state that is not element-wise (factored, quantised or flattened): "
+                "outputs stay exact at rank events, but the optimizer state of moved directions is not reset.",
+                stacklevel=2,
+            )
+
+    def _reset(self, index: int, slot: int, optimizer: torch.optim.Optimizer | None, second_moment: bool) -> bool:
+        if self.sensitivity is not None:
+            self.sensitivity.reset(index, slot)
+        if optimizer is None:
+            return True
+        return self.layers[index].reset_optimizer_state(self.adapter_name, slot, optimizer, second_moment)
+
+    def _slot_to_prune(self, before: Snapshot, index: int) -> int:
+        """The direction that goes: of smallest |λ|, or what `prune_by` (for sensitivity: the least sensitive) says."""
+        active = before.active[index]
+        values = before.values[index]
+        if before.sensitivity is not None:
+            key = before.sensitivity[index]
+        elif self.config.prune_by == "signed":
+            key = values
+        elif self.config.prune_by == "entropy_contribution":
+            key = importance.entropy_contributions(values, active)
+        else:
+            key = values.abs()
+        return int(torch.where(active, key, math.inf).argmin())
+
+    def _record(
+        self,
+        step: int,
+        budget: int,
+        moves: Reallocation,
+        before: Snapshot,
+        scores: list[float | None],
+        finite: bool,
+    ) -> RankEvent:
+        ranks = list(before.ranks)
+        for index in moves.pruned:
+            ranks[index] -= 1
+        for index in moves.grown:
+            ranks[index] += 1
+        pruned = [self.names[i] for i in moves.pruned]
+        grown = [self.names[i] for i in moves.grown]
+        regrown = sum(name in self._ever_pruned for name in grown)
+        self._ever_pruned.update(pruned)
+        both = self.config.direction == "both"
+        return RankEvent(
+            step=step,
+            budget=budget,
+            pruned=pruned,
+            grown=grown,
+            ranks=dict(zip(self.names, ranks, strict=True)),
+            scores=dict(zip(self.names, map(_json_number, scores), strict=True)),
+            energy=dict(
+                zip(
+                    self.names,
+                    map(_json_number, importance.energy(before.values, before.active).tolist()),
+                    strict=True,
+                )
+            ),
+            active_parameters=sum(rank * cost for rank, cost in zip(ranks, self._costs, strict=True)),
+            total_rank=sum(ranks),
+            orthogonality_error=before.orthogonality_error,
+            rank_one=sum(rank == 1 for rank in before.ranks),
+            all_zero=sum(self._all_zero(before)),
+            at_limit=sum(rank >= limit for rank, limit in zip(ranks, self.limits, strict=True)),
+            regrown=regrown,
+            budget_conserved=sum(ranks) == sum(before.ranks) if both else None,
+            skipped=None if finite else "λ or its sensitivity is not finite",
+        )
+
+    # --- resuming ------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beside the adapter and the optimizer: tensors and plain values."""
+        state: dict[str, Any] = {"step": self.step, "ever_pruned": sorted(self._ever_pruned)}
+        if self.sensitivity is not None:
+            state["sensitivity"] = self.sensitivity.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()` of an earlier run."""
+        self.step = state["step"]
+        self._ever_pruned = set(state["ever_pruned"])
+        if self.sensitivity is not None and "sensitivity" in state:
+            self.sensitivity.load_state_dict(state["sensitivity"])
+
+
+def _json_number(value: float | None) -> float | None:
+    """JSON knows no infinity."""
+    return (
+        value if value is None or math.isfinite(value) else (None if math.isnan(value) else math.copysign(1e308, value))
+    )

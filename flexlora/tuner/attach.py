@@ -1,0 +1,141 @@
+"""One line in anybody's loop: `flexlora.attach(model, optimizer)`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .allocator import RankAllocator, RankEvent
+from .config import FlexLoraConfig
+from .packing import flexlora_layers
+
+
+class Attachment:
+    """FlexLoRA's hooks on an optimizer; made by [`attach`].
+
+    Attributes:
+        allocator: moves the ranks and keeps the record.
+        optimizer: the torch optimizer that is hooked.
+    """
+
+    def __init__(
+        self,
+        allocator: RankAllocator,
+        optimizer: torch.optim.Optimizer,
+        on_event: Callable[[RankEvent], None] | None,
+    ) -> None:
+        self.allocator = allocator
+        self.optimizer = optimizer
+        self._on_event = on_event
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+
+    @property
+    def step(self) -> int:
+        """Completed optimizer steps; a step that a gradient scaler skipped does not count."""
+        return self.allocator.step
+
+    @property
+    def events(self) -> list[RankEvent]:
+        """The events since `attach`, oldest first."""
+        return self.allocator.events
+
+    def remove(self) -> None:
+        """Take the hooks off the optimizer."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beside the adapter and the optimizer."""
+        return self.allocator.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        self.allocator.load_state_dict(state)
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        if any(callable(argument) for argument in (*args, *kwargs.values())):
+            raise ValueError(
+                "FlexLoRA needs the gradients before the step: optimizers that take a closure cannot be used."
+            )
+        # A fused optimizer under a gradient scaler unscales inside its step: then the gradients still carry the scale,
+        # which torch hands to the optimizer in this attribute for the time of the step.
+        scale = getattr(optimizer, "grad_scale", None)
+        scale = 1.0 if scale is None else scale
+        self.allocator.observe_gradients(scale)
+        self.allocator.regularise(scale)
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is not None and bool(found_inf):  # the fused kernel skipped the step
+            return
+        event = self.allocator.advance(self.step + 1, optimizer)
+        if event is not None and self._on_event is not None:
+            self._on_event(event)
+
+
+def attach(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    step: int = 0,
+    on_event: Callable[[RankEvent], None] | None = None,
+) -> Attachment:
+    """Let FlexLoRA's ranks move during training, in any loop: call it once, after the optimizer is made.
+
+    It hooks the optimizer's own step. Before it, the gradient of the orthogonality penalty is added (once per real
+    step, whatever the accumulation, loss or output type); after it, the step is counted and a rank event held when one
+    is due. It sees only real steps, so it is right under gradient accumulation, gradient scaling and skipped steps.
+
+    Args:
+        model: a PeftModel, a model with the adapter injected, wrapped (DDP, torch.compile) or not.
+        optimizer: the optimizer that trains it, also as Accelerate wraps it.
+        step: completed optimizer steps, when a run is resumed.
+        on_event: called with every [`RankEvent`].
+
+    Returns:
+        The attachment: its `step`, its `events`, `state_dict` for resuming, `remove()`.
+
+    Raises:
+        ValueError: the model holds no trainable FlexLoRA adapter, or the optimizer does not train it (it was made
+            before the model was adapted).
+        TypeError: `optimizer` is not a torch optimizer.
+    """
+    while not isinstance(optimizer, torch.optim.Optimizer) or hasattr(optimizer, "accelerator_state"):
+        inner = getattr(optimizer, "optimizer", None)  # Accelerate's wrapper, whose step() is not always a step
+        if inner is None:
+            raise TypeError(f"attach needs a torch optimizer, not {type(optimizer).__name__}.")
+        optimizer = inner
+    config, adapter_name = _trainable_adapter(model)
+    allocator = RankAllocator(model, config, adapter_name, step=step)
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    missing = [
+        name
+        for name, layer in flexlora_layers(model, adapter_name)
+        if not all(id(parameter) in held for parameter in layer.factors(adapter_name))
+    ]
+    if missing:
+        raise ValueError(
+            f"the optimizer does not train {len(missing)} of {len(allocator.names)} FlexLoRA modules "
+            f"(the first: {missing[0]}): make it after the model is adapted, from "
+            "flexlora.parameter_groups(model, learning_rate) or all parameters that require gradients."
+        )
+    return Attachment(allocator, optimizer, on_event)
+
+
+def _trainable_adapter(model: nn.Module) -> tuple[FlexLoraConfig, str]:
+    for module in model.modules():
+        configs = getattr(module, "peft_config", None)
+        for name, config in configs.items() if isinstance(configs, dict) else ():
+            if isinstance(config, FlexLoraConfig) and not config.inference_mode:
+                return config, name
+    raise ValueError(
+        "the model holds no trainable FlexLoRA adapter: wrap it with get_peft_model(model, FlexLoraConfig(...)), or "
+        "load with is_trainable=True."
+    )

@@ -1,0 +1,33 @@
+"""When ranks move and how many: the events of training and the budget b(t) of Eq. 4.
+
+Steps count completed optimizer steps. The paper's formula was lost in extraction; `cubic` is reconstructed from the
+released code, `cubic_early` fits the paper's prose ("aggressive early, then gradual stabilisation") better.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+# Fraction of b₀ left at progress p ∈ [0, 1] through the window in which ranks move.
+BUDGET_SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cubic": lambda p: 1.0 - p**3,
+    "cubic_early": lambda p: (1.0 - p) ** 3,
+    "linear": lambda p: 1.0 - p,
+    "exponential": lambda p: math.exp(-5.0 * p),
+    "constant": lambda p: 1.0,
+}
+
+
+def event_steps(total_step: int, tinit: int, tfinal: int, deltaT: int) -> range:
+    """Steps t with `tinit` < t < `total_step` - `tfinal` and (t - `tinit`) mod `deltaT` = 0."""
+    return range(tinit + deltaT, total_step - tfinal, deltaT)
+
+
+def budget(step: int, init_b: int, total_step: int, tinit: int, tfinal: int, schedule: str = "cubic") -> int:
+    """b(t) = round(b₀ · f(p)), p = clamp((t - tinit) / (total_step - tfinal - tinit), 0, 1), ties rounded up."""
+    window = total_step - tfinal - tinit
+    if window <= 0:
+        return 0
+    progress = min(max((step - tinit) / window, 0.0), 1.0)
+    return math.floor(init_b * BUDGET_SCHEDULES[schedule](progress) + 0.5)

@@ -1,0 +1,95 @@
+"""Scores of the adapted matrices: spectral energy entropy (Eq. 3) and what the paper compares it with.
+
+All functions are pure, batched over the matrices (M) and padded over the directions (C), in float64 on the CPU:
+`values` (M × C) singular values, `active` (M × C) a mask. Inactive entries never count.
+"""
+
+from __future__ import annotations
+
+import torch
+
+EPSILON = 1e-8
+
+# Undefined at rank 1 (log 1 = 0) and at an all-zero spectrum (0/0): the config's rank_one and all_zero say what then.
+ENTROPY_BASED = frozenset({"entropy", "inverted_entropy", "elementwise_energy_entropy", "matrixwise_energy_entropy"})
+
+
+def energy(values: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
+    """Σ_i λ_i² of each matrix: (M × C) → (M)."""
+    return (values.double().square() * active).sum(-1)
+
+
+def shares(values: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
+    """s_i = λ_i² / Σ_j λ_j², 0 where inactive or where all λ are 0: (M × C) → (M × C)."""
+    # Divided by the largest first: the squares of tiny or huge values would under- or overflow.
+    magnitude = values.double().abs() * active
+    peak = magnitude.amax(-1, keepdim=True)
+    square = (magnitude / torch.where(peak > 0, peak, 1.0)).square()
+    total = square.sum(-1, keepdim=True)
+    return square / torch.where(total > 0, total, 1.0)
+
+
+def entropy_contributions(values: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
+    """-s_i log(s_i + ε) of each direction: (M × C) → (M × C)."""
+    s = shares(values, active)
+    return -s * torch.log(s + EPSILON)
+
+
+def _log_rank(active: torch.Tensor) -> torch.Tensor:
+    """log r of each matrix, 1 where r ≤ 1, whose score is 0 (and special, see ENTROPY_BASED)."""
+    rank = active.sum(-1).double()
+    return torch.where(rank > 1, torch.log(rank.clamp(min=2.0)), 1.0)
+
+
+def spectral_entropy(values: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
+    """I = -(1/log r) Σ_i s_i log(s_i + ε) ∈ [0, 1] (Eq. 3): (M × C) → (M). Low = redundant, high = rich."""
+    return (entropy_contributions(values, active).sum(-1) / _log_rank(active)).clamp(0.0, 1.0)
+
+
+def nuclear(values: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
+    """Σ_i |λ_i| / r (Table 4): (M × C) → (M)."""
+    return (values.double().abs() * active).sum(-1) / active.sum(-1).clamp(min=1)
+
+
+def frobenius(values: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
+    """sqrt(Σ_i λ_i²) / r (Table 4): (M × C) → (M)."""
+    return energy(values, active).sqrt() / active.sum(-1).clamp(min=1)
+
+
+def elementwise_energy_entropy(values: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
+    """Σ_i λ_i² · (-s_i log s_i) / log r (Eq. 10, reconstructed; Table 15): (M × C) → (M)."""
+    contribution = values.double().square() * entropy_contributions(values, active)
+    return (contribution.sum(-1) / _log_rank(active)).clamp(min=0.0)
+
+
+def matrixwise_energy_entropy(values: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
+    """(Σ_i λ_i²) · I (Eq. 11, reconstructed; Table 15): (M × C) → (M)."""
+    return energy(values, active) * spectral_entropy(values, active)
+
+
+def random_scores(matrices: int, generator: torch.Generator) -> torch.Tensor:
+    """Uniform scores: the control that asks whether any importance is better than chance."""
+    return torch.rand(matrices, generator=generator, dtype=torch.float64)
+
+
+SPECTRAL_SCORES = {
+    "entropy": spectral_entropy,
+    "inverted_entropy": lambda values, active: 1.0 - spectral_entropy(values, active),
+    "nuclear": nuclear,
+    "frobenius": frobenius,
+    "elementwise_energy_entropy": elementwise_energy_entropy,
+    "matrixwise_energy_entropy": matrixwise_energy_entropy,
+}
+
+
+def exact_spectrum(p: torch.Tensor, values: torch.Tensor, q: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
+    """Singular values of P diag(λ) Q by two thin QRs and a C × C SVD.
+
+    Shapes: p (... × out × C), values and active (... × C), q (... × C × in) → (... × C), descending, the values past
+    the active rank being 0. λ itself is a singular value only where P and Q are orthonormal.
+    """
+    columns = active.to(p.dtype)
+    _, left = torch.linalg.qr((p * columns.unsqueeze(-2)).double(), mode="r")
+    _, right = torch.linalg.qr((q * columns.unsqueeze(-1)).mT.double(), mode="r")
+    core = left * (values * columns).double().unsqueeze(-2) @ right.mT
+    return torch.linalg.svdvals(core)

@@ -1,0 +1,382 @@
+"""The adapted linear: fixed capacity, moving mask.
+
+P (out × C), λ (C), Q (C × in) with C the module's capacity, and a boolean mask of active directions;
+ΔW = s · P diag(λ ∘ active) Q. Pruning clears a bit, growing sets one; nothing changes shape while training, so that
+optimizers, DDP, gradient checkpointing and torch.compile never notice. Inactive slots hold zeros and get exactly zero
+gradient.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
+from peft.utils import quantization_extra_repr, resolve_quantization_backend
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from .config import FlexLoraConfig
+
+# State of an element-wise optimizer that is (an average or maximum of) squared gradients.
+SECOND_MOMENTS = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum", "exp_inf"})
+
+
+class FlexLoraLayer(BaseTunerLayer):
+    """Adapter state of one linear, by adapter name. PEFT's tuner-layer contract plus the moves of a rank event."""
+
+    # PEFT's, declared for the type checker, which takes nn.Module's __getattr__ for them otherwise.
+    active_adapters: list[str]
+    get_base_weight: Callable[[], torch.Tensor]
+    set_base_weight: Callable[[torch.Tensor], None]
+    _cast_input_dtype: Callable[[torch.Tensor, torch.dtype], torch.Tensor]
+
+    adapter_layer_names = ("flexlora_P", "flexlora_lambda", "flexlora_Q")
+    other_param_names = ("flexlora_active", "flexlora_dropout", "r", "lora_alpha", "scaling")
+
+    def __init__(self, base_layer: nn.Module, **kwargs: Any) -> None:
+        self.base_layer = base_layer
+        self.quantization_backend = resolve_quantization_backend(
+            self.get_base_layer(), get_apply_tensor_subclass=kwargs.get("get_apply_tensor_subclass")
+        )
+        self.flexlora_P = nn.ParameterDict({})
+        self.flexlora_lambda = nn.ParameterDict({})
+        self.flexlora_Q = nn.ParameterDict({})
+        self.flexlora_active = BufferDict({}, persistent=True)
+        self.flexlora_dropout = nn.ModuleDict({})
+        self.r: dict[str, int] = {}
+        self.lora_alpha: dict[str, float] = {}
+        self.scaling: dict[str, float] = {}
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+        self.cast_input_dtype_enabled = True
+        in_features, out_features = _get_in_out_features(self.get_base_layer())
+        if in_features is None or out_features is None:
+            raise TypeError(f"FlexLoRA adapts linear layers, not {type(self.get_base_layer()).__name__}.")
+        self.in_features, self.out_features = in_features, out_features
+        self.fan_in_fan_out = isinstance(self.get_base_layer(), Conv1D)
+
+    def update_layer(self, adapter_name: str, r: int, lora_alpha: float, config: FlexLoraConfig, **kwargs: Any) -> None:
+        """Create the adapter `adapter_name` with `r` active directions, in the first `r` slots.
+
+        Raises:
+            ValueError: `r` is above the module's capacity.
+        """
+        if r < 1:
+            raise ValueError(f"the rank of a module must be at least 1, not {r}.")
+        max_rank = config.resolved_max_rank()
+        if r > max_rank:
+            raise ValueError(f"a module's starting rank ({r}) is above max_rank ({max_rank}): raise max_rank.")
+        # No matrix has more than min(in, out) singular values, so no limit is above that, unless asked for by r.
+        capacity = max(r, min(max_rank, self.in_features, self.out_features))
+        dtype = self._adapter_dtype()
+        self.r[adapter_name] = r
+        self.lora_alpha[adapter_name] = lora_alpha
+        self.scaling[adapter_name] = lora_alpha / config.r
+        self.flexlora_dropout[adapter_name] = (
+            nn.Dropout(config.lora_dropout) if config.lora_dropout > 0 else nn.Identity()
+        )
+        self.flexlora_P[adapter_name] = nn.Parameter(torch.zeros(self.out_features, capacity, dtype=dtype))
+        self.flexlora_lambda[adapter_name] = nn.Parameter(torch.zeros(capacity, dtype=dtype))
+        self.flexlora_Q[adapter_name] = nn.Parameter(torch.zeros(capacity, self.in_features, dtype=dtype))
+        active = torch.zeros(capacity, dtype=torch.bool)
+        active[:r] = True
+        self.flexlora_active[adapter_name] = active
+        self._initialise(adapter_name, r, config)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def _initialise(self, adapter_name: str, r: int, config: FlexLoraConfig) -> None:
+        """Vectors from torch's global generator, as every PEFT tuner draws them, and λ = 0, so that ΔW = 0."""
+        p, values, q = self.factors(adapter_name)
+        if p.device.type == "meta":
+            return
+        with torch.no_grad():
+            left = torch.empty(self.out_features, r, dtype=p.dtype).normal_(std=config.init_std)
+            right = torch.empty(self.in_features, r, dtype=q.dtype).normal_(std=config.init_std)
+            if config.vector_init == "orthonormal":
+                left, right = torch.linalg.qr(left).Q, torch.linalg.qr(right).Q
+            p[:, : left.shape[1]] = left
+            q[: right.shape[1]] = right.T
+            if not config.init_weights:
+                values[:r].normal_(std=config.init_std)
+
+    def _adapter_dtype(self) -> torch.dtype:
+        """float32 over any half-precision or quantised base (steps of 8e-4 vanish in bfloat16 near 1)."""
+        _, dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())
+        return torch.float64 if dtype == torch.float64 else torch.float32
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """As PEFT's, but the adapter keeps its own dtype: PEFT's would round loaded weights to a bfloat16 base's."""
+        if device is None:
+            device, _ = self._get_base_layer_device_and_dtype(self.get_base_layer())
+        if device is None or adapter_name not in self.flexlora_P:
+            return
+        for parameters in (self.flexlora_P, self.flexlora_lambda, self.flexlora_Q):
+            # Parameters that PEFT put on the meta device (low_cpu_mem_usage) are about to be loaded: leave them.
+            if parameters[adapter_name].device.type != "meta":
+                parameters[adapter_name] = parameters[adapter_name].to(device)
+        self.flexlora_active[adapter_name] = self.flexlora_active[adapter_name].to(device)
+
+    # --- reading -------------------------------------------------------------------------------------------------
+
+    def factors(self, adapter_name: str) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter]:
+        """P (out × C), λ (C) and Q (C × in), at full capacity."""
+        return (
+            self.flexlora_P[adapter_name],
+            self.flexlora_lambda[adapter_name],
+            self.flexlora_Q[adapter_name],
+        )
+
+    def capacity(self, adapter_name: str) -> int:
+        """The module's rank limit C."""
+        return int(self.flexlora_lambda[adapter_name].numel())
+
+    def rank(self, adapter_name: str) -> int:
+        """The number of active directions (a device-to-host copy); the starting rank where the model is on meta."""
+        active = self.flexlora_active[adapter_name]
+        return self.r[adapter_name] if active.device.type == "meta" else int(active.sum())
+
+    def slots(self, adapter_name: str) -> torch.Tensor:
+        """Indices of the active directions, ascending: int64 (rank), on the CPU."""
+        return self.flexlora_active[adapter_name].cpu().nonzero().flatten()
+
+    def packed_factors(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The active directions only: P (out × rank), λ (rank), Q (rank × in), detached copies."""
+        p, values, q = (tensor.detach() for tensor in self.factors(adapter_name))
+        index = self.slots(adapter_name).to(p.device)
+        return p[:, index], values[index], q[index]
+
+    def get_delta_weight(self, adapter: str) -> torch.Tensor:
+        """ΔW in the base weight's own orientation (out × in, or in × out for Conv1D), in the adapter's dtype."""
+        p, values, q = self.factors(adapter)
+        gain = values * self.flexlora_active[adapter] * self.scaling[adapter]
+        delta = (p * gain) @ q
+        return delta.T if self.fan_in_fan_out else delta
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        return True
+
+    # --- moves of a rank event -----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def prune(self, adapter_name: str, slot: int) -> None:
+        """Remove the direction in `slot`: clear its bit and everything it held."""
+        p, values, q = self.factors(adapter_name)
+        self.flexlora_active[adapter_name][slot] = False
+        p[:, slot] = 0.0
+        values[slot] = 0.0
+        q[slot] = 0.0
+
+    @torch.no_grad()
+    def grow(
+        self,
+        adapter_name: str,
+        slot: int,
+        slots: torch.Tensor,
+        config: FlexLoraConfig,
+        step: int,
+        module_index: int,
+    ) -> None:
+        """Add a direction in the free `slot` beside those in `slots`, initialised by `config.growth_init`.
+
+        Vectors come from a CPU generator seeded by (config.seed, step, module index), so that every process and every
+        resumed run draws the same.
+        """
+        p, values, q = self.factors(adapter_name)
+        generator = seeded_generator(config.seed, step, module_index)
+        std = config.init_std if config.growth_std is None else config.growth_std
+        left = torch.empty(self.out_features, dtype=p.dtype).normal_(std=std, generator=generator).to(p.device)
+        right = torch.empty(self.in_features, dtype=q.dtype).normal_(std=std, generator=generator).to(q.device)
+        if config.growth_init in ("small", "orthogonal"):
+            slots = slots.to(p.device)
+            left = _orthogonal_unit(left, p[:, slots])
+            right = _orthogonal_unit(right, q[slots].T)
+        elif config.growth_init == "zero":
+            left, right = torch.zeros_like(left), torch.zeros_like(right)
+        p[:, slot] = left
+        q[slot] = right
+        values[slot] = config.growth_lambda if config.growth_init == "small" else 0.0
+        self.flexlora_active[adapter_name][slot] = True
+
+    @torch.no_grad()
+    def reset_optimizer_state(
+        self, adapter_name: str, slot: int, optimizer: torch.optim.Optimizer, second_moment: bool
+    ) -> bool:
+        """Set the optimizer state of `slot` to zero, or its second moments to the mean over the active directions.
+
+        Returns:
+            False where the optimizer's state is not element-wise (factored, quantised, flattened): it is left alone.
+        """
+        supported = True
+        for parameter, dim in zip(self.factors(adapter_name), (1, 0, 0), strict=True):
+            state = optimizer.state.get(parameter, {})
+            if optimizer.state and parameter.requires_grad and parameter not in optimizer.state:
+                supported = False  # the optimizer works on copies (flattened or sharded parameters)
+            for name, value in state.items():
+                if not torch.is_tensor(value) or value.numel() <= 1:
+                    continue
+                if value.shape != parameter.shape or not value.dtype.is_floating_point:
+                    supported = False
+                    continue
+                row = value.select(dim, slot)
+                row.zero_()
+                if second_moment and name in SECOND_MOMENTS:
+                    others = self.flexlora_active[adapter_name].clone()
+                    others[slot] = False
+                    weight = others.to(value.dtype) / others.sum().clamp(min=1)
+                    shape = [1] * value.dim()
+                    shape[dim] = -1
+                    row.copy_((value * weight.view(shape)).sum(dim))
+        return supported
+
+    def unpack(
+        self, adapter_name: str, p: torch.Tensor, values: torch.Tensor, q: torch.Tensor, slots: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Packed directions back at full capacity in their slots: {"P": …, "lambda": …, "Q": …, "active": …}.
+
+        Raises:
+            ValueError: a slot lies beyond the module's capacity, or the shapes do not belong to this linear.
+        """
+        capacity = self.capacity(adapter_name)
+        rank = int(slots.numel())
+        expected = ((self.out_features, rank), (rank,), (rank, self.in_features))
+        found = (tuple(p.shape), tuple(values.shape), tuple(q.shape))
+        if found != expected:
+            raise ValueError(f"saved directions have shapes {found}, this linear needs {expected}.")
+        if rank and int(slots.max()) >= capacity:
+            raise ValueError(
+                f"a saved direction sits in slot {int(slots.max())}, but the capacity (max_rank) here is {capacity}: "
+                f"load with the max_rank of the saved adapter."
+            )
+        index = slots.long().to(p.device)
+        full_p = p.new_zeros(self.out_features, capacity)
+        full_values = values.new_zeros(capacity)
+        full_q = q.new_zeros(capacity, self.in_features)
+        active = torch.zeros(capacity, dtype=torch.bool, device=p.device)
+        full_p[:, index] = p
+        full_values[index] = values
+        full_q[index] = q
+        active[index] = True
+        return {"P": full_p, "lambda": full_values, "Q": full_q, "active": active}
+
+
+class FlexLoraLinear(nn.Module, FlexLoraLayer):
+    """FlexLoRA on an `nn.Linear`, a transformers `Conv1D`, or a quantised linear that PEFT knows."""
+
+    def __init__(
+        self,
+        base_layer: nn.Module,
+        adapter_name: str,
+        config: FlexLoraConfig,
+        r: int,
+        lora_alpha: float,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        FlexLoraLayer.__init__(self, base_layer, **kwargs)
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, r, lora_alpha, config=config)
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Base output plus ΔW x of every active adapter, in the base output's dtype: (..., in) → (..., out)."""
+        if kwargs.pop("adapter_names", None) is not None:
+            raise ValueError(
+                "FlexLoRA does not mix adapters within a batch (`adapter_names`): run one adapter a batch."
+            )
+        if self.disable_adapters:
+            if self.merged:
+                self.unmerge()
+            return self.base_layer(x, *args, **kwargs)
+        result = self.base_layer(x, *args, **kwargs)
+        if self.merged:
+            return result
+        if self.quantization_backend is not None:
+            result = self.quantization_backend.maybe_clone_base_result(result)
+        for adapter_name in self.active_adapters:
+            if adapter_name in self.flexlora_P:
+                result = self._add_delta(result, x, adapter_name)
+        return result
+
+    def _add_delta(self, result: torch.Tensor, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
+        p, values, q = self.factors(adapter_name)
+        gain = values * self.flexlora_active[adapter_name] * self.scaling[adapter_name]
+        # diag(gain) goes onto Q, not onto the activations: the smaller tensor, and one less to keep for backward.
+        if not torch.is_autocast_enabled(x.device.type):  # autocast chooses the dtype of the products itself
+            x = self._cast_input_dtype(x, q.dtype)
+        hidden = F.linear(self.flexlora_dropout[adapter_name](x), gain.unsqueeze(1) * q)
+        if result.dtype == hidden.dtype:
+            # One pass over the output instead of two.
+            flat = torch.addmm(result.reshape(-1, self.out_features), hidden.reshape(-1, hidden.shape[-1]), p.T)
+            return flat.view(result.shape)
+        return (result + F.linear(hidden, p)).to(result.dtype)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add ΔW to the base weight, in the base's dtype.
+
+        Args:
+            safe_merge: merge a copy first and refuse non-finite weights.
+            adapter_names: adapters to merge; the active ones by default.
+
+        Raises:
+            ValueError: under `safe_merge`, the merged weight is not finite; the base is left as it was.
+            TypeError: the base is quantised in a way that cannot be merged.
+        """
+        for adapter_name in check_adapters_to_merge(self, adapter_names):
+            if adapter_name not in self.flexlora_P:
+                continue
+            weight = self._shifted_base_weight(adapter_name, +1)
+            if safe_merge and not torch.isfinite(weight).all():
+                raise ValueError(
+                    f"merging adapter {adapter_name} would give weights that are not finite: it seems broken."
+                )
+            self.set_base_weight(weight)
+            self.merged_adapters.append(adapter_name)
+
+    def unmerge(self) -> None:
+        """Subtract every merged ΔW from the base weight again (exact up to the base dtype's rounding)."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        while self.merged_adapters:
+            adapter_name = self.merged_adapters.pop()
+            if adapter_name in self.flexlora_P:
+                self.set_base_weight(self._shifted_base_weight(adapter_name, -1))
+
+    @torch.no_grad()
+    def _shifted_base_weight(self, adapter_name: str, sign: int) -> torch.Tensor:
+        weight = self.get_base_weight()
+        delta = self.get_delta_weight(adapter_name).to(weight.device)
+        # Summed in the adapter's dtype, rounded once.
+        return (weight + sign * delta).to(weight.dtype)
+
+    def extra_repr(self) -> str:
+        return quantization_extra_repr(self)
+
+    def __repr__(self) -> str:
+        return "flexlora." + super().__repr__()
+
+
+def seeded_generator(*key: int) -> torch.Generator:
+    """A CPU generator seeded by all of `key`, the same on every machine."""
+    digest = hashlib.blake2b(":".join(map(str, key)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def _orthogonal_unit(vector: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Unit vector from `vector` (n) after Gram-Schmidt against `columns` (n × k), which need not be orthonormal.
+
+    Where the columns already span the space there is no such direction: the vector is only normalised.
+    """
+    basis = torch.linalg.qr(columns).Q
+    residual = vector
+    for _ in range(2):  # twice is enough (Giraud et al. 2005): once leaves an error of the order of the rounding
+        residual = residual - basis @ (basis.T @ residual)
+    if residual.norm() <= 1e-4 * vector.norm():
+        residual = vector
+    return residual / residual.norm()

@@ -1,0 +1,179 @@
+"""To and from plain LoRA: an exact export that any LoRA loader reads, and a warm start from a LoRA checkpoint."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import warnings
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftType, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import load_peft_weights
+from peft.utils.other import get_pattern_key
+from safetensors.torch import save_file
+from torch import nn
+
+from .config import FlexLoraConfig
+from .packing import FACTORS, PEFT_PREFIX, SLOTS, flexlora_layers, plain_name, specific_first
+from .weighted import truncate
+
+LORA_WEIGHTS = "adapter_model.safetensors"
+
+
+def convert_to_lora(
+    model: nn.Module, adapter_name: str = "default", *, uniform_rank: bool = False
+) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
+    """The adapter as a plain LoRA with the same ΔW: B = P diag(λ), A = Q, over the active directions.
+
+    PEFT's own `convert_to_lora` works too, but approximates by an SVD of every dense ΔW at a rank you choose.
+
+    Args:
+        model: a PeftModel, or a model with the adapter injected.
+        adapter_name: the adapter to convert.
+        uniform_rank: give all modules the largest rank, padded with zeros, and fold the scale into B (lora_alpha = r),
+            for servers that ignore `rank_pattern` and `alpha_pattern`. The default keeps each module's own rank.
+
+    Returns:
+        The LoRA configuration and its state dict (lora_A: rank × in, lora_B: out × rank), ready to be saved.
+
+    Raises:
+        ValueError: the model holds no FlexLoRA adapter of that name.
+    """
+    config = _config(model, adapter_name)
+    scaling = {plain_name(name): layer.scaling[adapter_name] for name, layer in flexlora_layers(model, adapter_name)}
+    packed = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    top = max(int(value.numel()) for key, value in packed.items() if key.endswith(f".{SLOTS}"))
+    state_dict: dict[str, torch.Tensor] = {}
+    ranks, alphas = {}, {}
+    for key, value in packed.items():
+        module, _, factor = key.rpartition(".")
+        if factor == FACTORS["lambda"]:
+            name = plain_name(module)
+            rank = int(value.numel())
+            left, right = packed[f"{module}.{FACTORS['P']}"] * value, packed[f"{module}.{FACTORS['Q']}"]
+            if uniform_rank:
+                left = nn.functional.pad(left * scaling[name], (0, top - rank))
+                right = nn.functional.pad(right, (0, 0, 0, top - rank))
+            elif rank != config.r or scaling[name] != config.lora_alpha / config.r:
+                ranks[name], alphas[name] = rank, scaling[name] * rank
+            state_dict[f"{PEFT_PREFIX}{name}.lora_A.weight"] = right.detach().clone().contiguous()
+            state_dict[f"{PEFT_PREFIX}{name}.lora_B.weight"] = left.detach().clone().contiguous()
+        elif factor not in (*FACTORS.values(), SLOTS):
+            state_dict[key] = value.detach().clone().contiguous()  # modules_to_save and biases
+    lora = LoraConfig(
+        r=top if uniform_rank else config.r,
+        lora_alpha=top if uniform_rank else config.lora_alpha,
+        rank_pattern=specific_first(ranks),
+        alpha_pattern={name: alphas[name] for name in specific_first(ranks)},
+        lora_dropout=config.lora_dropout,
+        bias="lora_only" if config.bias == "flexlora_only" else config.bias,
+        inference_mode=True,
+        **{
+            name: copy.copy(getattr(config, name))
+            for name in (
+                "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save",
+                "fan_in_fan_out", "base_model_name_or_path", "revision", "task_type", "auto_mapping",
+            )
+        },
+    )  # fmt: skip
+    return lora, state_dict
+
+
+def save_as_lora(
+    path: str | os.PathLike, model: nn.Module, adapter_name: str = "default", *, uniform_rank: bool = False
+) -> None:
+    """Write [`convert_to_lora`]'s answer to the folder `path`: a LoRA adapter that needs no flexlora to be loaded."""
+    config, state_dict = convert_to_lora(model, adapter_name, uniform_rank=uniform_rank)
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {key: value.cpu() for key, value in state_dict.items()},
+        folder / LORA_WEIGHTS,
+        metadata={"format": "pt"},
+    )
+    config.save_pretrained(str(folder))
+
+
+def warm_start_from_lora(model: nn.Module, path: str | os.PathLike, adapter_name: str = "default") -> None:
+    """Start the adapter from a LoRA checkpoint: every ΔW = s B A becomes P diag(λ) Q by an SVD, orthonormal.
+
+    A module keeps at least its starting rank: where the LoRA's rank is smaller, the other directions keep their
+    zero-impact start. Where it is above the module's `max_rank`, the strongest directions are kept and a warning names
+    the share of energy lost. Modules to save (a classifier) are taken over too; call it before the optimizer is made.
+
+    Args:
+        model: a PeftModel, or a model with the adapter injected.
+        path: folder (or hub id) of a LoRA adapter in safetensors.
+        adapter_name: the FlexLoRA adapter to fill.
+
+    Raises:
+        ValueError: the folder holds no plain LoRA, or it adapts modules that this adapter does not.
+        FileNotFoundError: the folder has no safetensors weights.
+    """
+    _config(model, adapter_name)
+    if Path(path).is_dir() and not (Path(path) / LORA_WEIGHTS).is_file():
+        raise FileNotFoundError(f"{path} holds no {LORA_WEIGHTS}: only safetensors are loaded.")
+    lora = PeftConfig.from_pretrained(str(path))
+    if lora.peft_type != PeftType.LORA or getattr(lora, "use_dora", False):
+        dora = " with use_dora" if getattr(lora, "use_dora", False) else ""
+        raise ValueError(f"{path} holds {lora.peft_type}{dora}, not a plain LoRA.")
+    weights = {
+        f"{PEFT_PREFIX}{plain_name(key)}": value for key, value in load_peft_weights(str(path), device="cpu").items()
+    }
+
+    layers = {plain_name(name): layer for name, layer in flexlora_layers(model, adapter_name)}
+    found = {key.removeprefix(PEFT_PREFIX).rpartition(".lora_A.")[0] for key in weights if ".lora_A." in key}
+    strangers = sorted(found - layers.keys())
+    if strangers:
+        raise ValueError(
+            f"the LoRA in {path} adapts {len(strangers)} modules that this adapter does not, such as {strangers[0]}."
+        )
+
+    state_dict = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    keys = {plain_name(key): key for key in state_dict}
+    lost, energy = 0.0, 0.0
+    for name in sorted(found):
+        layer = layers[name]
+        left = weights[f"{PEFT_PREFIX}{name}.lora_B.weight"].double()
+        right = weights[f"{PEFT_PREFIX}{name}.lora_A.weight"].double()
+        if layer.fan_in_fan_out and left.shape[0] != layer.out_features:
+            left, right = right.T, left.T
+        gain = _lora_scaling(lora, name, rank=right.shape[0]) / layer.scaling[adapter_name]
+        full = truncate((left, left.new_full((right.shape[0],), gain), right), right.shape[0])
+        kept = min(int(full[1].numel()), layer.capacity(adapter_name))
+        energy += float(full[1].square().sum())
+        lost += float(full[1][kept:].square().sum())
+        p, values, q = layer.packed_factors(adapter_name)
+        rank = max(kept, int(values.numel()))
+        factors = {
+            "P": torch.cat([full[0][:, :kept].to(p), p[:, kept:rank]], 1),
+            "lambda": torch.cat([full[1][:kept].to(p), torch.zeros_like(values[kept:rank])]),
+            "Q": torch.cat([full[2][:kept].to(p), q[kept:rank]]),
+        }
+        for factor, value in factors.items():
+            state_dict[keys[f"{name}.{FACTORS[factor]}"]] = value
+        state_dict[keys[f"{name}.{SLOTS}"]] = torch.arange(rank, dtype=torch.int32)
+    for key, value in weights.items():
+        known = keys.get(plain_name(key))
+        if known is not None:
+            state_dict[known] = value
+    set_peft_model_state_dict(model, state_dict, adapter_name=adapter_name)
+    if lost > 0:
+        warnings.warn(
+            f"the LoRA's rank is above max_rank: {100 * lost / energy:.2g} % of its energy was left out.",
+            stacklevel=2,
+        )
+
+
+def _lora_scaling(lora: LoraConfig, name: str, rank: int) -> float:
+    alpha = lora.alpha_pattern.get(get_pattern_key(list(lora.alpha_pattern), name), lora.lora_alpha)
+    return alpha / (math.sqrt(rank) if lora.use_rslora else rank)
+
+
+def _config(model: nn.Module, adapter_name: str) -> FlexLoraConfig:
+    config = getattr(model, "peft_config", {}).get(adapter_name)
+    if not isinstance(config, FlexLoraConfig):
+        raise ValueError(f"the model holds no FlexLoRA adapter named '{adapter_name}'.")
+    return config

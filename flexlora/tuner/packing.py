@@ -1,0 +1,108 @@
+"""How an adapter is saved: the active directions only, with each direction's slot.
+
+In the model a matrix is held at full capacity (P: out × C, …, and a mask). On disk it is P (out × rank), λ (rank),
+Q (rank × in) and `flexlora_slots` (rank): the slots put every direction back where it was, so that a resumed optimizer
+state lands on the right rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from .layer import FlexLoraLayer
+
+ACTIVE = "flexlora_active"
+SLOTS = "flexlora_slots"
+FACTORS = {"P": "flexlora_P", "lambda": "flexlora_lambda", "Q": "flexlora_Q"}
+PEFT_PREFIX = "base_model.model."
+
+
+def flexlora_layers(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, FlexLoraLayer]]:
+    """(name, layer) of every linear that holds `adapter_name`, in module order; names as in `model.named_modules()`."""
+    for name, module in model.named_modules():
+        if isinstance(module, FlexLoraLayer) and adapter_name in module.flexlora_P:
+            yield name, module
+
+
+def plain_name(name: str) -> str:
+    """A module's name in the base model: without the wrappers of PEFT, DDP, FSDP and torch.compile."""
+    parts = [part for part in name.split(".") if part not in ("_orig_mod", "_fsdp_wrapped_module")]
+    name = ".".join(parts)
+    while name.startswith(("module.base_model.", "base_model.")):
+        name = name.removeprefix("module.").removeprefix(PEFT_PREFIX)
+        if name.startswith("base_model."):  # a base model that has a `base_model` of its own
+            break
+    return name
+
+
+def specific_first(ranks: dict[str, int]) -> dict[str, int]:
+    """Longest names first: PEFT matches a pattern as a suffix and takes the first that fits."""
+    return dict(sorted(ranks.items(), key=lambda item: (-len(item[0]), item[0])))
+
+
+def pack_state_dict(
+    state_dict: dict[str, torch.Tensor], adapter_name: str
+) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
+    """Drop inactive directions and turn masks into slots.
+
+    Returns:
+        The packed state dict, whose keys still hold the adapter name, and the rank of every module.
+    """
+    packed = dict(state_dict)
+    ranks = {}
+    suffix = f".{ACTIVE}.{adapter_name}"
+    for key in [key for key in state_dict if key.endswith(suffix)]:
+        module = key.removesuffix(suffix)
+        active = packed.pop(key)
+        index = active.nonzero().flatten()
+        for name, select in (("P", (slice(None), index)), ("lambda", (index,)), ("Q", (index,))):
+            factor = f"{module}.{FACTORS[name]}.{adapter_name}"
+            packed[factor] = state_dict[factor][select].contiguous()
+        packed[f"{module}.{SLOTS}.{adapter_name}"] = index.to(torch.int32)
+        ranks[plain_name(module)] = int(index.numel())
+    return packed, specific_first(ranks)
+
+
+def unpack_state_dict(
+    model: nn.Module, state_dict: dict[str, torch.Tensor], adapter_name: str
+) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
+    """The reverse: full capacity and masks, for the layers of `model`; keys hold no adapter name, as on disk.
+
+    Returns:
+        The unpacked state dict and the rank of every module found in it.
+
+    Raises:
+        ValueError: saved directions do not fit the module they belong to (its name is in the message).
+    """
+    layers = {plain_name(name): layer for name, layer in flexlora_layers(model, adapter_name)}
+    unpacked = dict(state_dict)
+    ranks = {}
+    suffix = f".{FACTORS['lambda']}"
+    for key in [key for key in state_dict if key.endswith(suffix)]:
+        module = key.removesuffix(suffix)
+        layer = layers.get(plain_name(module))
+        if layer is None:
+            continue  # PEFT reports it as an unexpected key
+        values = state_dict[key]
+        # An adapter written by hand may leave the slots out: then its directions take the first ones.
+        slots = unpacked.pop(f"{module}.{SLOTS}", torch.arange(values.numel()))
+        try:
+            full = layer.unpack(
+                adapter_name,
+                state_dict[f"{module}.{FACTORS['P']}"],
+                values,
+                state_dict[f"{module}.{FACTORS['Q']}"],
+                slots,
+            )
+        except KeyError as missing:
+            raise ValueError(f"the saved adapter lacks {missing} beside {key}.") from None
+        except ValueError as error:
+            raise ValueError(f"{plain_name(module)}: {error}") from None
+        for name, factor in FACTORS.items():
+            unpacked[f"{module}.{factor}"] = full[name]
+        unpacked[f"{module}.{ACTIVE}"] = full["active"]
+        ranks[plain_name(module)] = int(values.numel())
+    return unpacked, specific_first(ranks)

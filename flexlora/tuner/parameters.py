@@ -1,0 +1,112 @@
+"""Parameters of an adapted model: groups for the optimizer, counts for the record, ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from .config import FlexLoraConfig
+from .layer import FlexLoraLayer
+from .packing import plain_name
+
+
+def parameter_groups(
+    model: nn.Module, learning_rate: float, lambda_lr_ratio: float | None = None
+) -> list[dict[str, Any]]:
+    """Groups for a torch optimizer: all trainable parameters, the λ of FlexLoRA apart.
+
+    Why apart: with unit vectors one Adam step on λ moves ΔW far less than one on LoRA's B, and the SVD form fits more
+    slowly. The paper has one learning rate for all.
+
+    Args:
+        model: the adapted model.
+        learning_rate: of everything but λ.
+        lambda_lr_ratio: learning rate of λ over `learning_rate`; the configuration's (1.0 by default) when None.
+
+    Returns:
+        Two groups (one where there is no λ), each with "params", "lr" and "name".
+    """
+    if lambda_lr_ratio is None:
+        lambda_lr_ratio = next((config.lambda_lr_ratio for config in _configs(model)), 1.0)
+    if lambda_lr_ratio <= 0:
+        raise ValueError(f"`lambda_lr_ratio` must be positive, not {lambda_lr_ratio}.")
+    lambdas = {
+        id(values)
+        for module in model.modules()
+        if isinstance(module, FlexLoraLayer)
+        for values in module.flexlora_lambda.values()
+    }
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"name": "others", "params": [p for p in trainable if id(p) not in lambdas], "lr": learning_rate},
+        {
+            "name": "lambda",
+            "params": [p for p in trainable if id(p) in lambdas],
+            "lr": learning_rate * lambda_lr_ratio,
+        },
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _configs(model: nn.Module) -> Iterator[FlexLoraConfig]:
+    for module in model.modules():
+        configs = getattr(module, "peft_config", None)
+        if isinstance(configs, dict):
+            yield from (config for config in configs.values() if isinstance(config, FlexLoraConfig))
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Trainable parameters of a model.
+
+    Attributes:
+        adapter_active: of the adapter, active directions only; what tables report.
+        adapter_allocated: of the adapter, with the inactive directions of FlexLoRA's fixed capacity.
+        head: trainable parameters outside the adapter: classifier, pooler, biases, or all of a fully tuned model.
+        total: all parameters, frozen ones included, inactive directions not.
+    """
+
+    adapter_active: int
+    adapter_allocated: int
+    head: int
+    total: int
+
+
+def count_parameters(model: nn.Module) -> ParameterCount:
+    """Count the trainable parameters of any model, adapted by PEFT or not (also on the meta device)."""
+    inside: set[int] = set()
+    inactive = 0
+    for module in model.modules():
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        base = {id(parameter) for parameter in module.get_base_layer().parameters()}
+        own = {id(parameter): parameter for parameter in module.parameters() if id(parameter) not in base}
+        inside |= own.keys()
+        if isinstance(module, FlexLoraLayer):
+            for name, values in module.flexlora_lambda.items():
+                if values.requires_grad:
+                    spare = module.capacity(name) - module.rank(name)
+                    inactive += spare * (module.in_features + module.out_features + 1)
+    parameters = list(model.parameters())
+    allocated = sum(p.numel() for p in parameters if p.requires_grad and id(p) in inside)
+    return ParameterCount(
+        adapter_active=allocated - inactive,
+        adapter_allocated=allocated,
+        head=sum(p.numel() for p in parameters if p.requires_grad and id(p) not in inside),
+        total=sum(p.numel() for p in parameters) - inactive,
+    )
+
+
+def module_ranks(model: nn.Module, adapter_name: str | None = None) -> dict[str, int]:
+    """Current rank of every module that FlexLoRA adapts, by its name in the base model, in module order."""
+    ranks = {}
+    for name, module in model.named_modules():
+        if isinstance(module, FlexLoraLayer):
+            adapter = adapter_name or next(iter(module.flexlora_P), None)
+            if adapter is not None and adapter in module.flexlora_P:
+                ranks[plain_name(name)] = module.rank(adapter)
+    return ranks

@@ -1,0 +1,92 @@
+"""Weighted sums of adapters. In SVD form a sum is a concatenation of directions: exact, whatever the ranks."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import torch
+
+from .layer import FlexLoraLayer
+from .packing import flexlora_layers, plain_name, specific_first
+
+if TYPE_CHECKING:
+    from .model import FlexLoraModel
+
+Triplet = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def combine_adapters(
+    tuner: FlexLoraModel,
+    adapters: list[str],
+    weights: list[float],
+    adapter_name: str,
+    combination_type: str,
+    svd_rank: int | None,
+) -> None:
+    """See [`FlexLoraModel.add_weighted_adapter`]."""
+    if len(adapters) != len(weights) or not adapters:
+        raise ValueError(f"{len(adapters)} adapters and {len(weights)} weights: give one weight an adapter.")
+    for name in adapters:
+        if name not in tuner.peft_config:
+            raise ValueError(f"there is no adapter '{name}'; there are {', '.join(tuner.peft_config)}.")
+    if adapter_name in tuner.peft_config:
+        raise ValueError(f"there is an adapter '{adapter_name}' already: choose another name.")
+    if combination_type not in ("cat", "svd"):
+        raise ValueError(f"combination_type is {combination_type!r}; FlexLoRA offers cat (exact) and svd.")
+
+    layers = {plain_name(name): layer for adapter in adapters for name, layer in flexlora_layers(tuner.model, adapter)}
+    summed = {name: _concatenate(layer, adapters, weights) for name, layer in layers.items()}
+    if combination_type == "svd":
+        rank = svd_rank or max(
+            layer.rank(adapter) for adapter in adapters for layer in layers.values() if adapter in layer.flexlora_P
+        )
+        summed = {name: truncate(triplet, rank) for name, triplet in summed.items()}
+
+    ranks = {name: int(triplet[1].numel()) for name, triplet in summed.items()}
+    config = copy.deepcopy(tuner.peft_config[adapters[0]])
+    config.r = config.max_rank = max(ranks.values())
+    config.lora_alpha = config.r  # s = 1: every scale is in λ already
+    config.rank_pattern, config.alpha_pattern = specific_first(ranks), {}
+    config.target_modules = set(ranks)
+    config.init_b = 0
+    config.inference_mode = True
+    tuner.peft_config[adapter_name] = config
+    tuner.inject_adapter(tuner.model, adapter_name)
+    for name, layer in flexlora_layers(tuner.model, adapter_name):
+        fill(layer, adapter_name, summed[plain_name(name)])
+    tuner.set_adapter(tuner.active_adapters)
+
+
+def _concatenate(layer: FlexLoraLayer, adapters: list[str], weights: list[float]) -> Triplet:
+    parts = []
+    for adapter, weight in zip(adapters, weights, strict=True):
+        if adapter in layer.flexlora_P:
+            p, values, q = layer.packed_factors(adapter)
+            parts.append((p, values * (weight * layer.scaling[adapter]), q))
+    return (
+        torch.cat([p for p, _, _ in parts], 1),
+        torch.cat([v for _, v, _ in parts]),
+        torch.cat([q for _, _, q in parts]),
+    )
+
+
+def truncate(triplet: Triplet, rank: int) -> Triplet:
+    """The best approximation of P diag(λ) Q of at most `rank`, orthonormal, by two thin QRs and one small SVD."""
+    p, values, q = (factor.double() for factor in triplet)
+    left, left_core = torch.linalg.qr(p)
+    right, right_core = torch.linalg.qr(q.T)
+    u, s, vh = torch.linalg.svd(left_core * values @ right_core.T)
+    kept = min(rank, s.numel())
+    dtype = triplet[0].dtype
+    return (left @ u[:, :kept]).to(dtype), s[:kept].to(dtype), (vh[:kept] @ right.T).to(dtype)
+
+
+@torch.no_grad()
+def fill(layer: FlexLoraLayer, adapter_name: str, triplet: Triplet) -> None:
+    """Write packed directions into the first slots; the other active ones keep their vectors and get λ = 0."""
+    p, values, q = layer.factors(adapter_name)
+    rank = triplet[1].numel()
+    values.zero_()
+    p[:, :rank], values[:rank], q[:rank] = (factor.to(p.device, p.dtype) for factor in triplet)
+    layer.flexlora_active[adapter_name][:rank] = True
