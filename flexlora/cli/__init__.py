@@ -1,0 +1,1 @@
+"""The commands: parse, say what will happen, call down. No logic of their own."""

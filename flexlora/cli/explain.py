@@ -1,0 +1,86 @@
+"""Hydra's errors in one line, with what was probably meant."""
+
+import re
+import sys
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from flexlora.conf_path import conf_dir
+from flexlora.errors import UserError, did_you_mean, one_line
+from flexlora.settings import flat_keys
+
+GROUPS = ("task", "method", "model")
+
+
+def require_task(config: DictConfig) -> None:
+    """Refuse a run without a task, and say which there are.
+
+    Raises:
+        UserError: `task` is still the placeholder.
+    """
+    if config.task.name == "none":
+        folders = [Path(source.path) for source in HydraConfig.get().runtime.config_sources if source.schema == "file"]
+        tasks = [name for name in choices("task", folders) if name != "none"]
+        raise UserError(f"no task is given: task=NAME, one of {', '.join(tasks)}")
+
+
+def choices(group: str, folders: list[Path]) -> list[str]:
+    """Every choice of a config group in `folders`, as on the command line: `glue/cola`."""
+    found = {
+        str(file.relative_to(folder / group).with_suffix(""))
+        for folder in folders
+        for file in (folder / group).rglob("*.yaml")
+    }
+    return sorted(found)
+
+
+def explain(error: HydraException | OmegaConfBaseException) -> str:
+    """One line for an error of Hydra's or OmegaConf's while it composes a config."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        missing = str(error.missing_cfg_file).removesuffix(".yaml")
+        group, _, name = missing.partition("/")
+        if group in GROUPS:
+            known = [choice for choice in choices(group, _folders()) if choice != "none"]
+            return f"there is no {group} '{name}'.{did_you_mean(name, known)} There are: {', '.join(known)}."
+    text = one_line(error)
+    unknown = re.match(r"Could not override '([^']+)'", text)
+    if unknown:
+        key = unknown[1]
+        near = did_you_mean(key, _known_keys())
+        more = " A field of PEFT's beyond the method's file is set with +." if key.startswith("method.") else ""
+        return f"there is no setting '{key}'.{near}{more}"
+    if error.__cause__ is not None and text.startswith("Error merging override "):
+        return f"{text.removeprefix('Error merging override ')}: {one_line(error.__cause__)}"
+    return text
+
+
+def _folders() -> list[Path]:
+    """Ours, and the one that `--config-dir` brings."""
+    folders = [conf_dir()]
+    arguments = sys.argv[1:]
+    for position, argument in enumerate(arguments):
+        if argument.startswith("--config-dir="):
+            folders.append(Path(argument.partition("=")[2]))
+        elif argument in {"--config-dir", "-cd"} and position + 1 < len(arguments):
+            folders.append(Path(arguments[position + 1]))
+    return folders
+
+
+def _known_keys() -> list[str]:
+    """The settings of what the command line chooses, composed without its other overrides."""
+    chosen = [item for item in sys.argv[1:] if item.partition("=")[0] in GROUPS and "," not in item]
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+            composed = compose("config", overrides=chosen)
+    except HydraException:
+        return list(GROUPS)
+    plain = OmegaConf.to_container(composed, resolve=False)
+    assert isinstance(plain, dict)
+    return [*GROUPS, *flat_keys(plain)]

@@ -1,0 +1,43 @@
+"""FlexLoRA: PEFT's way in, and our handle on the optimizer's steps."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+import flexlora
+from flexlora.methods.base import Method, RunContext
+from flexlora.methods.peft import PeftMethod, peft_config
+
+
+class FlexLoraMethod(PeftMethod):
+    """`attach` hooks the optimizer's own step: it adds the penalty's gradient before and holds the events after."""
+
+    _handle: Any = None
+    _told = 0
+
+    def parameter_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+        ratio = getattr(self.config, "lambda_lr_ratio", 1.0)
+        return flexlora.parameter_groups(model, learning_rate, lambda_lr_ratio=ratio)
+
+    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self._handle = flexlora.attach(model, optimizer, step=0)
+
+    def rank_events(self) -> list[dict[str, Any]]:
+        fresh = self._handle.events[self._told :]
+        self._told += len(fresh)
+        return [event.to_dict() for event in fresh]
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._handle.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._handle.load_state_dict(state)
+
+    def finish(self, model: nn.Module) -> None:
+        self._handle.remove()
+
+
+def build(fields: dict[str, Any], context: RunContext) -> Method:
+    """FlexLoRA from the settings' fields."""
+    return FlexLoraMethod(*peft_config(fields, context))

@@ -1,0 +1,130 @@
+"""Any tuner of PEFT's registry, from `method.peft_type` and its config class's own fields."""
+
+import dataclasses
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig, PeftModel, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from torch import nn
+
+import flexlora
+from flexlora.errors import UserError, did_you_mean, one_line
+from flexlora.methods.base import Method, RunContext
+from flexlora.settings import Schedule
+
+# Names of AdaLoRA's, and so of every tuner whose ranks move on a timetable of optimizer steps.
+WINDOWS = ("tinit", "tfinal", "deltaT")
+
+
+class PeftMethod(Method):
+    """A model wrapped by `get_peft_model` with one PEFT config."""
+
+    def __init__(self, config: PeftConfig, schedule: dict[str, Any] | None) -> None:
+        self.config = config
+        self.schedule = schedule
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        try:
+            return get_peft_model(model, self.config)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise UserError(f"method: {one_line(error)}") from error
+
+    def ranks(self, model: nn.Module) -> dict[str, int]:
+        return flexlora.module_ranks(model)
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        assert isinstance(model, PeftModel)
+        model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+
+
+def build(fields: dict[str, Any], context: RunContext) -> Method:
+    """A PEFT method from the settings' fields."""
+    return PeftMethod(*peft_config(fields, context))
+
+
+def peft_config(fields: dict[str, Any], context: RunContext) -> tuple[PeftConfig, dict[str, Any] | None]:
+    """The PEFT config of `fields`, and how its windows were scaled (None where it has none).
+
+    Raises:
+        UserError: PEFT has no such type, or the type no such field, or a value is of another type or refused.
+    """
+    fields = dict(fields)
+    config_class = _config_class(fields.pop("peft_type"))
+    hints = typing.get_type_hints(config_class)
+    known = {field.name for field in dataclasses.fields(config_class) if field.init}
+    for name, value in fields.items():
+        if name not in known:
+            raise UserError(
+                f"there is no setting 'method.{name}': {config_class.__name__} has no such field.{did_you_mean(name, known)}"
+            )
+        if not _fits(value, hints[name]):
+            raise UserError(f"method.{name}: {value!r} is not {_spell(hints[name])}")
+    schedule = _scale_windows(fields, context)
+    by_run = {"total_step": context.total_steps, "seed": context.seed, "task_type": context.task_type}
+    fields |= {name: value for name, value in by_run.items() if name in known and fields.get(name) is None}
+    if "target_modules" in known and fields.get("target_modules") is None:
+        fields["target_modules"] = context.target_modules
+    if "modules_to_save" in known and fields.get("modules_to_save") is None:
+        fields["modules_to_save"] = list(context.head_modules)
+    try:
+        return config_class(**fields), schedule
+    except ValueError as error:
+        raise UserError(f"method: {one_line(error)}") from error
+
+
+def _config_class(peft_type: str) -> type[PeftConfig]:
+    by_name = {str(kind.value): config_class for kind, config_class in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    if peft_type not in by_name:
+        near = did_you_mean(peft_type, by_name)
+        raise UserError(f"there is no method.peft_type '{peft_type}'.{near} PEFT has: {', '.join(sorted(by_name))}.")
+    return by_name[peft_type]
+
+
+def _scale_windows(fields: dict[str, Any], context: RunContext) -> dict[str, Any] | None:
+    """Bring the windows in `fields` from the paper's steps to this run's; what was done, or None without windows."""
+    before = {name: fields[name] for name in WINDOWS if fields.get(name) is not None}
+    if not before:
+        return None
+    scaled = context.schedule is Schedule.scaled and context.paper_steps is not None
+    factor = context.total_steps / context.paper_steps if scaled and context.paper_steps else 1.0
+    after = {name: round(value * factor) for name, value in before.items()}
+    if "deltaT" in after:
+        after["deltaT"] = max(1, after["deltaT"])
+    fields |= after
+    return {
+        "mode": context.schedule.value,
+        "paper_steps": context.paper_steps,
+        "total_steps": context.total_steps,
+        "factor": factor,
+        "given": before,
+        "used": after,
+    }
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value from YAML may be handed to a field annotated `hint`; anything unusual is left to PEFT."""
+    if hint is Any:
+        return True
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is typing.Literal:
+        return value in arguments
+    kind = origin or hint
+    if kind is type(None):
+        return value is None
+    if kind is bool:
+        return isinstance(value, bool)
+    if kind in (int, float):
+        # YAML reads 16 as an integer and 16.0 as a float; PEFT divides by either.
+        return isinstance(value, int | float) and not isinstance(value, bool) and (kind is float or value == int(value))
+    if kind in (str, list, dict):
+        return isinstance(value, kind)
+    return True
+
+
+def _spell(hint: Any) -> str:
+    return getattr(hint, "__name__", str(hint)).replace("typing.", "")

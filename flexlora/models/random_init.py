@@ -1,0 +1,93 @@
+"""The paper's backbones at their exact shapes with random weights, built offline.
+
+For counting parameters (on the meta device), for benchmarks, and for trying the real shapes where no hub can be
+reached. The configurations are those of the published checkpoints.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    DebertaV2Config,
+    LlamaConfig,
+    PretrainedConfig,
+)
+
+# microsoft/deberta-v3-base
+DEBERTA_V3_BASE: dict[str, Any] = {
+    "vocab_size": 128100,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 0,
+    "initializer_range": 0.02,
+    "layer_norm_eps": 1e-7,
+    "relative_attention": True,
+    "max_relative_positions": -1,
+    "position_buckets": 256,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "position_biased_input": False,
+    "pos_att_type": ["p2c", "c2p"],
+    "pooler_hidden_size": 768,
+    "pooler_dropout": 0,
+    "pooler_hidden_act": "gelu",
+    "pad_token_id": 0,
+}
+# meta-llama/Meta-Llama-3-8B
+LLAMA3_8B: dict[str, Any] = {
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
+    "tie_word_embeddings": False,
+}
+VIT_B16 = "vit_base_patch16_224.augreg_in21k"
+
+
+def random_init(
+    name: str, *, num_labels: int = 2, layers: int | None = None, device: str | torch.device = "cpu"
+) -> nn.Module:
+    """Build a backbone at its exact shapes with random weights.
+
+    Args:
+        name: deberta_v3_base, llama3_8b or vit_b16.
+        num_labels: classes of the head (a causal LM has none of its own).
+        layers: use fewer transformer layers than the real model.
+        device: 'meta' to count parameters without memory.
+
+    Raises:
+        ValueError: the name is not one of these.
+    """
+    with torch.device(device):
+        if name == "deberta_v3_base":
+            config: PretrainedConfig = DebertaV2Config(**_shorter(DEBERTA_V3_BASE, layers), num_labels=num_labels)
+            return AutoModelForSequenceClassification.from_config(config)
+        if name == "llama3_8b":
+            return AutoModelForCausalLM.from_config(LlamaConfig(**_shorter(LLAMA3_8B, layers)))
+        if name == "vit_b16":
+            depth = {} if layers is None else {"depth": layers}
+            return timm.create_model(VIT_B16, pretrained=False, num_classes=num_labels, **depth)
+    raise ValueError(f"there is no exact shape for '{name}'; there are deberta_v3_base, llama3_8b and vit_b16.")
+
+
+def _shorter(config: dict[str, Any], layers: int | None) -> dict[str, Any]:
+    return config if layers is None else config | {"num_hidden_layers": layers}

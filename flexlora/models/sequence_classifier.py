@@ -1,0 +1,81 @@
+"""Encoders for `AutoModelForSequenceClassification`, from the hub or from a folder."""
+
+from pathlib import Path
+from typing import Any
+
+from flexlora.errors import UserError, one_line
+from flexlora.hub import hub_is_offline
+from flexlora.models import Backbone
+from flexlora.models.architectures import ARCHITECTURES
+from flexlora.settings import SequenceClassifier
+
+LOCAL_HINT = "model=local model.path=DIR takes an encoder from a folder"
+
+
+def load(settings: SequenceClassifier, num_labels: int) -> Backbone:
+    """Model and tokenizer. Code that comes with a checkpoint is never run.
+
+    Raises:
+        UserError: nothing at `model.path`, no such model in reach, an architecture nobody has described, or a
+            checkpoint that leaves parts of the encoder random.
+    """
+    if settings.path is None:
+        raise UserError("model.path is not set: model=local needs model.path=DIR, a folder with an encoder")
+    folder = Path(settings.path).expanduser()
+    if not folder.is_dir() and (settings.name is None or folder.is_absolute()):
+        raise UserError(f"model.path: there is no folder {settings.path}")
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"model.path: {settings.path} has no config.json, it is not a saved transformers model")
+        source, offline = str(folder), True
+    else:
+        source, offline = settings.path, hub_is_offline()
+    where = {"revision": settings.revision, "local_files_only": offline, "trust_remote_code": False}
+    try:
+        return _load(source, where, settings, num_labels)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        if folder.is_dir():
+            raise UserError(f"model.path: cannot load {settings.path}: {one_line(error)}") from error
+        if offline:
+            raise UserError(
+                f"{settings.path} is not in the local cache and the hub cannot be reached "
+                f"(or HF_HUB_OFFLINE=1 is set): {LOCAL_HINT}"
+            ) from error
+        raise UserError(f"cannot load {settings.path} from the hub: {one_line(error)}; {LOCAL_HINT}") from error
+
+
+def _load(source: str, where: dict[str, Any], settings: SequenceClassifier, num_labels: int) -> Backbone:
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers.utils import logging
+
+    # Its report on the fresh head says the expected at length; what is not expected is checked below.
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+    config = AutoConfig.from_pretrained(source, num_labels=num_labels, **where)
+    architecture = ARCHITECTURES.get(config.model_type)
+    if architecture is None:
+        known = ", ".join(sorted(ARCHITECTURES))
+        raise UserError(f"model.path: architecture '{config.model_type}' is not among those described: {known}")
+    tokenizer = AutoTokenizer.from_pretrained(source, **where)
+    model, report = AutoModelForSequenceClassification.from_pretrained(
+        source,
+        config=config,
+        use_safetensors=settings.use_safetensors,
+        dtype=getattr(torch, settings.dtype.value),
+        output_loading_info=True,
+        **where,
+    )
+    head = list(architecture.head_modules)
+    random = [name for name in report["missing_keys"] if set(head).isdisjoint(name.split("."))]
+    if random:
+        raise UserError(f"model.path: {settings.path} lacks {len(random)} of the encoder's weights, such as {random[0]}")
+    return Backbone(
+        model=model,
+        processor=tokenizer,
+        target_modules=architecture.target_modules,
+        head_modules=head,
+        task_type="SEQ_CLS",
+        revision=getattr(config, "_commit_hash", None),
+    )

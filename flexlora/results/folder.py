@@ -1,0 +1,127 @@
+"""The folder of one run: where it lies, who holds it, and whether there is anything left to do in it."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
+
+from flexlora.errors import UserError
+from flexlora.results.files import to_json, write_text
+from flexlora.results.record import read_record
+from flexlora.settings import flat_keys
+
+# Overrides that a run's path spells in folders of their own, or that say where things lie and not what is run.
+PATH_KEYS = frozenset({"task", "method", "model", "scale", "seed", "variant", "output_root", "model.path", "task.data_dir"})
+LEFTOVERS = ("result.json", "metrics.jsonl", "ranks.jsonl", "config.yaml", "log.txt")
+# A run that ended so is kept; one that failed, or was killed before it could say how it ended, is begun again.
+KEPT = ("done", "diverged")
+
+
+def variant_name(overrides: Iterable[str]) -> str:
+    """A folder name for what sets this run apart: `training.epochs=8` → `training.epochs-8`; none → `default`.
+
+    Sorted, so that the order of the command line does not matter; where the spelling had to change to be safe, or
+    is cut, a hash of the original keeps two variants apart.
+    """
+    kept = sorted(item.lstrip("+") for item in overrides if item.lstrip("+~").split("=", 1)[0] not in PATH_KEYS)
+    if not kept:
+        return "default"
+    original = ",".join(kept)
+    safe = re.sub(r"[^A-Za-z0-9._,+-]", "~", original.replace("=", "-"))
+    if "~" not in safe and len(safe) <= 120:
+        return safe
+    return f"{safe.replace('~', '')[:120]}-{hashlib.sha256(original.encode()).hexdigest()[:8]}"
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """A name for a resolved config that does not depend on the order of its keys or on where results go."""
+    compared = {key: value for key, value in config.items() if key != "output_root"}
+    return hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class RunFolder:
+    """`<output_root>/<scale>/<task>/<model>/<method>/<variant>/seed<seed>`, held by one process at a time.
+
+    As a context manager: locks on entry, lets go on exit.
+    """
+
+    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
+        self.path = path
+        self.config = config
+        self._lock = FileLock(path / ".lock")
+        self._holder = path / ".holder.json"
+
+    def __enter__(self) -> "RunFolder":
+        """Take the folder.
+
+        Raises:
+            UserError: another process holds it (the message says which), or it cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(f"{self.path} is held by {self._describe_holder()}: wait for it, or give variant=NAME.") from error
+        except OSError as error:
+            raise UserError(f"cannot write to {self.path}: {error.strerror or error}. Set output_root=DIR.") from error
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        write_text(self._holder, to_json({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._holder.unlink(missing_ok=True)
+        self._lock.release()
+
+    def is_finished(self) -> bool:
+        """Whether this very run is done already.
+
+        Raises:
+            UserError: the folder keeps a run of another config; the message names the differing keys.
+        """
+        path = self.path / "result.json"
+        if not path.is_file():
+            return False
+        try:
+            record = read_record(path)
+        except ValueError as error:
+            raise UserError(f"{error}. Move the folder away, or give variant=NAME.") from error
+        if record.status not in KEPT:
+            return False
+        if record.config_hash != config_hash(self.config):
+            raise UserError(
+                f"{self.path} holds a finished run of another config ({_differences(record.config, self.config)}): "
+                "move it away, or give variant=NAME."
+            )
+        return record.status == "done"
+
+    def begin(self) -> None:
+        """Clear what an unfinished run left behind and write down what is going to run."""
+        for name in LEFTOVERS:
+            (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / "adapter", ignore_errors=True)
+        write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(self.config))))
+
+    def _describe_holder(self) -> str:
+        try:
+            holder = json.loads(self._holder.read_text(encoding="utf-8"))
+            return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
+        except (OSError, ValueError, KeyError):
+            return "another process"
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    old, new = flat_keys(before), flat_keys(now)
+    absent = object()
+    keys = [key for key in sorted(old | new) if old.get(key, absent) != new.get(key, absent) and key != "output_root"]
+    shown = [f"{key}: {old.get(key, 'absent')} → {new.get(key, 'absent')}" for key in keys[:6]]
+    return ", ".join([*shown, f"and {len(keys) - 6} more"] if len(keys) > 6 else shown)

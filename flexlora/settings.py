@@ -1,0 +1,268 @@
+"""The schema of every config group: names and types here, values and comments in `conf/`.
+
+Hydra checks an override against these classes while it composes. `resolve` checks the composed config once more,
+strictly and onto fresh classes, because Hydra's own `+key=value` adds a key past a schema without a word.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from enum import Enum
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from flexlora.errors import UserError, did_you_mean, one_line
+
+
+class Schedule(Enum):
+    """What the rank events' windows count: the paper's steps, scaled to this run's, or this run's own."""
+
+    scaled = "scaled"
+    absolute = "absolute"
+
+
+class Precision(Enum):
+    """The arithmetic of forward and backward; parameters and optimizer stay as they are loaded."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class Dtype(Enum):
+    """The type that a backbone's weights are loaded in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+@dataclass
+class TrainingSettings:
+    """`training.*`: the loop and its optimizer."""
+
+    epochs: int = MISSING
+    max_steps: int | None = MISSING
+    learning_rate: float = MISSING
+    batch_size: int = MISSING
+    eval_batch_size: int = MISSING
+    gradient_accumulation: int = MISSING
+    weight_decay: float = MISSING
+    warmup_ratio: float = MISSING
+    max_grad_norm: float | None = MISSING
+    precision: Precision = MISSING
+    eval_every: int | None = MISSING
+    log_every: int = MISSING
+
+
+@dataclass
+class HubData:
+    """`task.hub.*`: where the hub keeps a data set, and what its splits are called there."""
+
+    path: str = MISSING
+    name: str | None = MISSING
+    revision: str | None = MISSING
+    train: str = MISSING
+    evaluation: dict[str, str] = MISSING
+
+
+@dataclass
+class TsvData:
+    """`task.tsv.*`: the classic GLUE download. Columns are names where there is a header, positions where not."""
+
+    folder: str = MISSING
+    train: str = MISSING
+    evaluation: dict[str, str] = MISSING
+    header: bool = MISSING
+    text: list[Any] = MISSING
+    label: Any = MISSING
+    width: int | None = MISSING
+
+
+@dataclass
+class GlueTask:
+    """`task.*` of a GLUE task: one or two texts in, a class or a number out."""
+
+    name: str = MISSING
+    family: str = MISSING
+    num_labels: int = MISSING
+    labels: list[str] = MISSING
+    text: list[str] = MISSING
+    metric: str = MISSING
+    main_metric: str = MISSING
+    max_length: int = MISSING
+    epochs: int = MISSING
+    batch_size: int = MISSING
+    data_dir: str | None = MISSING
+    max_train_rows: int | None = MISSING
+    max_eval_rows: int | None = MISSING
+    hub: HubData = MISSING
+    tsv: TsvData = MISSING
+
+
+@dataclass
+class SequenceClassifier:
+    """`model.*` of an encoder that `AutoModelForSequenceClassification` loads."""
+
+    name: str | None = MISSING
+    kind: str = MISSING
+    scale: str = MISSING
+    path: str | None = MISSING
+    revision: str | None = MISSING
+    use_safetensors: bool = MISSING
+    dtype: Dtype = MISSING
+
+
+@dataclass
+class LoraSettings:
+    """`method.*` of LoRA, by PEFT's names. Any further field of PEFT's `LoraConfig` is added with `+method.<field>=`."""
+
+    name: str = MISSING
+    kind: str = MISSING
+    peft_type: str = MISSING
+    r: int = MISSING
+    lora_alpha: int | float = MISSING
+    lora_dropout: float = MISSING
+    target_modules: Any = MISSING
+    modules_to_save: Any = MISSING
+    bias: str = MISSING
+    use_rslora: bool = MISSING
+    use_dora: bool = MISSING
+    init_lora_weights: Any = MISSING
+
+
+@dataclass
+class FlexLoraSettings:
+    """`method.*` of FlexLoRA; what each field means is said by `flexlora.FlexLoraConfig`."""
+
+    name: str = MISSING
+    kind: str = MISSING
+    peft_type: str = MISSING
+    r: int = MISSING
+    lora_alpha: int | float = MISSING
+    lora_dropout: float = MISSING
+    target_modules: Any = MISSING
+    modules_to_save: Any = MISSING
+    tinit: int = MISSING
+    tfinal: int = MISSING
+    deltaT: int = MISSING
+    init_b: int = MISSING
+    max_rank: int | None = MISSING
+    budget_schedule: str = MISSING
+    importance: str = MISSING
+    direction: str = MISSING
+    selection: str = MISSING
+    prune_by: str = MISSING
+    spectrum: str = MISSING
+    rank_one: str = MISSING
+    all_zero: str = MISSING
+    growth_init: str = MISSING
+    growth_state: str = MISSING
+    growth_std: float | None = MISSING
+    init_std: float = MISSING
+    vector_init: str = MISSING
+    orth_reg_weight: float = MISSING
+    orth_reg_power: int = MISSING
+    lambda_lr_ratio: float = MISSING
+
+
+@dataclass
+class MaskSettings:
+    """`method.*` of a method that only chooses which parameters of the backbone train."""
+
+    name: str = MISSING
+    kind: str = MISSING
+    trainable: list[str] = MISSING
+
+
+@dataclass
+class RunSettings:
+    """The whole of one run. `task`, `method` and `model` are typed by their own group's schema."""
+
+    task: Any = MISSING
+    method: Any = MISSING
+    model: Any = MISSING
+    training: TrainingSettings = MISSING
+    schedule: Schedule = MISSING
+    paper_steps: int | None = MISSING
+    seed: int = MISSING
+    data_seed: int = MISSING
+    scale: str = MISSING
+    variant: str | None = MISSING
+    output_root: str = MISSING
+
+
+TASK_SCHEMAS: dict[str, type] = {"glue": GlueTask}
+MODEL_SCHEMAS: dict[str, type] = {"sequence_classifier": SequenceClassifier}
+METHOD_SCHEMAS: dict[str, type] = {"lora": LoraSettings, "flexlora": FlexLoraSettings, "mask": MaskSettings}
+
+# Where a method's `kind` is listed, no key beside its schema's is taken. Kinds that are not listed know their own
+# fields better than a schema could: flexlora.methods.peft checks them against PEFT's config class.
+STRICT_KINDS: dict[str, type] = {"mask": MaskSettings}
+
+
+def register_schemas() -> None:
+    """Put every schema where the YAML files pull it in (`- /schema/task/glue@_here_`)."""
+    store = ConfigStore.instance()
+    store.store(group="schema", name="run", node=RunSettings)
+    groups = {"task": TASK_SCHEMAS, "model": MODEL_SCHEMAS, "method": METHOD_SCHEMAS}
+    for group, schemas in groups.items():
+        for name, schema in schemas.items():
+            store.store(group=f"schema/{group}", name=name, node=schema)
+
+
+def resolve(config: DictConfig) -> tuple[RunSettings, dict[str, Any]]:
+    """The typed settings of a composed config, and the same as plain JSON-ready data for the record.
+
+    Raises:
+        UserError: a key that no schema knows, a value of another type, or one that is still missing.
+    """
+    try:
+        plain: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    except OmegaConfBaseException as error:
+        raise UserError(one_line(error)) from error
+    _refuse_missing(plain)
+    run = _strict(plain, RunSettings, "")
+    run.task = _strict(plain["task"], TASK_SCHEMAS.get(plain["task"]["family"]), "task.")
+    run.model = _strict(plain["model"], MODEL_SCHEMAS.get(plain["model"]["kind"]), "model.")
+    run.method = dict(plain["method"])
+    _strict(run.method, STRICT_KINDS.get(run.method["kind"]), "method.")
+    return run, plain
+
+
+def flat_keys(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"training": {"epochs": 8}}` as `{"training.epochs": 8}`."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flat_keys(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _refuse_missing(plain: Mapping[str, Any]) -> None:
+    missing = [key for key, value in flat_keys(plain).items() if value == "???"]
+    if missing:
+        task, method = plain["task"]["name"], plain["method"]["name"]
+        raise UserError(
+            f"{', '.join(missing)} is not set: there is no recipe for method {method} on task {task} "
+            f"(conf/recipe/{task}/{method}.yaml). Give it, as in {missing[0]}=VALUE."
+        )
+
+
+def _strict(values: Mapping[str, Any], schema: type | None, prefix: str) -> Any:
+    """`values` as an object of `schema`, or as they are where there is none."""
+    if schema is None:
+        return dict(values)
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(values)))
+    except ConfigKeyError as error:
+        known = [f"{prefix}{key}" for key in flat_keys(values)] + [f"{prefix}{f.name}" for f in fields(schema)]
+        key = f"{prefix}{error.full_key}"
+        known = [name for name in known if name != key]
+        raise UserError(f"there is no setting '{key}'.{did_you_mean(key, known)}") from error
+    except OmegaConfBaseException as error:
+        raise UserError(f"{prefix}{error.full_key}: {one_line(error)}") from error

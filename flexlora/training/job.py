@@ -1,0 +1,297 @@
+"""One run from its settings to its record: task and model → the method wraps the model → loop → files."""
+
+import contextlib
+import logging
+import shutil
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flexlora.errors import UserError, one_line
+from flexlora.results import environment
+from flexlora.results.files import JsonLines
+from flexlora.results.folder import RunFolder, config_hash, variant_name
+from flexlora.results.record import RunRecord
+from flexlora.settings import Precision, RunSettings, TrainingSettings
+from flexlora.training.progress import duration, rank_range
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from flexlora.methods import Method
+    from flexlora.training.loop import Outcome
+
+log = logging.getLogger("flexlora")
+
+
+def run_path(settings: RunSettings, overrides: Iterable[str]) -> Path:
+    """`<output_root>/<scale>/<task>/<model>/<method>/<variant>/seed<seed>`."""
+    from flexlora.models import model_name
+
+    variant = settings.variant or variant_name(overrides)
+    parts = (settings.scale, settings.task.name, model_name(settings.model), settings.method["name"], variant)
+    return Path(settings.output_root).expanduser().joinpath(*parts, f"seed{settings.seed}")
+
+
+def run_job(settings: RunSettings, config: dict[str, Any], overrides: Iterable[str]) -> str:
+    """Run one configuration and record it; `config` is the same as `settings`, as plain data.
+
+    Returns:
+        `skipped` where this very run is finished already, else the record's status: `done`, `diverged`, or `failed`
+        (a bug, whose traceback is shown and kept in `log.txt`).
+
+    Raises:
+        UserError: the folder is refused, or something the user can put right went wrong (recorded as `failed`).
+        KeyboardInterrupt: the run was interrupted (recorded as `interrupted`).
+    """
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    path = run_path(settings, overrides)
+    folder = RunFolder(path, config)
+    with contextlib.ExitStack() as stack:
+        # One process opens the folder and all follow what it finds.
+        verdict: list[Any] = [None]
+        if PartialState().is_main_process:
+            verdict = [_open(folder, stack)]
+        broadcast_object_list(verdict)
+        if isinstance(verdict[0], UserError):
+            raise verdict[0]
+        if verdict[0] == "skipped":
+            log.info("%s is finished: skipped", path)
+            return "skipped"
+        return _Job(settings, config, path).run()
+
+
+def _open(folder: RunFolder, stack: contextlib.ExitStack) -> str | UserError:
+    """Take the folder until `stack` closes; or `skipped`, or why it is refused."""
+    try:
+        stack.enter_context(folder)
+        if folder.is_finished():
+            return "skipped"
+        folder.begin()
+        stack.enter_context(_log_file(folder.path / "log.txt"))
+    except UserError as error:
+        return error
+    return "begun"
+
+
+@contextlib.contextmanager
+def _log_file(path: Path) -> Iterator[None]:
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+class _Job:
+    """One run in an open folder; `record` fills up as it goes and is written however it ends."""
+
+    def __init__(self, settings: RunSettings, config: dict[str, Any], path: Path) -> None:
+        self.settings = settings
+        self.path = path
+        self.began = time.perf_counter()
+        self.record = RunRecord(
+            status="failed",
+            error="the run did not reach its end",
+            scale=settings.scale,
+            task=settings.task.name,
+            model=path.parents[2].name,
+            method=settings.method["name"],
+            variant=path.parent.name,
+            seed=settings.seed,
+            data_seed=settings.data_seed,
+            config=config,
+            config_hash=config_hash(config),
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
+            versions=environment.versions(),
+            git=environment.git_state(),
+        )
+        self.main = True
+
+    def run(self) -> str:
+        record = self.record
+        try:
+            self._train()
+        except UserError as error:
+            record.status, record.error = "failed", str(error)
+            raise
+        except KeyboardInterrupt:
+            record.status, record.error = "interrupted", f"interrupted at step {record.steps or 0}"
+            raise
+        except Exception as error:
+            record.status, record.error = "failed", f"{type(error).__name__}: {one_line(error)}"
+            log.error("%s", traceback.format_exc())
+        finally:
+            record.total_seconds = round(time.perf_counter() - self.began, 3)
+            if self.main:
+                record.write(self.path / "result.json")
+        if self.main:
+            summarise(record, self.path)
+        return record.status
+
+    def _train(self) -> None:
+        from accelerate.utils import set_seed
+
+        from flexlora.methods import RunContext, build_method
+        from flexlora.models import load_backbone
+        from flexlora.tasks import load_task
+        from flexlora.training.batching import steps_per_epoch
+        from flexlora.training.loop import Loop
+
+        settings, record, training = self.settings, self.record, self.settings.training
+        accelerator = _accelerator(training)
+        self.main = accelerator.is_main_process
+        environment.reset_peak_memory()
+        log.info("%s · %s · %s · seed %d → %s", record.task, record.method, record.model, record.seed, self.path)
+
+        task = load_task(settings.task)
+        set_seed(settings.seed)
+        backbone = load_backbone(settings.model, task.num_labels)
+        task.tokenize(backbone.processor)
+        processes = accelerator.num_processes
+        an_epoch = steps_per_epoch(len(task.train), training.batch_size, training.gradient_accumulation, processes)
+        total_steps = training.epochs * an_epoch if training.max_steps is None else training.max_steps
+        record.samples = {"train": len(task.train), "evaluation": {split.name: len(split) for split in task.evaluation}}
+        record.subset, record.data = task.subset, task.provenance
+        record.total_steps, record.main_metric = total_steps, task.main_metric
+        record.backbone = {"path": settings.model.path, "revision": backbone.revision, "dtype": settings.model.dtype.value}
+        record.hardware = environment.hardware(str(accelerator.device), processes)
+        log.info("%d rows, %d optimizer steps an epoch, %d in all", len(task.train), an_epoch, total_steps)
+
+        # The steps are counted before the method wraps the model: its windows, and its capacity, depend on them.
+        context = RunContext(
+            total_steps=total_steps,
+            schedule=settings.schedule,
+            paper_steps=settings.paper_steps,
+            seed=settings.seed,
+            target_modules=backbone.target_modules,
+            head_modules=backbone.head_modules,
+            task_type=backbone.task_type,
+        )
+        method = build_method(settings.method, context)
+        record.schedule = method.schedule
+        if method.schedule is not None:
+            log.info("%s", _windows_line(method.schedule))
+        model = method.wrap(backbone.model)
+        record.parameters = dict(method.parameters(model))
+
+        with contextlib.ExitStack() as files:
+            metrics_file = ranks_file = None
+            if self.main:
+                metrics_file = files.enter_context(contextlib.closing(JsonLines(self.path / "metrics.jsonl")))
+                ranks_file = files.enter_context(contextlib.closing(JsonLines(self.path / "ranks.jsonl")))
+            # Dropout begins at the same place whatever a method drew to initialise, and differs between processes.
+            set_seed(settings.seed + accelerator.process_index)
+            loop = Loop(
+                model,
+                task,
+                method,
+                training,
+                accelerator,
+                total_steps=total_steps,
+                data_seed=settings.data_seed,
+                metrics_file=metrics_file,
+                ranks_file=ranks_file,
+            )
+            try:
+                loop.run()
+            finally:
+                self._take(loop.outcome)
+                record.peak_memory = environment.peak_memory(str(accelerator.device))
+        record.parameters = dict(method.parameters(model))
+        ranks = method.ranks(model)
+        if ranks:
+            record.rank_events = _events_summary(loop.outcome.events, ranks)
+        if self.main:
+            record.adapter_bytes = _save(method, model, self.path)
+
+    def _take(self, outcome: "Outcome") -> None:
+        record = self.record
+        record.status, record.error = outcome.status, outcome.error
+        record.steps, record.train_loss = outcome.steps, outcome.train_loss
+        record.metrics = {"last": outcome.last, "best": outcome.best}
+        record.history = outcome.history
+        record.epochs = None if not outcome.history else outcome.history[-1]["epoch"]
+        record.tokens = {"real": outcome.real_tokens, "padded": outcome.padded_tokens}
+        record.train_seconds = round(outcome.train_seconds, 3)
+        record.eval_seconds = round(outcome.eval_seconds, 3)
+
+
+def _accelerator(training: TrainingSettings) -> "Accelerator":
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.state import AcceleratorState, GradientState
+
+    # The runs of a sweep share one process, and a second Accelerator of another precision would be refused.
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+    precision = "no" if training.precision is Precision.fp32 else training.precision.value
+    try:
+        # Masks of active directions are buffers, and alike on all processes already.
+        ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
+        return Accelerator(mixed_precision=precision, kwargs_handlers=[ddp])
+    except ValueError as error:
+        raise UserError(f"training.precision={training.precision.value}: {one_line(error)}") from error
+
+
+def _windows_line(schedule: dict[str, Any]) -> str:
+    if schedule["factor"] == 1.0:
+        return "windows as given: " + ", ".join(f"{name} {value}" for name, value in schedule["used"].items())
+    changes = ", ".join(f"{name} {before} → {schedule['used'][name]}" for name, before in schedule["given"].items())
+    return (
+        f"windows scaled by {schedule['factor']:.4g} "
+        f"({schedule['total_steps']} steps here, {schedule['paper_steps']} in the recipe): {changes}"
+    )
+
+
+def _events_summary(events: list[dict[str, Any]], ranks: dict[str, int]) -> dict[str, Any]:
+    steps = [event["step"] for event in events]
+    return {
+        "count": len(events),
+        "first_step": steps[0] if steps else None,
+        "last_step": steps[-1] if steps else None,
+        "final_ranks": ranks,
+    }
+
+
+def _save(method: "Method", model: Any, path: Path) -> int:
+    """Write `adapter/`, whole or not at all; its weights' size in bytes."""
+    part, adapter = path / ".adapter.part", path / "adapter"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    method.save(model, part)
+    part.replace(adapter)
+    return sum(file.stat().st_size for file in adapter.rglob("*.safetensors"))
+
+
+def summarise(record: RunRecord, path: Path) -> None:
+    """Log what a run came to, in a few lines."""
+    rows = [("status", record.status if record.error is None else f"{record.status}: {record.error}")]
+    last, best = record.metrics["last"], record.metrics["best"]
+    if last is not None and best is not None:
+        metric = record.main_metric or ""
+        rows.append((metric, f"{last[metric]:.4f} last   {best[metric]:.4f} best (step {best['step']})"))
+    if record.train_loss is not None:
+        rows.append(("train loss", f"{record.train_loss:.4f}"))
+    if record.rank_events is not None:
+        events = record.rank_events
+        rows.append(("ranks", f"{rank_range(events['final_ranks'])}   {events['count']} events"))
+    if record.parameters:
+        count = record.parameters
+        spare = count["adapter_allocated"] - count["adapter_active"]
+        held = f" ({count['adapter_allocated']:,} allocated)" if spare else ""
+        rows.append(("parameters", f"adapter {count['adapter_active']:,}{held}   head {count['head']:,}"))
+    if record.train_seconds is not None:
+        times = f"training {duration(record.train_seconds)}   evaluation {duration(record.eval_seconds or 0.0)}"
+        rows.append(("time", f"{times}   in all {duration(record.total_seconds or 0.0)}"))
+    rows.append(("files", str(path)))
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        log.info("  %s  %s", name.ljust(width), text)

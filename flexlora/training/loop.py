@@ -1,0 +1,302 @@
+"""The loop that trains every method on every task. It asks the method and the task, and knows neither by name."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+from torch.utils.data import DataLoader
+
+from flexlora.methods import Method
+from flexlora.results.files import JsonLines
+from flexlora.settings import TrainingSettings
+from flexlora.tasks import Split, Task
+from flexlora.training import batching
+from flexlora.training.progress import Progress
+from flexlora.training.schedule import linear_warmup_decay
+
+NEVER = 2**31 - 1
+
+
+@dataclass
+class Outcome:
+    """What a training came to."""
+
+    status: str = "done"
+    error: str | None = None
+    steps: int = 0
+    train_loss: float | None = None
+    last: dict[str, Any] | None = None
+    best: dict[str, Any] | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    train_seconds: float = 0.0
+    """Time in steps alone: evaluations and logging are not in it."""
+    eval_seconds: float = 0.0
+    real_tokens: int = 0
+    padded_tokens: int = 0
+    """Over all steps of this process, padding included."""
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Loop:
+    """One training. `run` goes from the first step to the last evaluation; `outcome` is valid whenever it stops."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        method: Method,
+        settings: TrainingSettings,
+        accelerator: Accelerator,
+        *,
+        total_steps: int,
+        data_seed: int,
+        metrics_file: JsonLines | None = None,
+        ranks_file: JsonLines | None = None,
+    ) -> None:
+        self.task = task
+        self.method = method
+        self.settings = settings
+        self.accelerator = accelerator
+        self.total_steps = total_steps
+        self.data_seed = data_seed
+        self.outcome = Outcome()
+        self._metrics_file = metrics_file
+        self._ranks_file = ranks_file
+
+        self.adapted = model.to(accelerator.device)
+        self.method.prepare(self.adapted, self._first_batches())
+        groups = method.parameter_groups(self.adapted, settings.learning_rate)
+        self.optimizer = method.optimizer(groups, settings.learning_rate, settings.weight_decay)
+        self.scheduler = linear_warmup_decay(self.optimizer, total_steps, settings.warmup_ratio)
+        self.model = accelerator.prepare_model(self.adapted)
+        self.stepper = accelerator.prepare_optimizer(self.optimizer)
+        method.attach(self.adapted, self.optimizer)
+        self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+
+        # Kept on the device and read when a line is logged: a read at every step would stop the device each time.
+        self._loss_sum = torch.zeros((), device=accelerator.device)
+        self._epoch_loss_sum = torch.zeros((), device=accelerator.device)
+        self._grad_norm = torch.full((), math.nan, device=accelerator.device)
+        self._bad_step = torch.full((), NEVER, dtype=torch.int64, device=accelerator.device)
+        self._steps_in_sum = 0
+        self._steps_in_epoch = 0
+        self._bar = Progress(total_steps, task.main_metric, visible=accelerator.is_main_process)
+
+    def run(self) -> Outcome:
+        """Train, evaluate, and say how it went; a loss that is not finite ends it with status `diverged`."""
+        try:
+            self._train()
+        finally:
+            self._bar.close()
+        return self.outcome
+
+    def _train(self) -> None:
+        epoch = 0
+        self.model.train()
+        self._began = time.perf_counter()
+        while self.outcome.steps < self.total_steps:
+            self._epoch_loss_sum.zero_()
+            self._steps_in_epoch = 0
+            steps = self._epoch_steps(epoch)
+            for number, (indices, batches) in enumerate(steps, start=1):
+                self._step(indices, batches)
+                at_end = self.outcome.steps == self.total_steps
+                if at_end or self.outcome.steps % self.settings.log_every == 0:
+                    self._log(epoch + number / self._epoch_size())
+                    if self._diverged():
+                        return
+                every = self.settings.eval_every
+                if at_end or (number == self._epoch_size() if every is None else self.outcome.steps % every == 0):
+                    self._pause()
+                    if self._diverged():
+                        return
+                    if at_end:
+                        self.method.finish(self.adapted)
+                    self._evaluate(epoch + number / self._epoch_size())
+                    self._began = time.perf_counter()
+                if at_end:
+                    return
+            epoch += 1
+
+    def _epoch_size(self) -> int:
+        return batching.steps_per_epoch(
+            len(self.task.train),
+            self.settings.batch_size,
+            self.settings.gradient_accumulation,
+            self.accelerator.num_processes,
+        )
+
+    def _epoch_steps(self, epoch: int) -> Iterator[tuple[list[list[int]], list[dict[str, torch.Tensor]]]]:
+        """Each optimizer step of the epoch: the indices of its batches on all processes, and this process's batches."""
+        processes = self.accelerator.num_processes
+        batches = batching.epoch_batches(
+            self.task.train.lengths, self.settings.batch_size, seed=self.data_seed, epoch=epoch, processes=processes
+        )
+        loader = iter(self._loader(self.task.train, batches[self.accelerator.process_index :: processes]))
+        for indices in batching.optimizer_steps(batches, self.settings.gradient_accumulation, processes):
+            yield indices, [next(loader) for _ in range(len(indices) // processes)]
+
+    def _first_batches(self) -> Iterator[dict[str, torch.Tensor]]:
+        """The first epoch's batches on the device, for a method that prepares itself on them."""
+        for _, batches in self._epoch_steps(0):
+            yield from (self._to_device(batch) for batch in batches)
+
+    def _loader(self, split: Split, batches: list[list[int]]) -> DataLoader[Any]:
+        return DataLoader(
+            split.examples,  # type: ignore[arg-type]
+            batch_sampler=batches,
+            collate_fn=self.task.collate,
+            pin_memory=self.accelerator.device.type == "cuda",
+            # Its own generator: without one, starting an epoch draws from the generator that dropout draws from.
+            generator=torch.Generator(),
+        )
+
+    def _to_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {key: value.to(self.accelerator.device, non_blocking=True) for key, value in batch.items()}
+
+    def _step(self, indices: list[list[int]], batches: list[dict[str, torch.Tensor]]) -> None:
+        """One optimizer step: the gradient of the mean loss over all its examples, on all processes."""
+        processes, mine = self.accelerator.num_processes, self.accelerator.process_index
+        examples = sum(len(batch) for batch in indices)
+        self._add_tokens(indices[mine::processes], batches)
+        step_loss = torch.zeros_like(self._loss_sum)
+        for number, batch in enumerate(batches):
+            # Batches differ in size by one, and gradients are averaged over processes: weigh by examples.
+            weight = len(indices[number * processes + mine]) * processes / examples
+            if number < len(batches) - 1:
+                with self.accelerator.no_sync(self.model):
+                    step_loss += self._backward(batch, weight)
+            else:
+                step_loss += self._backward(batch, weight)
+        if self.settings.max_grad_norm is not None:
+            norm = self.accelerator.clip_grad_norm_(self.trained, self.settings.max_grad_norm)
+            if norm is not None:
+                self._grad_norm = norm
+        self.method.regularise(self.adapted)
+        self.stepper.step()
+        if not self.stepper.step_was_skipped:
+            self.scheduler.step()
+        self.stepper.zero_grad(set_to_none=True)
+        self.outcome.steps += 1
+        self.method.after_step(self.outcome.steps, self.optimizer)
+        for event in self.method.rank_events():
+            self.outcome.events.append(event)
+            if self._ranks_file is not None:
+                self._ranks_file.write(event)
+        self._bad_step = torch.where(torch.isfinite(step_loss), self._bad_step, self._bad_step.clamp(max=self.outcome.steps))
+        self._loss_sum += step_loss
+        self._epoch_loss_sum += step_loss
+        self._steps_in_sum += 1
+        self._steps_in_epoch += 1
+        self._bar.step()
+
+    def _backward(self, batch: dict[str, torch.Tensor], weight: float) -> torch.Tensor:
+        loss = self.task.loss(self.model, self._to_device(batch)) * weight
+        self.accelerator.backward(loss)
+        return loss.detach().float()
+
+    def _add_tokens(self, indices: list[list[int]], batches: list[dict[str, torch.Tensor]]) -> None:
+        lengths = self.task.train.lengths
+        for chosen, batch in zip(indices, batches, strict=True):
+            longest = max(value.shape[1] if value.dim() > 1 else 1 for value in batch.values())
+            self.outcome.real_tokens += sum(lengths[i] for i in chosen)
+            self.outcome.padded_tokens += longest * len(chosen)
+
+    def _log(self, epoch: float) -> None:
+        """A line of metrics.jsonl; the only place, with evaluations, where the host waits for the device."""
+        loss = self._mean_over_processes(self._loss_sum / max(1, self._steps_in_sum))
+        row = {
+            "kind": "train",
+            "step": self.outcome.steps,
+            "epoch": round(epoch, 4),
+            "loss": loss,
+            "grad_norm": float(self._grad_norm),
+            "learning_rate": self.scheduler.get_last_lr()[0],
+            "train_seconds": round(self._seconds_so_far(), 3),
+        }
+        self._write(row)
+        self._bar.loss(loss, self.method.ranks(self.adapted))
+        self._loss_sum.zero_()
+        self._steps_in_sum = 0
+
+    def _mean_over_processes(self, value: torch.Tensor) -> float:
+        return float(self.accelerator.reduce(value, reduction="mean"))
+
+    def _diverged(self) -> bool:
+        """Whether some loss so far was not finite, on any process; the step is the first such one."""
+        step = int(self.accelerator.gather(self._bad_step.reshape(1)).min())
+        if step == NEVER:
+            return False
+        self._pause()
+        self.outcome.status = "diverged"
+        self.outcome.error = f"the loss is not finite at step {step}: lower training.learning_rate, or use precision=bf16 or fp32"
+        return True
+
+    def _seconds_so_far(self) -> float:
+        return self.outcome.train_seconds + time.perf_counter() - self._began
+
+    def _pause(self) -> None:
+        """Stop the training clock, once the device has done what it was given."""
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.synchronize(self.accelerator.device)
+        self.outcome.train_seconds = self._seconds_so_far()
+        self._began = time.perf_counter()
+
+    def _evaluate(self, epoch: float) -> None:
+        """Score every evaluation split; keep the result as the last one, and as the best one where it is."""
+        began = time.perf_counter()
+        outcome = self.outcome
+        outcome.train_loss = self._mean_over_processes(self._epoch_loss_sum / max(1, self._steps_in_epoch))
+        result: dict[str, Any] = {
+            "step": outcome.steps,
+            "epoch": round(epoch, 4),
+            "train_loss": outcome.train_loss,
+            "eval_loss": {},
+        }
+        scores: dict[str, float] = {}
+        self.model.eval()
+        for split in self.task.evaluation:
+            result["eval_loss"][split.name], predictions = self._predict(split)
+            scores |= self.task.score(split, predictions)
+        self.model.train()
+        ranks = self.method.ranks(self.adapted)
+        result |= scores
+        if ranks:
+            result["ranks"] = {"min": min(ranks.values()), "max": max(ranks.values()), "total": sum(ranks.values())}
+        seconds = time.perf_counter() - began
+        result["eval_seconds"] = round(seconds, 3)
+        outcome.eval_seconds += seconds
+        outcome.history.append(result)
+        outcome.last = result
+        main = self.task.main_metric
+        if outcome.best is None or result[main] > outcome.best[main]:
+            outcome.best = result
+        self._write({"kind": "eval", **result})
+        self._bar.evaluation(outcome.steps, epoch, outcome.train_loss, result[main], ranks)
+
+    @torch.no_grad()
+    def _predict(self, split: Split) -> tuple[float, list[Any]]:
+        """The split's mean loss and its predictions in order, computed by all processes together."""
+        batches = batching.evaluation_batches(split.lengths, self.settings.eval_batch_size)
+        mine = batches[self.accelerator.process_index :: self.accelerator.num_processes]
+        losses, predictions = [], []
+        for indices, batch in zip(mine, self._loader(split, mine), strict=True):
+            loss, predicted = self.task.predict(self.model, self._to_device(batch))
+            losses.append(loss.float() * len(indices))
+            predictions.append(predicted)
+        flat = [i for indices in mine for i in indices]
+        values = torch.cat(predictions).tolist() if predictions else []
+        pairs = gather_object(list(zip(flat, values, strict=True)))
+        total_loss = sum(gather_object([float(torch.stack(losses).sum()) if losses else 0.0]))
+        ordered = [value for _, value in sorted(pairs, key=lambda pair: pair[0])]
+        return total_loss / len(split), ordered
+
+    def _write(self, row: dict[str, Any]) -> None:
+        if self._metrics_file is not None:
+            self._metrics_file.write(row)

@@ -1,0 +1,21 @@
+"""The learning rate over a run: linear warmup, then linear decay to zero."""
+
+import math
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def linear_warmup_decay(optimizer: Optimizer, total_steps: int, warmup_ratio: float) -> LambdaLR:
+    """Each group's rate times a factor: up over ceil(warmup_ratio · total_steps) steps, down to 0 at `total_steps`.
+
+    torch's own scheduler, to be stepped once per optimizer step; accelerate's would step once per process.
+    """
+    warmup = math.ceil(warmup_ratio * total_steps)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return step / warmup
+        return max(0.0, (total_steps - step) / max(1, total_steps - warmup))
+
+    return LambdaLR(optimizer, factor)
