@@ -19,7 +19,7 @@ from . import importance
 from .config import FlexLoraConfig
 from .layer import seeded_generator
 from .orthogonality import add_orthogonality_gradient, orthogonality_error
-from .packing import flexlora_layers, plain_name
+from .packing import flexlora_layers, plain_name, specific_first
 from .sensitivity import Sensitivity
 
 
@@ -219,7 +219,7 @@ class RankAllocator:
             self._apply(moves, before, step, optimizer)
         event = self._record(step, budget, moves, before, scores, finite)
         self.events.append(event)
-        self.config.rank_pattern = dict(event.ranks)
+        self.config.rank_pattern = specific_first(event.ranks)
         return event
 
     def scores(self, snapshot: Snapshot, step: int) -> list[float | None]:

@@ -10,6 +10,7 @@ from torch import nn
 
 from .allocator import RankAllocator, RankEvent
 from .config import FlexLoraConfig
+from .model import FlexLoraModel
 from .packing import flexlora_layers
 
 
@@ -112,8 +113,8 @@ def attach(
         if inner is None:
             raise TypeError(f"attach needs a torch optimizer, not {type(optimizer).__name__}.")
         optimizer = inner
-    config, adapter_name = _trainable_adapter(model)
-    allocator = RankAllocator(model, config, adapter_name, step=step)
+    root, config, adapter_name = _trainable_adapter(model)
+    allocator = RankAllocator(root, config, adapter_name, step=step)
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     missing = [
         name
@@ -126,15 +127,19 @@ def attach(
             f"(the first: {missing[0]}): make it after the model is adapted, from "
             "flexlora.parameter_groups(model, learning_rate) or all parameters that require gradients."
         )
+    for module in root.modules():
+        if isinstance(module, FlexLoraModel):
+            module.rank_allocator = allocator  # so that update_and_allocate cannot hold the same event again
     return Attachment(allocator, optimizer, on_event)
 
 
-def _trainable_adapter(model: nn.Module) -> tuple[FlexLoraConfig, str]:
+def _trainable_adapter(model: nn.Module) -> tuple[nn.Module, FlexLoraConfig, str]:
+    """The module that owns the configuration (below any DDP wrapper), the configuration, and the adapter's name."""
     for module in model.modules():
         configs = getattr(module, "peft_config", None)
         for name, config in configs.items() if isinstance(configs, dict) else ():
             if isinstance(config, FlexLoraConfig) and not config.inference_mode:
-                return config, name
+                return module, config, name
     raise ValueError(
         "the model holds no trainable FlexLoRA adapter: wrap it with get_peft_model(model, FlexLoraConfig(...)), or "
         "load with is_trainable=True."

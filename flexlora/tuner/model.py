@@ -47,6 +47,7 @@ class FlexLoraModel(BaseTuner):
     prefix = "flexlora_"
     tuner_layer_cls = FlexLoraLayer
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    _rank_allocator: RankAllocator | None = None
 
     # --- creating ------------------------------------------------------------------------------------------------
 
@@ -129,13 +130,15 @@ class FlexLoraModel(BaseTuner):
 
     @property
     def rank_allocator(self) -> RankAllocator:
-        """The allocator of the trainable adapter, made on first use."""
+        """The allocator of the trainable adapter: the one `flexlora.attach` made, or else made on first use."""
         name = self.trainable_adapter_name
-        allocator = self.__dict__.get("_rank_allocator")
-        if allocator is None or allocator.adapter_name != name:
-            allocator = RankAllocator(self.model, self.peft_config[name], name)
-            self.__dict__["_rank_allocator"] = allocator
-        return allocator
+        if self._rank_allocator is None or self._rank_allocator.adapter_name != name:
+            self._rank_allocator = RankAllocator(self.model, self.peft_config[name], name)
+        return self._rank_allocator
+
+    @rank_allocator.setter
+    def rank_allocator(self, allocator: RankAllocator) -> None:
+        self._rank_allocator = allocator
 
     def add_orthogonality_gradient(self) -> None:
         """Add the gradient of `orth_reg_weight` · R(P, Q) to `.grad`: once per optimizer step, after clipping.

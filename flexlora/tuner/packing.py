@@ -28,14 +28,9 @@ def flexlora_layers(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, 
 
 
 def plain_name(name: str) -> str:
-    """A module's name in the base model: without the wrappers of PEFT, DDP, FSDP and torch.compile."""
+    """A module's (or key's) name in the base model: without the wrappers of PEFT, FSDP and torch.compile."""
     parts = [part for part in name.split(".") if part not in ("_orig_mod", "_fsdp_wrapped_module")]
-    name = ".".join(parts)
-    while name.startswith(("module.base_model.", "base_model.")):
-        name = name.removeprefix("module.").removeprefix(PEFT_PREFIX)
-        if name.startswith("base_model."):  # a base model that has a `base_model` of its own
-            break
-    return name
+    return ".".join(parts).removeprefix(PEFT_PREFIX)
 
 
 def specific_first(ranks: dict[str, int]) -> dict[str, int]:
