@@ -165,12 +165,11 @@ def measure_memory(options: argparse.Namespace) -> None:
     for name in names:
         arguments = [sys.executable, __file__, *options.raw, "--only-memory-of", name]
         peaks[name] = json.loads(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout)
-    lora = peaks["lora"] - peaks["base"]
-    rows = [
-        [name, f"{(peaks[name] - peaks['base']) / 2**20:.0f}", f"{(peaks[name] - peaks['base']) / lora:.3f}",
-         f"{peaks[name] / peaks['lora']:.3f}"]
-        for name in names[1:]
-    ]  # fmt: skip
+    rows = []
+    for name in names[1:]:
+        above, lora = peaks[name] - peaks["base"], peaks["lora"] - peaks["base"]
+        ratio = f"{above / lora:.3f}" if lora > 0 else "n/a"  # a tiny run never rises above the building of the model
+        rows.append([name, f"{above / 2**20:.0f}", ratio, f"{peaks[name] / peaks['lora']:.3f}"])
     print_table(["method", "peak above the base model (MiB)", "ratio to lora", "whole process, ratio"], rows)
 
 
