@@ -69,12 +69,13 @@ class Attachment:
         # which torch hands to the optimizer in this attribute for the time of the step.
         scale = getattr(optimizer, "grad_scale", None)
         scale = 1.0 if scale is None else scale
+        if _skips(optimizer):  # not finite: one look would spoil the smoothed sensitivities for good
+            return
         self.allocator.observe_gradients(scale)
         self.allocator.regularise(scale)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
-        found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is not None and bool(found_inf):  # the fused kernel skipped the step
+        if _skips(optimizer):
             return
         event = self.allocator.advance(self.step + 1, optimizer)
         if event is not None and self._on_event is not None:
@@ -131,6 +132,12 @@ def attach(
         if isinstance(module, FlexLoraModel):
             module.rank_allocator = allocator  # so that update_and_allocate cannot hold the same event again
     return Attachment(allocator, optimizer, on_event)
+
+
+def _skips(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a gradient scaler told a fused optimizer to skip this step: it calls `step` all the same."""
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf is not None and bool(found_inf)
 
 
 def _trainable_adapter(model: nn.Module) -> tuple[nn.Module, FlexLoraConfig, str]:

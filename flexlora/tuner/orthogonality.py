@@ -86,6 +86,8 @@ def _weighted_error(
     gram: torch.Tensor, active: torch.Tensor, coefficient: float, power: int, scale: float | torch.Tensor
 ) -> torch.Tensor:
     error = _error(gram, active)
+    if isinstance(scale, torch.Tensor):
+        scale = scale.to(error)  # a float32 scale would round the coefficient, and may live on another device
     if power == 2:
         return error * (4.0 * coefficient * scale)
     norm = torch.linalg.norm(error, dim=(-2, -1), keepdim=True)
