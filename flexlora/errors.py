@@ -17,12 +17,27 @@ def one_line(error: BaseException) -> str:
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """` Did you mean X?` for the nearest of `options`, or an empty string where none is near."""
-    options = list(options)
-    near = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
-    if not near:
-        # A bare last name (`lr_rate`) is compared with the last names of dotted keys (`training.learning_rate`).
-        last = word.rpartition(".")[2]
-        by_last_name = {option.rpartition(".")[2]: option for option in options}
-        near = [by_last_name[name] for name in difflib.get_close_matches(last, list(by_last_name), n=1)]
-    return f" Did you mean {near[0]}?" if near else ""
+    """` Did you mean X?` for the nearest of `options`, or an empty string where none is near.
+
+    Last names weigh most (`epochs` of `training.epochs`, `cola` of `glue/cola`); initials count as a name, so that
+    `training.lr` finds `training.learning_rate`.
+    """
+    parent, last = _split(word)
+
+    def nearness(option: str) -> tuple[float, float]:
+        option_parent, option_last = _split(option)
+        initials = "".join(part[:1] for part in option_last.split("_"))
+        same_name = 1.0 if last == initials else _ratio(last, option_last)
+        return same_name, _ratio(parent, option_parent)
+
+    best = max(options, key=lambda option: sum(nearness(option)), default=None)
+    return f" Did you mean {best}?" if best is not None and nearness(best)[0] >= 0.6 else ""
+
+
+def _split(name: str) -> tuple[str, str]:
+    parent, _, last = name.replace("/", ".").rpartition(".")
+    return parent, last
+
+
+def _ratio(a: str, b: str) -> float:
+    return difflib.SequenceMatcher(None, a, b).ratio()

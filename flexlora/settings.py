@@ -117,7 +117,7 @@ class SequenceClassifier:
 
 @dataclass
 class LoraSettings:
-    """`method.*` of LoRA, by PEFT's names. Any further field of PEFT's `LoraConfig` is added with `+method.<field>=`."""
+    """`method.*` of LoRA, by PEFT's names. Its other fields are added with `+method.<field>=`."""
 
     name: str = MISSING
     kind: str = MISSING
@@ -260,9 +260,9 @@ def _strict(values: Mapping[str, Any], schema: type | None, prefix: str) -> Any:
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(values)))
     except ConfigKeyError as error:
-        known = [f"{prefix}{key}" for key in flat_keys(values)] + [f"{prefix}{f.name}" for f in fields(schema)]
         key = f"{prefix}{error.full_key}"
-        known = [name for name in known if name != key]
+        known = {f"{prefix}{name}" for name in [*flat_keys(values), *(f.name for f in fields(schema))]}
+        known = {name for name in known if name != key and not key.startswith(f"{name}.")}
         raise UserError(f"there is no setting '{key}'.{did_you_mean(key, known)}") from error
     except OmegaConfBaseException as error:
         raise UserError(f"{prefix}{error.full_key}: {one_line(error)}") from error

@@ -7,7 +7,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -48,6 +48,8 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
         if group in GROUPS:
             known = [choice for choice in choices(group, _folders()) if choice != "none"]
             return f"there is no {group} '{name}'.{did_you_mean(name, known)} There are: {', '.join(known)}."
+    if isinstance(error, OverrideParseException):
+        return f"cannot read '{error.override}': settings are written key=value, with quotes where a value has spaces"
     text = one_line(error)
     unknown = re.match(r"Could not override '([^']+)'", text)
     if unknown:

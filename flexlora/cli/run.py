@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+from collections import Counter
 from types import FrameType
 
 import hydra
@@ -32,16 +33,16 @@ def main() -> None:
     show_tracebacks = bool(os.environ.get("HYDRA_FULL_ERROR"))
     # Hydra then hands its errors on instead of printing them its own way and leaving.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    codes: list[int] = []
+    endings: list[str] = []
 
     def job(config: DictConfig) -> None:
         try:
-            codes.append(_run(config))
+            endings.append(_run(config))
         except UserError as error:
             if show_tracebacks:
                 raise
             print(f"flexlora-run: {error}", file=sys.stderr)
-            codes.append(REFUSED)
+            endings.append("refused")
 
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
@@ -53,11 +54,14 @@ def main() -> None:
     except KeyboardInterrupt:
         print("flexlora-run: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    bad = [code for code in codes if code]
-    sys.exit(0 if not bad else FAILED if FAILED in bad else REFUSED)
+    if len(endings) > 1:
+        counts = ", ".join(f"{count} {ending}" for ending, count in Counter(endings).items())
+        print(f"{len(endings)} runs: {counts}")
+    bad = set(endings) - {"done", "skipped"}
+    sys.exit(0 if not bad else REFUSED if bad == {"refused"} else FAILED)
 
 
-def _run(config: DictConfig) -> int:
+def _run(config: DictConfig) -> str:
     require_task(config)
     settings, plain = resolve(config)
     overrides = list(HydraConfig.get().overrides.task)
@@ -66,8 +70,12 @@ def _run(config: DictConfig) -> int:
     from flexlora.training.progress import show_log
 
     show_log()
-    return 0 if run_job(settings, plain, overrides) in {"done", "skipped"} else FAILED
+    return run_job(settings, plain, overrides)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+if __name__ == "__main__":  # for `accelerate launch -m flexlora.cli.run`
+    main()

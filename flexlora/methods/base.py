@@ -47,7 +47,9 @@ class Method:
         """The optimizer's groups: everything that trains, in one."""
         return [{"params": [p for p in model.parameters() if p.requires_grad], "lr": learning_rate}]
 
-    def optimizer(self, groups: list[dict[str, Any]], learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    def optimizer(
+        self, groups: list[dict[str, Any]], learning_rate: float, weight_decay: float
+    ) -> torch.optim.Optimizer:
         """The optimizer of this method; AdamW for all that do not need one of their own."""
         return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay)
 

@@ -23,6 +23,9 @@ class FlexLoraMethod(PeftMethod):
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self._handle = flexlora.attach(model, optimizer, step=0)
 
+    def ranks(self, model: nn.Module) -> dict[str, int]:
+        return flexlora.module_ranks(model)
+
     def rank_events(self) -> list[dict[str, Any]]:
         fresh = self._handle.events[self._told :]
         self._told += len(fresh)

@@ -10,7 +10,6 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 
-import flexlora
 from flexlora.errors import UserError, did_you_mean, one_line
 from flexlora.methods.base import Method, RunContext
 from flexlora.settings import Schedule
@@ -28,12 +27,9 @@ class PeftMethod(Method):
 
     def wrap(self, model: nn.Module) -> nn.Module:
         try:
-            return get_peft_model(model, self.config)  # type: ignore[arg-type]
+            return get_peft_model(model, self.config)
         except ValueError as error:
             raise UserError(f"method: {one_line(error)}") from error
-
-    def ranks(self, model: nn.Module) -> dict[str, int]:
-        return flexlora.module_ranks(model)
 
     def save(self, model: nn.Module, folder: Path) -> None:
         assert isinstance(model, PeftModel)
@@ -57,9 +53,8 @@ def peft_config(fields: dict[str, Any], context: RunContext) -> tuple[PeftConfig
     known = {field.name for field in dataclasses.fields(config_class) if field.init}
     for name, value in fields.items():
         if name not in known:
-            raise UserError(
-                f"there is no setting 'method.{name}': {config_class.__name__} has no such field.{did_you_mean(name, known)}"
-            )
+            near = did_you_mean(f"method.{name}", {f"method.{field}" for field in known})
+            raise UserError(f"there is no setting 'method.{name}': {config_class.__name__} has no such field.{near}")
         if not _fits(value, hints[name]):
             raise UserError(f"method.{name}: {value!r} is not {_spell(hints[name])}")
     schedule = _scale_windows(fields, context)

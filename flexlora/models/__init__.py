@@ -29,7 +29,7 @@ def load_backbone(settings: Any, num_labels: int) -> Backbone:
     Raises:
         UserError: no such kind, folder or hub model, or not a model of this kind.
     """
-    return load_plugin("flexlora.models", settings.kind, "model.kind").load(settings, num_labels)
+    return load_plugin("flexlora.models", settings.kind, "model.kind", "load")(settings, num_labels)
 
 
 def model_name(settings: Any) -> str:

@@ -70,7 +70,9 @@ def _load(source: str, where: dict[str, Any], settings: SequenceClassifier, num_
     head = list(architecture.head_modules)
     random = [name for name in report["missing_keys"] if set(head).isdisjoint(name.split("."))]
     if random:
-        raise UserError(f"model.path: {settings.path} lacks {len(random)} of the encoder's weights, such as {random[0]}")
+        raise UserError(
+            f"model.path: {settings.path} lacks {len(random)} of the encoder's weights, such as {random[0]}"
+        )
     return Backbone(
         model=model,
         processor=tokenizer,

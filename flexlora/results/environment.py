@@ -46,7 +46,9 @@ def hardware(device: str, processes: int) -> dict[str, Any]:
     return {
         "device": device,
         "accelerator": torch.cuda.get_device_name(torch.device(device)) if on_gpu else None,
-        "accelerator_memory_bytes": torch.cuda.get_device_properties(torch.device(device)).total_memory if on_gpu else None,
+        "accelerator_memory_bytes": torch.cuda.get_device_properties(torch.device(device)).total_memory
+        if on_gpu
+        else None,
         "processes": processes,
         "machine": platform.machine(),
         "system": platform.system(),

@@ -21,7 +21,9 @@ from flexlora.results.record import read_record
 from flexlora.settings import flat_keys
 
 # Overrides that a run's path spells in folders of their own, or that say where things lie and not what is run.
-PATH_KEYS = frozenset({"task", "method", "model", "scale", "seed", "variant", "output_root", "model.path", "task.data_dir"})
+PATH_KEYS = frozenset(
+    {"task", "method", "model", "scale", "seed", "variant", "output_root", "model.path", "task.data_dir"}
+)
 LEFTOVERS = ("result.json", "metrics.jsonl", "ranks.jsonl", "config.yaml", "log.txt")
 # A run that ended so is kept; one that failed, or was killed before it could say how it ended, is begun again.
 KEPT = ("done", "diverged")
@@ -71,14 +73,18 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except Timeout as error:
-            raise UserError(f"{self.path} is held by {self._describe_holder()}: wait for it, or give variant=NAME.") from error
+            raise UserError(
+                f"{self.path} is held by {self._describe_holder()}: wait for it, or give variant=NAME."
+            ) from error
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror or error}. Set output_root=DIR.") from error
         since = datetime.now(UTC).isoformat(timespec="seconds")
         write_text(self._holder, to_json({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._holder.unlink(missing_ok=True)
         self._lock.release()
 

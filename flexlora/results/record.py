@@ -35,7 +35,7 @@ class RunRecord:
 
     steps: int | None = None
     total_steps: int | None = None
-    epochs: int | None = None
+    epochs: float | None = None
     subset: bool | None = None
     samples: dict[str, Any] = field(default_factory=dict)
     tokens: dict[str, int] | None = None
@@ -43,7 +43,7 @@ class RunRecord:
     schedule: dict[str, Any] | None = None
     """How the method's windows were scaled to this run: factor, and each window before and after."""
 
-    parameters: dict[str, int | None] = field(default_factory=dict)
+    parameters: dict[str, int] = field(default_factory=dict)
     adapter_bytes: int | None = None
     rank_events: dict[str, Any] | None = None
     """Number of events, first and last step, final ranks; the events themselves are in `ranks.jsonl`."""

@@ -57,7 +57,9 @@ class Glue:
         inputs = [{key: value for key, value in example.items() if key != "labels"} for example in examples]
         # A dictionary of columns: given a list of rows, a fast tokenizer's `pad` warns of its own slowness.
         columns = {key: [row[key] for row in inputs] for key in inputs[0]}
-        batch = self.processor.pad(columns, padding="longest", pad_to_multiple_of=PAD_TO_MULTIPLE_OF, return_tensors="pt")
+        batch = self.processor.pad(
+            columns, padding="longest", pad_to_multiple_of=PAD_TO_MULTIPLE_OF, return_tensors="pt"
+        )
         labels = torch.tensor([example["labels"] for example in examples])
         return {**batch, "labels": labels}
 
@@ -143,5 +145,7 @@ def _hub_rows(split: Any, settings: GlueTask, name: str) -> Rows:
     if settings.num_labels > 1:
         wrong = next((i for i, label in enumerate(labels) if label not in range(settings.num_labels)), None)
         if wrong is not None:
-            raise UserError(f"split '{name}', row {wrong}: label {labels[wrong]!r} is none of 0 to {settings.num_labels - 1}")
+            raise UserError(
+                f"split '{name}', row {wrong}: label {labels[wrong]!r} is none of 0 to {settings.num_labels - 1}"
+            )
     return Rows(tuple(list(split[column]) for column in settings.text), labels, None)

@@ -1,5 +1,6 @@
 """Which examples go into which batch: a pure function of (seed, epoch), so that a resumed run sees the same order."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -43,13 +44,13 @@ def epoch_batches(
         part = slice(ends[first], ends[min(first + stretch, count)])
         # Stable: equal lengths keep their shuffled order.
         order[part] = order[part][np.argsort(by_length[order[part]], kind="stable")]
-    batches = [order[start:end].tolist() for start, end in zip(ends[:-1], ends[1:], strict=True)]
+    batches = [order[start:end].tolist() for start, end in itertools.pairwise(ends)]
     turns = generator.permutation(count // processes)
     return [batch for turn in turns for batch in batches[turn * processes : (turn + 1) * processes]]
 
 
 def optimizer_steps(batches: list[list[int]], accumulation: int, processes: int = 1) -> list[list[list[int]]]:
-    """The epoch's batches by optimizer step: `accumulation` × `processes` of them a step, the last step may have fewer."""
+    """The epoch's batches by optimizer step: `accumulation` × `processes` of them, the last may have fewer."""
     size = accumulation * processes
     return [batches[first : first + size] for first in range(0, len(batches), size)]
 

@@ -162,7 +162,11 @@ class _Job:
         record.samples = {"train": len(task.train), "evaluation": {split.name: len(split) for split in task.evaluation}}
         record.subset, record.data = task.subset, task.provenance
         record.total_steps, record.main_metric = total_steps, task.main_metric
-        record.backbone = {"path": settings.model.path, "revision": backbone.revision, "dtype": settings.model.dtype.value}
+        record.backbone = {
+            "path": settings.model.path,
+            "revision": backbone.revision,
+            "dtype": settings.model.dtype.value,
+        }
         record.hardware = environment.hardware(str(accelerator.device), processes)
         log.info("%d rows, %d optimizer steps an epoch, %d in all", len(task.train), an_epoch, total_steps)
 
@@ -267,6 +271,8 @@ def _save(method: "Method", model: Any, path: Path) -> int:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     method.save(model, part)
+    for file in part.rglob("*"):
+        file.chmod(0o644)  # safetensors writes 0600, hidden from whoever shares the results
     part.replace(adapter)
     return sum(file.stat().st_size for file in adapter.rglob("*.safetensors"))
 

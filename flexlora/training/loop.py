@@ -178,6 +178,8 @@ class Loop:
             norm = self.accelerator.clip_grad_norm_(self.trained, self.settings.max_grad_norm)
             if norm is not None:
                 self._grad_norm = norm
+        else:
+            self.accelerator.unscale_gradients()  # a penalty is added to gradients of their real size
         self.method.regularise(self.adapted)
         self.stepper.step()
         if not self.stepper.step_was_skipped:
@@ -189,7 +191,9 @@ class Loop:
             self.outcome.events.append(event)
             if self._ranks_file is not None:
                 self._ranks_file.write(event)
-        self._bad_step = torch.where(torch.isfinite(step_loss), self._bad_step, self._bad_step.clamp(max=self.outcome.steps))
+        self._bad_step = torch.where(
+            torch.isfinite(step_loss), self._bad_step, self._bad_step.clamp(max=self.outcome.steps)
+        )
         self._loss_sum += step_loss
         self._epoch_loss_sum += step_loss
         self._steps_in_sum += 1
@@ -235,7 +239,9 @@ class Loop:
             return False
         self._pause()
         self.outcome.status = "diverged"
-        self.outcome.error = f"the loss is not finite at step {step}: lower training.learning_rate, or use precision=bf16 or fp32"
+        self.outcome.error = (
+            f"the loss is not finite at step {step}: lower training.learning_rate, or use precision=bf16 or fp32"
+        )
         return True
 
     def _seconds_so_far(self) -> float:

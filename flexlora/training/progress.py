@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 
 from tqdm import tqdm
 
@@ -54,7 +55,9 @@ class Progress:
         self._shown |= {"loss": f"{loss:.3f}"} | ({"ranks": rank_range(ranks)} if ranks else {})
         self._bar.set_postfix(self._shown)
 
-    def evaluation(self, step: int, epoch: float, train_loss: float | None, score: float, ranks: dict[str, int]) -> None:
+    def evaluation(
+        self, step: int, epoch: float, train_loss: float | None, score: float, ranks: dict[str, int]
+    ) -> None:
         """An evaluation is done; `score` is the main metric."""
         self._shown |= {self.metric.split("_")[0]: f"{score:.3f}"}
         self._bar.set_postfix(self._shown)
@@ -87,3 +90,5 @@ def show_log() -> None:
     if os.environ.get("RANK", "0") == "0" and not any(isinstance(h, BarFriendlyHandler) for h in log.handlers):
         log.addHandler(BarFriendlyHandler())
         log.propagate = False
+    # transformers' own deprecations inside PEFT: nothing a user of this command can act on.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
