@@ -185,7 +185,12 @@ CASES = [
 @pytest.mark.parametrize(("name", "settings"), CASES)
 def test_equals_a_dense_tuner_of_variable_shape(name: str, settings: dict[str, Any]) -> None:
     """1e-10 over 50 steps: parameters, losses and optimizer state, through events that reuse slots."""
-    settings = {"growth_state": "zeros", "importance": "entropy", "orth_reg_power": 1, "orth_reg_weight": 0.1} | settings
+    settings = {
+        "growth_state": "zeros",
+        "importance": "entropy",
+        "orth_reg_power": 1,
+        "orth_reg_weight": 0.1,
+    } | settings
     model = adapt(
         make_net(), total_step=STEPS, tinit=WARMUP, tfinal=FINAL, deltaT=PERIOD, budget_schedule="cubic", **settings
     )

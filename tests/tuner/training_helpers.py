@@ -115,7 +115,9 @@ def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], t
         if tolerance == 0.0 or value.dtype == torch.bool:
             assert torch.equal(value, other), key
         else:
-            torch.testing.assert_close(value, other, rtol=0.0, atol=tolerance, msg=lambda text, key=key: f"{key}: {text}")
+            torch.testing.assert_close(
+                value, other, rtol=0.0, atol=tolerance, msg=lambda text, key=key: f"{key}: {text}"
+            )
 
 
 def penalty(model: nn.Module, power: int = 1) -> torch.Tensor:
