@@ -203,18 +203,30 @@ class FlexLoraConfig(PeftConfig):
                 raise ValueError(f"`{name}` must be a positive number, not {getattr(self, name)!r}.")
         if self.growth_std is not None and not _positive(self.growth_std):
             raise ValueError(f"`growth_std` must be a positive number, not {self.growth_std!r}.")
-        if not 0.0 <= self.lora_dropout < 1.0:
+        if not (_is_number(self.lora_dropout) and 0.0 <= self.lora_dropout < 1.0):
             raise ValueError(f"`lora_dropout` must lie in [0, 1), not {self.lora_dropout!r}.")
-        if not (math.isfinite(self.orth_reg_weight) and self.orth_reg_weight >= 0.0):
+        if not (_is_number(self.orth_reg_weight) and self.orth_reg_weight >= 0.0):
             raise ValueError(f"`orth_reg_weight` must be at least 0, not {self.orth_reg_weight!r}.")
         if self.orth_reg_power not in (1, 2):
             raise ValueError(f"`orth_reg_power` must be 1 or 2, not {self.orth_reg_power!r}.")
         for name in ("beta1", "beta2"):
-            if not 0.0 < getattr(self, name) < 1.0:
+            if not (_is_number(getattr(self, name)) and 0.0 < getattr(self, name) < 1.0):
                 raise ValueError(f"`{name}` must lie strictly between 0 and 1, not {getattr(self, name)!r}.")
+        if not _is_number(self.growth_lambda):
+            raise ValueError(f"`growth_lambda` must be a finite number, not {self.growth_lambda!r}.")
+        if not _is_int(self.seed):
+            raise ValueError(f"`seed` must be a whole number, not {self.seed!r}.")
         if self.bias not in ("none", "all", "flexlora_only"):
             raise ValueError(f"`bias` is {self.bias!r}; choose one of none, all, flexlora_only.")
+        for name, rank in self.rank_pattern.items():
+            if not _is_int(rank) or rank < 1:
+                raise ValueError(f"`rank_pattern` has {rank!r} for {name}: a rank is a whole number of at least 1.")
+        for name, alpha in self.alpha_pattern.items():
+            if not _positive(alpha):
+                raise ValueError(f"`alpha_pattern` has {alpha!r} for {name}: it must be a positive number.")
         highest = max([self.r, *self.rank_pattern.values()])
+        if self.max_rank is not None and not _is_int(self.max_rank):
+            raise ValueError(f"`max_rank` must be a whole number, not {self.max_rank!r}.")
         if self.max_rank is not None and self.max_rank < highest:
             raise ValueError(
                 f"`max_rank` ({self.max_rank}) is below the starting rank ({highest}): raise it, or lower r."
@@ -267,5 +279,9 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _positive(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value) and value > 0
+    return _is_number(value) and value > 0

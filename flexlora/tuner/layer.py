@@ -254,6 +254,8 @@ class FlexLoraLayer(BaseTunerLayer):
                 f"a saved direction sits in slot {int(slots.max())}, but the capacity (max_rank) here is {capacity}: "
                 f"load with the max_rank of the saved adapter."
             )
+        if rank and (int(slots.min()) < 0 or slots.unique().numel() != rank):
+            raise ValueError(f"the slots of the saved directions must be different, from 0 on, not {slots.tolist()}.")
         index = slots.long().to(p.device)
         full_p = p.new_zeros(self.out_features, capacity)
         full_values = values.new_zeros(capacity)

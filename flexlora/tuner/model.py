@@ -55,21 +55,23 @@ class FlexLoraModel(BaseTuner):
         config = self.peft_config[adapter_name]
         names = [plain_name(name) for name, module in model.named_modules() if _is_linear(module)]
         wanted = config.target_modules
+        if isinstance(wanted, set) and kwargs.get("state_dict") is None:
+            # PEFT is content when one entry of several matches; the others are then silently not adapted. Checked
+            # before anything is replaced, so that the base is as it was when the error is raised.
+            present = [plain_name(name) for name, _ in model.named_modules()]
+            unmatched = [
+                entry
+                for entry in sorted(wanted)
+                if entry != "all-linear" and not any(name == entry or name.endswith(f".{entry}") for name in present)
+            ]
+            if unmatched:
+                raise NoMatchingPeftModuleError(
+                    f"target_modules: {', '.join(unmatched)} match no module. {_nearest(unmatched, names)}"
+                )
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except NoMatchingPeftModuleError as error:
             raise NoMatchingPeftModuleError(f"{error} {_nearest(wanted, names)}") from None
-        adapted = [plain_name(name) for name, _ in flexlora_layers(model, adapter_name)]
-        # PEFT is content when one entry of several matches; the others are then silently not adapted.
-        unmatched = [
-            entry
-            for entry in sorted(wanted if isinstance(wanted, set) else ())
-            if entry != "all-linear" and not any(name == entry or name.endswith(f".{entry}") for name in adapted)
-        ]
-        if unmatched and kwargs.get("state_dict") is None:
-            raise NoMatchingPeftModuleError(
-                f"target_modules: {', '.join(unmatched)} match no module. {_nearest(unmatched, names)}"
-            )
 
     def _prepare_adapter_config(self, peft_config: FlexLoraConfig, model_config: dict) -> FlexLoraConfig:
         config = super()._prepare_adapter_config(peft_config, model_config)
