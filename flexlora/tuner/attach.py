@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -12,6 +13,8 @@ from .allocator import RankAllocator, RankEvent
 from .config import FlexLoraConfig
 from .model import FlexLoraModel
 from .packing import flexlora_layers
+
+_attachments: WeakSet[Attachment] = WeakSet()
 
 
 class Attachment:
@@ -35,6 +38,7 @@ class Attachment:
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
+        _attachments.add(self)
 
     @property
     def step(self) -> int:
@@ -51,6 +55,7 @@ class Attachment:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        _attachments.discard(self)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beside the adapter and the optimizer."""
@@ -105,8 +110,8 @@ def attach(
         The attachment: its `step`, its `events`, `state_dict` for resuming, `remove()`.
 
     Raises:
-        ValueError: the model holds no trainable FlexLoRA adapter, or the optimizer does not train it (it was made
-            before the model was adapted).
+        ValueError: the model holds no trainable FlexLoRA adapter, or several adapted models; the optimizer does not
+            train the adapter (it was made before the model was adapted), or is attached to it already.
         TypeError: `optimizer` is not a torch optimizer.
     """
     while not isinstance(optimizer, torch.optim.Optimizer) or hasattr(optimizer, "accelerator_state"):
@@ -128,6 +133,11 @@ def attach(
             f"(the first: {missing[0]}): make it after the model is adapted, from "
             "flexlora.parameter_groups(model, learning_rate) or all parameters that require gradients."
         )
+    if any(other.optimizer is optimizer and other.allocator.layers == allocator.layers for other in _attachments):
+        raise ValueError(
+            "this model and this optimizer are attached already (the Trainer's callback attaches by itself): every "
+            "step would count twice. Call remove() on the first attachment if you want another."
+        )
     for module in root.modules():
         if isinstance(module, FlexLoraModel):
             module.rank_allocator = allocator  # so that update_and_allocate cannot hold the same event again
@@ -142,12 +152,17 @@ def _skips(optimizer: torch.optim.Optimizer) -> bool:
 
 def _trainable_adapter(model: nn.Module) -> tuple[nn.Module, FlexLoraConfig, str]:
     """The module that owns the configuration (below any DDP wrapper), the configuration, and the adapter's name."""
+    found: dict[int, tuple[nn.Module, FlexLoraConfig, str]] = {}
     for module in model.modules():
         configs = getattr(module, "peft_config", None)
         for name, config in configs.items() if isinstance(configs, dict) else ():
             if isinstance(config, FlexLoraConfig) and not config.inference_mode:
-                return module, config, name
-    raise ValueError(
-        "the model holds no trainable FlexLoRA adapter: wrap it with get_peft_model(model, FlexLoraConfig(...)), or "
-        "load with is_trainable=True."
-    )
+                found.setdefault(id(config), (module, config, name))
+    if not found:
+        raise ValueError(
+            "the model holds no trainable FlexLoRA adapter: wrap it with get_peft_model(model, FlexLoraConfig(...)), "
+            "or load with is_trainable=True."
+        )
+    if len(found) > 1:
+        raise ValueError(f"the model holds {len(found)} models that FlexLoRA adapts: attach each of them by itself.")
+    return next(iter(found.values()))

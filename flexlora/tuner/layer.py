@@ -217,7 +217,8 @@ class FlexLoraLayer(BaseTunerLayer):
         for parameter, dim in zip(self.factors(adapter_name), (1, 0, 0), strict=True):
             state = optimizer.state.get(parameter, {})
             if optimizer.state and parameter.requires_grad and parameter not in optimizer.state:
-                supported = False  # the optimizer works on copies (flattened or sharded parameters)
+                # No state: it had no gradient yet, or the optimizer works on copies (flattened or sharded parameters).
+                supported &= any(parameter is held for group in optimizer.param_groups for held in group["params"])
             for name, value in state.items():
                 if not torch.is_tensor(value) or value.numel() <= 1:
                     continue
