@@ -163,6 +163,7 @@ class DenseTuner:
             }
 
 
+DEFAULTS = {"growth_state": "zeros", "importance": "entropy", "orth_reg_power": 1, "orth_reg_weight": 0.1}
 OPTIMIZERS = {
     "adamw": (torch.optim.AdamW, {"lr": 0.02, "weight_decay": 0.1, "foreach": False}, {}),
     "adamw-foreach": (torch.optim.AdamW, {"lr": 0.02, "weight_decay": 0.1}, {"foreach": True}),

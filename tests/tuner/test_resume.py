@@ -1,6 +1,6 @@
-"""After a resume the moments of every direction are those of before: a stopped training equals one that never stopped.
+"""After a resume the moments of every direction are those of before: a stopped training equals one that went on.
 
-Bit for bit, because an adapter is saved packed (active directions and their slots) and an optimizer's state by position.
+Bit for bit. An adapter is saved packed (active directions and their slots), an optimizer's state at full capacity.
 """
 
 from __future__ import annotations

@@ -1,0 +1,551 @@
+"""`flexlora.attach` in anybody's loop: what it refuses, what it survives, and that it counts real steps only."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model, inject_adapter_in_model
+from torch import nn
+from training_helpers import (
+    TARGETS,
+    adapt,
+    adapted,
+    assert_same,
+    make_net,
+    masks,
+    moves,
+    regression_batches,
+    state_of,
+    train,
+    trainable,
+    twin,
+)
+
+from flexlora import FlexLoraConfig, RankEvent, attach, module_ranks
+
+STEPS = 20
+
+
+def settings(**changes: Any) -> dict[str, Any]:
+    return {"total_step": STEPS, "deltaT": 3} | changes
+
+
+def adamw(model: nn.Module) -> torch.optim.AdamW:
+    return torch.optim.AdamW(trainable(model), lr=0.02)
+
+
+@pytest.fixture(scope="module")
+def plain() -> tuple[list, dict[str, torch.Tensor]]:
+    """(moves, final state) of the plain loop with attach, which the other ways must equal."""
+    model = adapt(make_net(), **settings())
+    attachment = attach(model, optimizer := adamw(model))
+    train(model, optimizer, regression_batches(STEPS))
+    assert len(attachment.events) == 6
+    assert sum(len(event.pruned) for event in attachment.events) >= 4
+    return moves(attachment.events), state_of(model)
+
+
+# --- what it sees ------------------------------------------------------------------------------------------------
+
+
+def test_events_follow_the_steps_and_are_told(plain: tuple) -> None:
+    model = adapt(make_net(), **settings())
+    told: list[tuple[int, RankEvent]] = []
+    optimizer = adamw(model)
+    attachment = attach(model, optimizer, on_event=lambda event: told.append((attachment.step, event)))
+    train(model, optimizer, regression_batches(STEPS))
+    assert [step for step, _ in told] == [3, 6, 9, 12, 15, 18]
+    assert [event for _, event in told] == attachment.events
+    assert moves(attachment.events) == plain[0]
+    assert attachment.step == STEPS
+
+
+def test_an_event_comes_after_its_step() -> None:
+    """Events see the parameters and the moments that the step left, not those before it."""
+    model = adapt(make_net(), **settings())
+    optimizer = adamw(model)
+    batches = regression_batches(STEPS)
+    without = twin(model)
+    train(without, adamw(without), batches[:2], None)
+    attachment = attach(model, optimizer)
+    energies = {}
+
+    def after(step: int) -> None:
+        if step == 3:
+            energies.update(attachment.events[0].energy)
+
+    before: dict[str, float] = {}
+    original = attachment.allocator.hold_event
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        before.update(
+            {name: layer.flexlora_lambda["default"].detach().square().sum().item() for name, layer in adapted(model)}
+        )
+        return original(*args, **kwargs)
+
+    attachment.allocator.hold_event = spy
+    train(model, optimizer, batches[:3], after)
+    reference = adapt(make_net(), **settings(init_b=0))
+    attach(reference, optimizer_of_reference := adamw(reference))
+    train(reference, optimizer_of_reference, batches[:3])
+    expected = {
+        name: layer.flexlora_lambda["default"].detach().square().sum().item() for name, layer in adapted(reference)
+    }
+    assert before == expected
+    assert energies == pytest.approx(expected, rel=1e-12)
+
+
+def test_accumulation_counts_steps_not_passes(plain: tuple) -> None:
+    model = adapt(make_net(), **settings())
+    attachment = attach(model, optimizer := adamw(model))
+    for x, y in regression_batches(STEPS):
+        optimizer.zero_grad()
+        for half in (slice(0, 4), slice(4, 8)):
+            (nn.functional.mse_loss(model(x[half]), y[half]) / 2).backward()
+        optimizer.step()
+    assert attachment.step == STEPS
+    assert moves(attachment.events) == plain[0]
+    assert_same(state_of(model), plain[1], 1e-10)
+
+
+def test_removed_hooks_do_nothing() -> None:
+    model = adapt(make_net(), **settings())
+    attachment = attach(model, optimizer := adamw(model))
+    batches = regression_batches(STEPS)
+    train(model, optimizer, batches[:5])
+    attachment.remove()
+    reference = twin(model)
+    optimizer_of_reference = adamw(reference)
+    optimizer_of_reference.load_state_dict(twin(optimizer.state_dict()))
+    train(model, optimizer, batches[5:])
+    train(reference, optimizer_of_reference, batches[5:])
+    assert attachment.step == 5
+    assert len(attachment.events) == 1
+    assert_same(state_of(model), state_of(reference))
+    attachment.remove()  # twice is once
+
+
+def test_nothing_is_kept_alive() -> None:
+    model = adapt(make_net(), **settings())
+    attachment = attach(model, optimizer := adamw(model))
+    train(model, optimizer, regression_batches(4))
+    alive = weakref.ref(model)
+    attachment.remove()
+    del model, optimizer, attachment
+    gc.collect()
+    assert alive() is None
+
+
+# --- what it accepts ---------------------------------------------------------------------------------------------
+
+
+class Wrapper(nn.Module):
+    """As DistributedDataParallel holds its model."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.module(x)
+
+
+class Holder(nn.Module):
+    """A user's own model, with an adapted one inside and a head that trains beside it."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        self.head = nn.Linear(7, 7).double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x))
+
+
+def test_through_a_wrapper(plain: tuple) -> None:
+    model = Wrapper(adapt(make_net(), **settings()))
+    attachment = attach(model, optimizer := adamw(model))
+    train(model, optimizer, regression_batches(STEPS))
+    assert moves(attachment.events) == plain[0]
+    assert_same(state_of(model), plain[1])
+
+
+def test_inside_a_users_module() -> None:
+    torch.manual_seed(3)
+    model = Holder(adapt(make_net(), **settings()))
+    attachment = attach(model, optimizer := adamw(model))
+    train(model, optimizer, regression_batches(STEPS))
+    assert any(event.pruned for event in attachment.events)
+    assert attachment.allocator.names == TARGETS
+
+
+def test_an_injected_model(plain: tuple) -> None:
+    """Without a PeftModel around it: the method must not be lost."""
+    torch.manual_seed(1)
+    config = dict(adapt(make_net(), **settings()).peft_config["default"].to_dict())
+    torch.manual_seed(1)
+    model = inject_adapter_in_model(FlexLoraConfig(**config), make_net_for_injection())
+    attachment = attach(model, optimizer := adamw(model))
+    train(model, optimizer, regression_batches(STEPS))
+    assert moves(attachment.events) == plain[0]
+    assert_same(state_of(model), plain[1])
+
+
+def make_net_for_injection() -> nn.Module:
+    net = make_net()
+    torch.manual_seed(1)
+    return net
+
+
+def test_a_second_adapter_that_is_frozen_stays_as_it_is(plain: tuple) -> None:
+    model = adapt(make_net(), **settings())
+    frozen = model.peft_config["default"].to_dict() | {
+        "inference_mode": True,
+        "init_weights": False,
+        "rank_pattern": {},
+    }
+    model.add_adapter("frozen", FlexLoraConfig(**frozen))
+    model.set_adapter("default")
+    before = {
+        name: [getattr(layer, f"flexlora_{part}")["frozen"].clone() for part in ("P", "lambda", "Q", "active")]
+        for name, layer in adapted(model)
+    }
+    attachment = attach(model, optimizer := adamw(model))
+    train(model, optimizer, regression_batches(STEPS))
+    assert attachment.allocator.adapter_name == "default"
+    assert moves(attachment.events) == plain[0]
+    assert_same(state_of(model), plain[1])
+    for name, layer in adapted(model):
+        for part, kept in zip(("P", "lambda", "Q", "active"), before[name], strict=True):
+            assert torch.equal(getattr(layer, f"flexlora_{part}")["frozen"], kept), f"{name}.{part}"
+
+
+def test_parameter_groups_of_the_users_own_making(plain: tuple) -> None:
+    model = adapt(make_net(), **settings())
+    ours = [p for n, p in model.named_parameters() if p.requires_grad and "lambda" in n]
+    others = [p for n, p in model.named_parameters() if p.requires_grad and "lambda" not in n]
+    optimizer = torch.optim.AdamW([{"params": ours, "lr": 0.02}, {"params": others, "lr": 0.02}], lr=1.0)
+    attachment = attach(model, optimizer)
+    train(model, optimizer, regression_batches(STEPS))
+    assert moves(attachment.events) == plain[0]
+
+
+# --- PEFT's own call ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("importance", ["entropy", "nuclear", "random"])
+def test_update_and_allocate_gives_the_same_ranks(importance: str) -> None:
+    """As users of PEFT's AdaLoRA write it; the penalty, which AdaLoRA has in its loss, by its own call."""
+    changes = settings(importance=importance)
+    reference = adapt(make_net(), **changes)
+    attachment = attach(reference, optimizer := adamw(reference))
+    batches = regression_batches(STEPS)
+    train(reference, optimizer, batches)
+
+    model = adapt(make_net(), **changes)
+    optimizer, events = adamw(model), []
+    for step, (x, y) in enumerate(batches, start=1):
+        nn.functional.mse_loss(model(x), y).backward()
+        model.base_model.add_orthogonality_gradient()
+        optimizer.step()
+        events.append(model.base_model.update_and_allocate(step, optimizer))
+        optimizer.zero_grad()
+    held = [event for event in events if event is not None]
+    assert moves(held) == moves(attachment.events)
+    assert_same(state_of(model), state_of(reference))
+
+
+@pytest.mark.parametrize("importance", ["entropy", "sensitivity"])
+def test_calling_both_moves_ranks_once(importance: str) -> None:
+    changes = settings(importance=importance)
+    reference = adapt(make_net(), **changes)
+    attachment = attach(reference, optimizer := adamw(reference))
+    batches = regression_batches(STEPS)
+    train(reference, optimizer, batches)
+
+    model = adapt(make_net(), **changes)
+    both = attach(model, optimizer := adamw(model))
+    train(model, optimizer, batches, lambda step: model.base_model.update_and_allocate(step, optimizer))
+    assert moves(both.events) == moves(attachment.events)
+    assert_same(state_of(model), state_of(reference))
+
+
+def test_update_and_allocate_twice_for_a_step_moves_ranks_once() -> None:
+    model = adapt(make_net(), **settings())
+    optimizer = adamw(model)
+    found = []
+    for step, (x, y) in enumerate(regression_batches(4), start=1):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(x), y).backward()
+        optimizer.step()
+        found.append([model.base_model.update_and_allocate(step, optimizer) is not None for _ in range(3)])
+    assert found == [[False] * 3, [False] * 3, [True, False, False], [False] * 3]
+
+
+def test_update_and_allocate_without_an_optimizer_moves_ranks() -> None:
+    model = adapt(make_net(), **settings())
+    optimizer = adamw(model)
+    before = module_ranks(model)
+    train(model, optimizer, regression_batches(STEPS), model.base_model.update_and_allocate)
+    assert module_ranks(model) != before
+
+
+# --- what it refuses ---------------------------------------------------------------------------------------------
+
+
+def test_an_optimizer_made_before_the_model_was_adapted() -> None:
+    net = make_net()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.02)
+    model = adapt(net, **settings())
+    with pytest.raises(ValueError, match=r"does not train 4 of 4 FlexLoRA modules .*make it after"):
+        attach(model, optimizer)
+    train(model, adamw(model), regression_batches(4))
+    assert all(slots == [0, 1, 2] for slots in masks(model).values()), "a refused attach must leave no hook"
+
+
+def test_an_optimizer_that_trains_a_part() -> None:
+    model = adapt(make_net(), **settings())
+    some = [p for n, p in model.named_parameters() if p.requires_grad and "four" not in n]
+    with pytest.raises(ValueError, match=r"does not train 1 of 4 FlexLoRA modules \(the first: .*four"):
+        attach(model, torch.optim.AdamW(some, lr=0.02))
+
+
+def test_a_model_without_an_adapter() -> None:
+    net = make_net()
+    with pytest.raises(ValueError, match="no trainable FlexLoRA adapter: wrap it with get_peft_model"):
+        attach(net, torch.optim.AdamW(net.parameters()))
+
+
+def test_another_tuners_model() -> None:
+    from peft import LoraConfig
+
+    model = get_peft_model(make_net(), LoraConfig(target_modules=TARGETS))
+    with pytest.raises(ValueError, match="no trainable FlexLoRA adapter"):
+        attach(model, adamw(model))
+
+
+def test_a_loaded_adapter_that_is_frozen(tmp_path: Any) -> None:
+    adapt(make_net(), **settings()).save_pretrained(tmp_path)
+    model = PeftModel.from_pretrained(make_net(), tmp_path)
+    with pytest.raises(ValueError, match="is_trainable=True"):
+        attach(model, torch.optim.AdamW(model.parameters()))
+
+
+@pytest.mark.parametrize("thing", [None, object(), "adamw", nn.Linear(1, 1)])
+def test_what_is_no_optimizer(thing: Any) -> None:
+    with pytest.raises(TypeError, match=f"needs a torch optimizer, not {type(thing).__name__}"):
+        attach(adapt(make_net(), **settings()), thing)
+
+
+@pytest.mark.parametrize("keyword", [False, True])
+@pytest.mark.parametrize(
+    "make", [lambda p: torch.optim.LBFGS(p), lambda p: torch.optim.AdamW(p, lr=0.01)], ids=["lbfgs", "adamw"]
+)
+def test_a_closure(make: Callable, keyword: bool) -> None:
+    """The gradients come inside the step: the penalty would be lost, so say so instead."""
+    model = adapt(make_net(), **settings())
+    attachment = attach(model, optimizer := make(trainable(model)))
+    (x, y) = regression_batches(1)[0]
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(model(x), y)
+        loss.backward()
+        return loss
+
+    before = state_of(model)
+    with pytest.raises(ValueError, match="closure"):
+        optimizer.step(closure=closure) if keyword else optimizer.step(closure)
+    assert_same(state_of(model), before)
+    assert attachment.step == 0
+
+
+def test_attached_twice() -> None:
+    """Twice the penalty and two counts of every step: an accident, never a wish."""
+    model = adapt(make_net(), **settings())
+    first = attach(model, optimizer := adamw(model))
+    with pytest.raises(ValueError, match="attached already"):
+        attach(model, optimizer)
+    train(model, optimizer, regression_batches(4))
+    assert (first.step, len(first.events)) == (4, 1)
+    first.remove()
+    second = attach(model, optimizer, step=4)
+    train(model, optimizer, regression_batches(3))
+    assert (second.step, len(second.events)) == (7, 1)
+
+
+def test_two_trainable_models_in_one() -> None:
+    """Only one of them would move: refuse, and let each be attached."""
+    two = nn.ModuleDict({"left": adapt(make_net(0), **settings()), "right": adapt(make_net(1), **settings())})
+    optimizer = adamw(two)
+    with pytest.raises(ValueError, match="attach each"):
+        attach(two, optimizer)
+    attachments = [attach(two["left"], optimizer), attach(two["right"], optimizer)]
+    for x, y in regression_batches(STEPS):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(two["left"](x) + two["right"](x), y).backward()
+        optimizer.step()
+    assert [attachment.step for attachment in attachments] == [STEPS, STEPS]
+    assert all(any(event.pruned for event in attachment.events) for attachment in attachments)
+
+
+# --- optimizers whose state is not element-wise --------------------------------------------------------------------
+
+
+class Eight(torch.optim.Optimizer):
+    """Like bitsandbytes' 8-bit Adam: a state of bytes and a code book, neither a plain moment."""
+
+    def __init__(self, parameters: Any, lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["state1"] = torch.full(parameter.shape, 7, dtype=torch.uint8)
+                    state["qmap1"] = torch.linspace(-1, 1, 256)
+                parameter -= group["lr"] * parameter.grad
+
+
+def transformers_adafactor(parameters: Any) -> torch.optim.Optimizer:
+    from transformers import Adafactor
+
+    return Adafactor(parameters, lr=0.02, scale_parameter=False, relative_step=False, warmup_init=False)
+
+
+UNUSUAL = {
+    "eight-bit": lambda parameters: Eight(parameters, lr=0.05),
+    "adafactor": transformers_adafactor,
+    "torch-adafactor": lambda parameters: torch.optim.Adafactor(parameters, lr=0.02),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_unusual_state_keeps_the_outputs_exact_and_warns_once(name: str) -> None:
+    model = adapt(make_net(), **settings())
+    optimizer = UNUSUAL[name](trainable(model))
+    attachment = attach(model, optimizer)
+    changes = watch_outputs(attachment, model)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(model, optimizer, regression_batches(STEPS))
+    assert [str(w.message) for w in caught if "not element-wise" in str(w.message)] == [
+        f"{type(optimizer).__name__} keeps state that is not element-wise (factored, quantised or flattened): "
+        "outputs stay exact at rank events, but the optimizer state of moved directions is not reset."
+    ]
+    assert sum(len(event.pruned) for event in attachment.events) >= 4
+    assert max(changes) <= 1e-12
+    for key, layer in adapted(model):
+        spare = ~layer.flexlora_active["default"]
+        assert not layer.flexlora_lambda["default"][spare].any(), key
+
+
+def watch_outputs(attachment: Any, model: nn.Module) -> list[float]:
+    """How far each event changed the output beyond removing the pruned directions; filled as events happen."""
+    x, found = regression_batches(1, seed=99)[0][0], []
+    original = attachment.allocator.hold_event
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad():
+            old_masks, old = masks(model), state_of(model)
+            event = original(*args, **kwargs)
+            after = model(x)
+            new = state_of(model)
+            for name, layer in adapted(model):  # by hand: the old directions but for the pruned ones
+                for slot in set(old_masks[name]) - set(masks(model)[name]):
+                    old[f"{name}.lambda"][slot] = 0.0
+                for part in ("P", "lambda", "Q", "active"):
+                    getattr(layer, f"flexlora_{part}")["default"].copy_(old[f"{name}.{part}"])
+            expected = model(x)
+            for name, layer in adapted(model):
+                for part in ("P", "lambda", "Q", "active"):
+                    getattr(layer, f"flexlora_{part}")["default"].copy_(new[f"{name}.{part}"])
+            found.append((after - expected).abs().max().item())
+        return event
+
+    attachment.allocator.hold_event = spy
+    return found
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        adamw,
+        lambda model: torch.optim.SGD(trainable(model), lr=0.1),
+        lambda model: torch.optim.SGD(trainable(model), lr=0.1, momentum=0.9),
+        lambda model: torch.optim.AdamW(trainable(model), lr=0.02, fused=True, amsgrad=True),
+        lambda model: torch.optim.NAdam(trainable(model), lr=0.02),
+        lambda model: torch.optim.RAdam(trainable(model), lr=0.02),
+        lambda model: torch.optim.Adagrad(trainable(model), lr=0.02),
+        lambda model: torch.optim.Adadelta(trainable(model)),
+        lambda model: torch.optim.Adamax(trainable(model), lr=0.02),
+        lambda model: torch.optim.ASGD(trainable(model), lr=0.1),
+        lambda model: torch.optim.RMSprop(trainable(model), lr=0.005, momentum=0.9),
+    ],
+    ids=["adamw", "sgd", "momentum", "amsgrad", "nadam", "radam", "adagrad", "adadelta", "adamax", "asgd", "rmsprop"],
+)
+def test_element_wise_optimizers_are_reset_without_a_warning(make: Callable) -> None:
+    model = adapt(make_net(), **settings())
+    optimizer = make(model)
+    attachment = attach(model, optimizer)
+    changes = watch_outputs(attachment, model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(model, optimizer, regression_batches(STEPS))
+    assert max(changes) <= 1e-12
+    assert sum(len(event.pruned) for event in attachment.events) >= 4
+    for _, layer in adapted(model):
+        spare = ~layer.flexlora_active["default"]
+        for part, dim in (("P", 1), ("lambda", 0), ("Q", 0)):
+            parameter = getattr(layer, f"flexlora_{part}")["default"]
+            for key, value in optimizer.state[parameter].items():
+                if torch.is_tensor(value) and value.shape == parameter.shape:
+                    left = value.index_select(dim, spare.nonzero().flatten())
+                    assert not (left.abs() > 1e-7).any(), key  # Adamax keeps its eps there
+
+
+class Unused(nn.Module):
+    """A module that a forward pass never reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = make_net()
+        self.five = nn.Linear(7, 7).double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.1])
+def test_a_module_without_gradients_is_no_unusual_state(weight: float) -> None:
+    model = adapt(
+        Unused(), target_modules=[*TARGETS, "five"], **settings(importance="random", orth_reg_weight=weight, init_b=4)
+    )
+    attachment = attach(model, optimizer := adamw(model))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(model, optimizer, regression_batches(STEPS))
+    assert any("five" in (*event.pruned, *event.grown) for event in attachment.events)
+
+
+def test_a_training_that_breaks_down_moves_nothing_and_says_why() -> None:
+    model = adapt(make_net(), **settings())
+    attachment = attach(model, optimizer := adamw(model))
+    batches = regression_batches(4)
+    batches[2] = (batches[2][0] * torch.nan, batches[2][1])
+    train(model, optimizer, batches)
+    (event,) = attachment.events
+    assert event.skipped == "λ or its sensitivity is not finite"
+    assert not event.pruned
+    assert not event.grown
+    assert all(slots == [0, 1, 2] for slots in masks(model).values())
