@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from .allocator import RankAllocator, RankEvent
 from .config import FlexLoraConfig
 from .layer import FlexLoraLayer, FlexLoraLinear
-from .packing import flexlora_layers, pack_state_dict, plain_name, unpack_state_dict
+from .packing import pack_state_dict, plain_name, unpack_state_dict
 from .peft_type import FLEXLORA
 from .weighted import combine_adapters
 
@@ -163,6 +163,8 @@ class FlexLoraModel(BaseTuner):
         Returns:
             The event, or None where none was due.
         """
+        if global_step <= self.rank_allocator.step:
+            return None  # seen already, by `attach` or an earlier call
         self.rank_allocator.observe_gradients()
         return self.rank_allocator.advance(global_step, optimizer)
 
