@@ -18,7 +18,6 @@ from training_helpers import (
     adapt,
     adapt_bert,
     assert_same,
-    masks,
     moves,
     state_of,
     text_batches,
