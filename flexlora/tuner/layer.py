@@ -64,6 +64,8 @@ class FlexLoraLayer(BaseTunerLayer):
     def update_layer(self, adapter_name: str, r: int, lora_alpha: float, config: FlexLoraConfig, **kwargs: Any) -> None:
         """Create the adapter `adapter_name` with `r` active directions, in the first `r` slots.
 
+        Where ranks move (`init_b` > 0) a matrix starts with min(in, out) directions at most.
+
         Raises:
             ValueError: `r` is above the module's capacity.
         """
@@ -72,7 +74,10 @@ class FlexLoraLayer(BaseTunerLayer):
         max_rank = config.resolved_max_rank()
         if r > max_rank:
             raise ValueError(f"a module's starting rank ({r}) is above max_rank ({max_rank}): raise max_rank.")
-        # No matrix has more than min(in, out) singular values, so no limit is above that, unless asked for by r.
+        # No matrix has more than min(in, out) singular values, so no limit is above that. A rank that stays may be, if
+        # asked for; one that moves starts at most there: its capacity could not be told from the saved rank otherwise.
+        if config.init_b > 0:
+            r = min(r, self.in_features, self.out_features)
         capacity = max(r, min(max_rank, self.in_features, self.out_features))
         dtype = self._adapter_dtype()
         self.r[adapter_name] = r

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from peft import get_peft_model
 from torch import nn
 
-import flexlora
 from flexlora import FlexLoraConfig
 from flexlora.tuner import FlexLoraLayer, FlexLoraLinear, RankAllocator
 
@@ -147,7 +145,7 @@ def bank(spectra: list[list[float]], limit: int = 8, **settings: Any) -> tuple[n
 
 @torch.no_grad()
 def set_spectrum(layer: FlexLoraLayer, spectrum: list[float]) -> None:
-    p, values, q = layer.factors("default")
+    values = layer.flexlora_lambda["default"]
     active = torch.zeros(values.numel(), dtype=torch.bool)
     active[: len(spectrum)] = True
     set_mask(layer, active.tolist())
@@ -162,11 +160,3 @@ def delta(layer: FlexLoraLayer, adapter: str = "default") -> torch.Tensor:
         if active:
             total += layer.scaling[adapter] * float(values[slot]) * torch.outer(p[:, slot], q[slot])
     return total
-
-
-def fresh_base(base: nn.Module) -> nn.Module:
-    """A copy of an unadapted base."""
-    return copy.deepcopy(base)
-
-
-__all__ = ["Chain", "Nested", "adapters", "bank", "delta", "fixed", "flexlora", "fresh_base", "moving", "scramble"]

@@ -86,7 +86,7 @@ def test_constant_as_the_released_script():
     assert {config.budget(t) for t in config.event_steps()} == {4}
 
 
-# --- the default of max_rank -------------------------------------------------------------------------------------------
+# --- the default of max_rank ----------
 
 
 @given(st.integers(1, 40), windows, st.sampled_from(["both", "prune_only", "expand_only"]))

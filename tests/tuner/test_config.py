@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from builders import Chain, Nested, adapters, fixed, moving, wrapped
+from builders import Nested, adapters, fixed, moving, wrapped
 from peft import NoMatchingPeftModuleError, PeftConfig, PeftType, get_peft_model
 from torch import nn
 
@@ -152,7 +152,7 @@ def test_json_round_trip(tmp_path):
                 assert getattr(loaded, field.name) == getattr(config, field.name), field.name
 
 
-# --- targets -----------------------------------------------------------------------------------------------------------
+# --- targets ----------
 
 
 class Attention(nn.Module):

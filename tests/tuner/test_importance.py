@@ -140,7 +140,7 @@ def test_ties_give_equal_scores_bit_for_bit():
         assert a == b
 
 
-# --- through the model ------------------------------------------------------------------------------------------------
+# --- through the model ----------
 
 
 @pytest.mark.parametrize("name", REFERENCE)
@@ -198,7 +198,7 @@ def test_random_scores_do_not_touch_the_global_generator():
     assert torch.equal(state, torch.get_rng_state())
 
 
-# --- exact spectrum ---------------------------------------------------------------------------------------------------
+# --- exact spectrum ----------
 
 
 @given(
@@ -253,7 +253,7 @@ def test_scores_follow_lambda_through_the_model():
     assert after[1] == before[1]
 
 
-# --- sensitivity ------------------------------------------------------------------------------------------------------
+# --- sensitivity ----------
 
 
 def test_sensitivity_equals_adaloras_recursion_over_several_steps():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from builders import delta, fixed, set_mask, single
+from builders import delta, fixed, moving, set_mask, single
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -122,6 +122,13 @@ def test_capacity_is_the_limit_and_never_above_the_smaller_side():
     assert FlexLoraLinear(nn.Linear(7, 50), "default", config=config, r=2, lora_alpha=1).capacity("default") == 7
 
 
+def test_a_rank_that_moves_starts_at_most_at_the_smaller_side():
+    layer = FlexLoraLinear(nn.Linear(5, 9), "default", config=moving(r=8, max_rank=12), r=8, lora_alpha=16)
+    assert (layer.rank("default"), layer.capacity("default"), layer.scaling["default"]) == (5, 5, 2.0)
+    layer = FlexLoraLinear(nn.Linear(5, 9), "default", config=fixed(r=8, max_rank=12), r=8, lora_alpha=16)
+    assert (layer.rank("default"), layer.capacity("default")) == (8, 8), "a fixed rank is as asked for"
+
+
 def test_a_rank_above_the_limit_or_below_one():
     config = fixed(r=2, max_rank=4)
     with pytest.raises(ValueError, match=r"starting rank \(5\) is above max_rank \(4\)"):
@@ -141,7 +148,7 @@ def test_the_scale_is_fixed_for_life():
     assert torch.equal(layer(x), before)
 
 
-# --- gradients ---------------------------------------------------------------------------------------------------------
+# --- gradients ----------
 
 
 @given(sizes, masks, seeds)
@@ -204,7 +211,7 @@ def test_dropout_acts_on_the_adapters_input_only():
     torch.testing.assert_close(layer(x).double(), expected, rtol=1e-4, atol=1e-5)
 
 
-# --- growing -----------------------------------------------------------------------------------------------------------
+# --- growing ----------
 
 
 def grow(layer, config, step=7, index=3):
@@ -340,7 +347,7 @@ def test_a_grown_direction_learns():
         assert not q.grad[slot].any()
 
 
-# --- pruning -----------------------------------------------------------------------------------------------------------
+# --- pruning ----------
 
 
 @given(sizes, masks, seeds, st.data())
@@ -381,7 +388,7 @@ def test_masks_and_slots_survive_any_sequence_of_moves(size, mask, seed, moves):
         assert layer.capacity("default") == len(mask)
 
 
-# --- dtypes ------------------------------------------------------------------------------------------------------------
+# --- dtypes ----------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -434,7 +441,7 @@ def test_growth_is_exactly_zero_over_bfloat16_and_under_autocast():
             assert torch.equal(layer(x), before)
 
 
-# --- merging -----------------------------------------------------------------------------------------------------------
+# --- merging ----------
 
 
 @given(sizes, masks, seeds, st.booleans(), st.booleans())
@@ -486,7 +493,7 @@ def test_merging_twice_or_unmerging_twice_only_warns():
     layer, _ = single(6, 5, [True, True])
     layer.merge()
     weight = layer.base_layer.weight.detach().clone()
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="Already following adapters were merged|already merged"):
         layer.merge()
     assert torch.equal(layer.base_layer.weight, weight)
     layer.unmerge()
@@ -500,7 +507,7 @@ def test_mixed_batches_are_refused_not_ignored():
         layer(torch.randn(2, 5), adapter_names=["default", "__base__"])
 
 
-# --- unpacking ---------------------------------------------------------------------------------------------------------
+# --- unpacking ----------
 
 
 @given(sizes, masks, seeds)

@@ -150,7 +150,7 @@ def test_descending_the_gradient_makes_vectors_orthonormal():
     assert float(orthogonality_error(factors)) < 1e-3 * before
 
 
-# --- through the model -------------------------------------------------------------------------------------------------
+# --- through the model ----------
 
 
 @settings(max_examples=10)
