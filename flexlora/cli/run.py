@@ -17,6 +17,7 @@ from flexlora.cli.explain import explain, require_task
 from flexlora.conf_path import conf_dir
 from flexlora.errors import UserError
 from flexlora.settings import register_schemas, resolve
+from flexlora.training.progress import is_main_process, show_log
 
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -41,7 +42,7 @@ def main() -> None:
         except UserError as error:
             if show_tracebacks:
                 raise
-            print(f"flexlora-run: {error}", file=sys.stderr)
+            _say(error)
             endings.append("refused")
 
     try:
@@ -49,12 +50,12 @@ def main() -> None:
     except (HydraException, OmegaConfBaseException) as error:
         if show_tracebacks:
             raise
-        print(f"flexlora-run: {explain(error)}", file=sys.stderr)
+        _say(explain(error))
         sys.exit(REFUSED)
     except KeyboardInterrupt:
-        print("flexlora-run: interrupted", file=sys.stderr)
+        _say("interrupted")
         sys.exit(INTERRUPTED)
-    if len(endings) > 1:
+    if len(endings) > 1 and is_main_process():
         counts = ", ".join(f"{count} {ending}" for ending, count in Counter(endings).items())
         print(f"{len(endings)} runs: {counts}")
     bad = set(endings) - {"done", "skipped"}
@@ -67,10 +68,14 @@ def _run(config: DictConfig) -> str:
     overrides = list(HydraConfig.get().overrides.task)
     # Everything heavy is imported from here on: a bad setting is answered before.
     from flexlora.training.job import run_job
-    from flexlora.training.progress import show_log
 
     show_log()
     return run_job(settings, plain, overrides)
+
+
+def _say(what: object) -> None:
+    if is_main_process():
+        print(f"flexlora-run: {what}", file=sys.stderr)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

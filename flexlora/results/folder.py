@@ -32,14 +32,16 @@ KEPT = ("done", "diverged")
 def variant_name(overrides: Iterable[str]) -> str:
     """A folder name for what sets this run apart: `training.epochs=8` → `training.epochs-8`; none → `default`.
 
+    Several are joined by `+`, so that the name can be typed after `variant=` without quotes.
+
     Sorted, so that the order of the command line does not matter; where the spelling had to change to be safe, or
     is cut, a hash of the original keeps two variants apart.
     """
     kept = sorted(item.lstrip("+") for item in overrides if item.lstrip("+~").split("=", 1)[0] not in PATH_KEYS)
     if not kept:
         return "default"
-    original = ",".join(kept)
-    safe = re.sub(r"[^A-Za-z0-9._,+-]", "~", original.replace("=", "-"))
+    original = "+".join(kept)
+    safe = re.sub(r"[^A-Za-z0-9._+-]", "~", original.replace("=", "-"))
     if "~" not in safe and len(safe) <= 120:
         return safe
     return f"{safe.replace('~', '')[:120]}-{hashlib.sha256(original.encode()).hexdigest()[:8]}"

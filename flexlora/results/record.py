@@ -39,7 +39,7 @@ class RunRecord:
     subset: bool | None = None
     samples: dict[str, Any] = field(default_factory=dict)
     tokens: dict[str, int] | None = None
-    """Training tokens: `real`, and `padded` with the padding that was computed along."""
+    """Trained on until the last evaluation: `real`, and `padded` with the padding that was computed along."""
     schedule: dict[str, Any] | None = None
     """How the method's windows were scaled to this run: factor, and each window before and after."""
 

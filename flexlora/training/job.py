@@ -55,7 +55,7 @@ def run_job(settings: RunSettings, config: dict[str, Any], overrides: Iterable[s
     with contextlib.ExitStack() as stack:
         # One process opens the folder and all follow what it finds.
         verdict: list[Any] = [None]
-        if PartialState().is_main_process:
+        if PartialState(cpu=_on_cpu()).is_main_process:
             verdict = [_open(folder, stack)]
         broadcast_object_list(verdict)
         if isinstance(verdict[0], UserError):
@@ -224,9 +224,17 @@ class _Job:
         record.metrics = {"last": outcome.last, "best": outcome.best}
         record.history = outcome.history
         record.epochs = None if not outcome.history else outcome.history[-1]["epoch"]
-        record.tokens = {"real": outcome.real_tokens, "padded": outcome.padded_tokens}
+        record.tokens = outcome.tokens
         record.train_seconds = round(outcome.train_seconds, 3)
         record.eval_seconds = round(outcome.eval_seconds, 3)
+
+
+def _on_cpu() -> bool:
+    """Whether to stay on the CPU: where there is nothing else, several processes only find each other if told so."""
+    import torch
+    from accelerate.utils import parse_flag_from_env
+
+    return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
 
 
 def _accelerator(training: TrainingSettings) -> "Accelerator":
@@ -240,7 +248,7 @@ def _accelerator(training: TrainingSettings) -> "Accelerator":
     try:
         # Masks of active directions are buffers, and alike on all processes already.
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
-        return Accelerator(mixed_precision=precision, kwargs_handlers=[ddp])
+        return Accelerator(cpu=_on_cpu(), mixed_precision=precision, kwargs_handlers=[ddp])
     except ValueError as error:
         raise UserError(f"training.precision={training.precision.value}: {one_line(error)}") from error
 

@@ -37,9 +37,8 @@ class Outcome:
     train_seconds: float = 0.0
     """Time in steps alone: evaluations and logging are not in it."""
     eval_seconds: float = 0.0
-    real_tokens: int = 0
-    padded_tokens: int = 0
-    """Over all steps of this process, padding included."""
+    tokens: dict[str, int] | None = None
+    """Trained on until the last evaluation, on all processes: `real` ones, and `padded` with their padding."""
     events: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -86,6 +85,7 @@ class Loop:
         self._bad_step = torch.full((), NEVER, dtype=torch.int64, device=accelerator.device)
         self._steps_in_sum = 0
         self._steps_in_epoch = 0
+        self._tokens = {"real": 0, "padded": 0}
         self._bar = Progress(total_steps, task.main_metric, visible=accelerator.is_main_process)
 
     def run(self) -> Outcome:
@@ -209,8 +209,8 @@ class Loop:
         lengths = self.task.train.lengths
         for chosen, batch in zip(indices, batches, strict=True):
             longest = max(value.shape[1] if value.dim() > 1 else 1 for value in batch.values())
-            self.outcome.real_tokens += sum(lengths[i] for i in chosen)
-            self.outcome.padded_tokens += longest * len(chosen)
+            self._tokens["real"] += sum(lengths[i] for i in chosen)
+            self._tokens["padded"] += longest * len(chosen)
 
     def _log(self, epoch: float) -> None:
         """A line of metrics.jsonl; the only place, with evaluations, where the host waits for the device."""
@@ -265,6 +265,8 @@ class Loop:
             "train_loss": outcome.train_loss,
             "eval_loss": {},
         }
+        counts = gather_object([self._tokens])
+        outcome.tokens = {name: sum(count[name] for count in counts) for name in self._tokens}
         scores: dict[str, float] = {}
         self.model.eval()
         for split in self.task.evaluation:

@@ -85,10 +85,15 @@ class BarFriendlyHandler(logging.Handler):
         sys.stdout.flush()
 
 
+def is_main_process() -> bool:
+    """Whether this process speaks for the run, by the launcher's environment: known before anything is imported."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def show_log() -> None:
     """Print the package's log on the terminal, once however often this is called; on the main process only."""
-    if os.environ.get("RANK", "0") == "0" and not any(isinstance(h, BarFriendlyHandler) for h in log.handlers):
+    if is_main_process() and not any(isinstance(h, BarFriendlyHandler) for h in log.handlers):
         log.addHandler(BarFriendlyHandler())
         log.propagate = False
-    # transformers' own deprecations inside PEFT: nothing a user of this command can act on.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    # Deprecations of one library inside another: nothing a user of this command can act on.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|accelerate")

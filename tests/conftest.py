@@ -1,0 +1,123 @@
+"""What the runner's tests share: the installed command, and data and a model that the tests make themselves."""
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMAND = Path(sys.executable).with_name("flexlora-run")
+
+# Grammar small enough for a random encoder to learn in a few steps: a sentence without its verb is no sentence.
+NOUNS = ["cat", "dog", "child", "teacher", "sailor", "farmer", "singer", "doctor"]
+VERBS = ["see", "like", "help", "know", "follow", "thank", "call", "hear"]
+ADVERBS = ["often", "never", "always", "again"]
+
+
+def sentences(count: int, seed: int) -> list[tuple[str, int]]:
+    """Sentences and whether they are acceptable, half and half, of five to nine words."""
+    draw = random.Random(seed)
+    rows = []
+    for number in range(count):
+        acceptable = number % 2
+        subject, thing = draw.sample(NOUNS, 2)
+        verb = f"{draw.choice(VERBS)}s" if acceptable else draw.choice(NOUNS)
+        tail = draw.sample(ADVERBS, draw.randint(0, 3))
+        rows.append((" ".join(["the", subject, verb, "the", thing, *tail, "."]), acceptable))
+    draw.shuffle(rows)
+    return rows
+
+
+def write_cola(folder: Path, train: int = 64, dev: int = 40) -> Path:
+    """The classic layout: no header; source, label, star, sentence. Quotes stand for themselves."""
+    (folder / "CoLA").mkdir(parents=True)
+    for name, count, seed in (("train.tsv", train, 1), ("dev.tsv", dev, 2)):
+        rows = sentences(count, seed)
+        lines = [f"made\t{label}\t{'' if label else '*'}\t{text}\n" for text, label in rows]
+        (folder / "CoLA" / name).write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cola(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in the classic GLUE layout, 64 sentences to train on and 40 to evaluate on."""
+    return write_cola(tmp_path_factory.mktemp("glue"))
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of two layers and hidden size 32 with random weights and a WordPiece vocabulary of its own."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = [*special, ".", "the", *NOUNS, *VERBS, *ADVERBS, "##s"]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    BertTokenizerFast(vocab=str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+RunCommand = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def flexlora_run() -> RunCommand:
+    """The installed command in a process of its own: `flexlora_run("task=glue/cola", ..., timeout=…)`."""
+
+    def run(*arguments: str, timeout: float = 240, **variables: str) -> subprocess.CompletedProcess[str]:
+        environment = {key: value for key, value in os.environ.items() if key not in {"HYDRA_FULL_ERROR"}}
+        environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables}
+        environment = {key: value for key, value in environment.items() if value}
+        return subprocess.run(
+            [str(COMMAND), *arguments], capture_output=True, text=True, timeout=timeout, env=environment, check=False
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def arguments(cola: Path, tiny_bert: Path) -> list[str]:
+    """A short run on them; method and output_root are a test's own."""
+    return [
+        "task=glue/cola",
+        "model=local",
+        f"model.path={tiny_bert}",
+        f"task.data_dir={cola}",
+        "training.epochs=4",
+        "training.batch_size=8",
+        "training.learning_rate=5e-3",
+        "variant=test",
+    ]
+
+
+def one_line(result: subprocess.CompletedProcess[str]) -> str:
+    """The command's only line on stderr."""
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("flexlora-run: "), result.stderr
+    return lines[0].removeprefix("flexlora-run: ")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of shared real data and models; tests that use it skip where it is absent."""
+    folder = Path(os.environ.get("FLEXLORA_SHARED", ROOT.parent / "shared"))
+    if not (folder / "data" / "glue" / "CoLA").is_dir():
+        pytest.skip("no shared real data beside the repository (FLEXLORA_SHARED may name it)")
+    return folder

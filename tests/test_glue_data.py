@@ -1,0 +1,131 @@
+"""The classic GLUE download: what is read, and one clear line for every way in which it can be broken."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from conftest import write_cola
+from hydra import compose, initialize_config_dir
+
+from flexlora.conf_path import conf_dir
+from flexlora.errors import UserError
+from flexlora.settings import GlueTask, TsvData, register_schemas, resolve
+from flexlora.tasks import load_task
+from flexlora.tasks.glue_tsv import read_tsv
+
+
+@pytest.fixture(scope="module")
+def settings() -> GlueTask:
+    """`task=glue/cola` as composed."""
+    register_schemas()
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        return resolve(compose("config", overrides=["task=glue/cola", "method=lora"]))[0].task
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def test_cola_is_read_without_header_and_without_quoting(settings, tmp_path):
+    path = write(tmp_path / "train.tsv", b'gj04\t1\t\t"To be," he said.\nks08\t0\t*\tHe "am here.\n')
+    rows = read_tsv(path, settings)
+    assert rows.texts == (['"To be," he said.', 'He "am here.'],)
+    assert rows.labels == [1, 0]
+
+
+def test_only_a_newline_ends_a_row(settings, tmp_path):
+    text = "one\u2028two\x85three\x0bfour"
+    path = write(tmp_path / "train.tsv", f"a\t1\t\t{text}\nb\t0\t*\tfive".encode())
+    assert read_tsv(path, settings).texts == ([text, "five"],)
+
+
+def test_windows_line_ends_and_a_byte_order_mark_are_no_part_of_a_row(settings, tmp_path):
+    path = write(tmp_path / "train.tsv", b"\xef\xbb\xbfa\t1\t\tone\r\nb\t0\t*\ttwo\r\n")
+    rows = read_tsv(path, settings)
+    assert rows.texts == (["one", "two"],)
+
+
+def test_a_header_names_columns_and_labels_are_texts(settings, tmp_path):
+    """What the other tasks' YAML will say, with no code of their own: here RTE's layout, and STS-B's float."""
+    layout = TsvData("RTE", "train.tsv", {"validation": "dev.tsv"}, True, ["sentence1", "sentence2"], "label", None)
+    rte = dataclasses.replace(settings, labels=["entailment", "not_entailment"], tsv=layout)
+    path = write(tmp_path / "r.tsv", b"index\tsentence1\tsentence2\tlabel\n0\tA b.\tC.\tnot_entailment\n")
+    rows = read_tsv(path, rte)
+    assert (rows.texts, rows.labels) == ((["A b."], ["C."]), [1])
+    stsb = dataclasses.replace(rte, num_labels=1, labels=[])
+    path = write(tmp_path / "s.tsv", b"sentence1\tsentence2\tlabel\nA\tB\t3.25\n")
+    assert read_tsv(path, stsb).labels == [3.25]
+    with pytest.raises(UserError, match=r"s.tsv, line 2: label 'x' is not a number"):
+        read_tsv(write(tmp_path / "s.tsv", b"sentence1\tsentence2\tlabel\nA\tB\tx\n"), stsb)
+    with pytest.raises(UserError, match=r"line 1: there is no column 'label' among sentence1, sentence2"):
+        read_tsv(write(tmp_path / "s.tsv", b"sentence1\tsentence2\nA\tB\n"), stsb)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a\t1\t\tone\nb\t0\ttwo\n", r"train.tsv, line 2: 3 tab-separated columns where 4 are expected"),
+        (b"a\t1\t\tone\n\nb\t0\t\ttwo\n", r"train.tsv, line 2: 1 tab-separated columns"),
+        (b"a\t1\t\tone\ttwo\n", r"train.tsv, line 1: 5 tab-separated columns"),
+        (b"a\t1\t\tone\nb\t2\t\ttwo\n", r"train.tsv, line 2: label '2' is none of 0, 1"),
+        (b"a\t\t\tone\n", r"train.tsv, line 1: label '' is none of 0, 1"),
+        (b"a\t1\t\tone\nb\t1\t\t\xff\xfe\n", r"train.tsv, line 2: not UTF-8"),
+        (b"", r"train.tsv has no rows"),
+    ],
+    ids=["a column short", "a blank line", "a column over", "label 2", "no label", "not UTF-8", "empty"],
+)
+def test_a_broken_row_is_named_by_file_and_line(settings, tmp_path, content, message):
+    path = write(tmp_path / "train.tsv", content)
+    with pytest.raises(UserError, match=message) as caught:
+        read_tsv(path, settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_folder_is_the_download_or_the_tasks_own(settings, tmp_path):
+    root = write_cola(tmp_path, train=8, dev=4)
+    for folder in (root, root / "CoLA"):
+        task = load_task(dataclasses.replace(settings, data_dir=str(folder)))
+        assert (len(task.train_rows.labels), len(task.evaluation_rows["validation"].labels)) == (8, 4)
+        assert task.provenance["source"] == "folder"
+        assert set(task.provenance["sha256"]) == {"train.tsv", "dev.tsv"}
+        assert task.subset is False
+
+
+def test_a_subset_takes_the_first_rows_and_says_so(settings, tmp_path):
+    root = write_cola(tmp_path, train=8, dev=4)
+    task = load_task(dataclasses.replace(settings, data_dir=str(root), max_train_rows=3))
+    assert len(task.train_rows.labels) == 3
+    assert task.subset is True
+    whole = load_task(dataclasses.replace(settings, data_dir=str(root), max_train_rows=100))
+    assert whole.subset is False
+
+
+def test_missing_folder_and_missing_split_are_one_line(settings, tmp_path):
+    with pytest.raises(UserError, match="there is no folder"):
+        load_task(dataclasses.replace(settings, data_dir=str(tmp_path / "none")))
+    with pytest.raises(UserError, match=r"has a train\.tsv"):
+        load_task(dataclasses.replace(settings, data_dir=str(tmp_path)))
+    (write_cola(tmp_path) / "CoLA" / "dev.tsv").unlink()
+    with pytest.raises(UserError, match=r"there is no .*dev\.tsv"):
+        load_task(dataclasses.replace(settings, data_dir=str(tmp_path)))
+
+
+def test_batches_are_padded_to_a_multiple_of_eight_and_cut_at_max_length(settings, cola, tiny_bert):
+    from transformers import AutoTokenizer
+
+    task = load_task(dataclasses.replace(settings, data_dir=str(cola), max_length=7))
+    task.tokenize(AutoTokenizer.from_pretrained(tiny_bert))
+    assert max(task.train.lengths) == 7
+    batch = task.collate([task.train.examples[i] for i in range(5)])
+    assert batch["input_ids"].shape == (5, 8)
+    assert batch["attention_mask"].sum(dim=1).tolist() == [task.train.lengths[i] for i in range(5)]
+    assert batch["labels"].tolist() == task.train_rows.labels[:5]
+
+
+def test_the_genuine_cola(settings, shared):
+    task = load_task(dataclasses.replace(settings, data_dir=str(shared / "data" / "glue")))
+    dev = task.evaluation_rows["validation"]
+    assert (len(task.train_rows.labels), len(dev.labels)) == (8551, 1043)
+    assert sum(dev.labels) == 721  # acceptable sentences of the published dev set
+    assert dev.texts[0][0] == "The sailors rode the breeze clear of the rocks."

@@ -1,0 +1,120 @@
+"""The configuration: every key explained, every method's numbers its own, nothing past the schema."""
+
+import dataclasses
+import re
+import typing
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from flexlora.conf_path import conf_dir
+from flexlora.errors import UserError, did_you_mean
+from flexlora.settings import FlexLoraSettings, LoraSettings, Precision, Schedule, register_schemas, resolve
+
+FILES = sorted(conf_dir().rglob("*.yaml"))
+METHODS = ("flexlora", "lora", "linear")
+
+
+def settings(*overrides: str):
+    register_schemas()
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        return resolve(compose("config", overrides=list(overrides)))[0]
+
+
+@pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(conf_dir())) for path in FILES])
+def test_every_key_has_one_comment(path: Path):
+    """A line that gives a key a value says what it is; a defaults list and a bare parent need no comment."""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if re.match(r"\s*\w+:\s*[^\s#|]", line):
+            assert line.count("  # ") == 1, f"{path.name}, line {number} has no comment: {line}"
+
+
+def test_flexlora_on_cola_is_the_papers():
+    run = settings("task=glue/cola", "method=flexlora")
+    assert (run.training.learning_rate, run.training.epochs, run.training.batch_size) == (8e-4, 20, 32)
+    assert (run.task.max_length, run.training.warmup_ratio, run.training.weight_decay) == (64, 0.1, 0.0)
+    windows = {name: run.method[name] for name in ("tinit", "tfinal", "deltaT", "r", "lora_alpha", "init_b")}
+    assert windows == {"tinit": 1000, "tfinal": 1000, "deltaT": 200, "r": 8, "lora_alpha": 16, "init_b": 4}
+    assert run.paper_steps == -(-8551 // 32) * 20
+    assert (run.schedule, run.training.precision) == (Schedule.scaled, Precision.fp32)
+
+
+def test_a_baseline_does_not_inherit_flexloras_learning_rate():
+    rates = {method: settings("task=glue/cola", f"method={method}").training.learning_rate for method in METHODS}
+    assert rates == {"flexlora": 8e-4, "lora": 4e-4, "linear": 1e-3}
+    assert settings("task=glue/cola", "method=lora").paper_steps is None
+
+
+def test_a_method_without_a_recipe_must_be_given_a_learning_rate():
+    with pytest.raises(UserError, match=r"training.learning_rate.* is not set: there is no recipe for method mine"):
+        settings("task=glue/cola", "method=lora", "method.name=mine", "training.learning_rate=???")
+
+
+def test_the_data_seed_follows_the_seed_unless_set():
+    assert settings("task=glue/cola", "seed=3").data_seed == 3
+    assert settings("task=glue/cola", "seed=3", "data_seed=1").data_seed == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+training.foo=1", "there is no setting 'training.foo'"),
+        ("+training.learning_rte=1", r"Did you mean training\.learning_rate\?"),
+        ("+task.max_train_row=1", r"there is no setting 'task\.max_train_row'\. Did you mean task\.max_train_rows\?"),
+        ("+model.pat=1", r"Did you mean model\.path\?"),
+        ("+foo=1", "there is no setting 'foo'"),
+        ("+task.tsv.headr=true", r"Did you mean task\.tsv\.header\?"),
+    ],
+)
+def test_an_added_key_does_not_slip_past_the_schema(override, message):
+    with pytest.raises(UserError, match=message):
+        settings("task=glue/cola", override)
+
+
+def test_a_mask_takes_no_key_of_another_method():
+    with pytest.raises(UserError, match=r"there is no setting 'method\.r'"):
+        settings("task=glue/cola", "method=linear", "+method.r=8")
+
+
+def test_schemas_hold_no_values():
+    for schema in (FlexLoraSettings, LoraSettings):
+        assert all(field.default == "???" for field in dataclasses.fields(schema))
+
+
+@pytest.mark.parametrize("name", ["flexlora", "lora"])
+def test_a_methods_keys_are_fields_of_its_peft_config(name):
+    from peft import LoraConfig
+
+    from flexlora import FlexLoraConfig
+
+    config_class = {"flexlora": FlexLoraConfig, "lora": LoraConfig}[name]
+    keys = set(settings("task=glue/cola", f"method={name}").method) - {"name", "kind", "peft_type"}
+    assert keys <= {field.name for field in dataclasses.fields(config_class)}
+
+
+def test_flexloras_yaml_gives_the_configs_own_defaults():
+    """The YAML shows a user every default; it may not differ from what a script of their own would get."""
+    from flexlora import FlexLoraConfig
+
+    defaults = {field.name: field.default for field in dataclasses.fields(FlexLoraConfig)}
+    yaml = typing.cast(dict, OmegaConf.to_container(OmegaConf.load(conf_dir() / "method" / "flexlora.yaml")))
+    shown = {key: value for key, value in yaml.items() if value != "???"}
+    for key in set(shown) - {"defaults", "name", "kind", "peft_type"}:
+        assert shown[key] == defaults[key], key
+
+
+@pytest.mark.parametrize(
+    ("word", "options", "answer"),
+    [
+        ("glue/colaa", ["glue/cola", "glue/rte"], " Did you mean glue/cola?"),
+        ("cola", ["glue/cola", "glue/rte"], " Did you mean glue/cola?"),
+        ("training.lr", ["training.log_every", "training.learning_rate"], " Did you mean training.learning_rate?"),
+        ("trainin.epochs", ["task.epochs", "training.epochs"], " Did you mean training.epochs?"),
+        ("flexlra", ["flexlora", "lora"], " Did you mean flexlora?"),
+        ("zzz", ["flexlora", "lora"], ""),
+    ],
+)
+def test_did_you_mean(word, options, answer):
+    assert did_you_mean(word, options) == answer
