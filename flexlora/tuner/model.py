@@ -134,9 +134,11 @@ class FlexLoraModel(BaseTuner):
     def rank_allocator(self) -> RankAllocator:
         """The allocator of the trainable adapter: the one `flexlora.attach` made, or else made on first use."""
         name = self.trainable_adapter_name
-        if self._rank_allocator is None or self._rank_allocator.adapter_name != name:
-            self._rank_allocator = RankAllocator(self.model, self.peft_config[name], name)
-        return self._rank_allocator
+        allocator, config = self._rank_allocator, self.peft_config[name]
+        # Another configuration means another adapter, also where it was deleted and made again under the same name.
+        if allocator is None or allocator.adapter_name != name or allocator.config is not config:
+            allocator = self._rank_allocator = RankAllocator(self.model, config, name)
+        return allocator
 
     @rank_allocator.setter
     def rank_allocator(self, allocator: RankAllocator) -> None:

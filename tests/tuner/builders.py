@@ -93,7 +93,7 @@ def set_mask(layer: FlexLoraLayer, mask: list[bool], adapter: str = "default") -
 
 
 @torch.no_grad()
-def scramble(model: nn.Module, seed: int = 0, adapter: str = "default", full: bool = False) -> None:
+def scramble(model: nn.Module, seed: int = 0, adapter: str = "default", full: bool = False, scale: float = 1.0) -> None:
     """Random non-contiguous masks (at least one direction each) and random values, as after many events."""
     generator = torch.Generator().manual_seed(seed)
     for layer in adapters(model, adapter):
@@ -104,7 +104,7 @@ def scramble(model: nn.Module, seed: int = 0, adapter: str = "default", full: bo
             active[:] = True
         p.copy_(torch.randn(p.shape, generator=generator) * active)
         q.copy_(torch.randn(q.shape, generator=generator) * active[:, None])
-        values.copy_(torch.randn(values.shape, generator=generator) * active)
+        values.copy_(scale * torch.randn(values.shape, generator=generator) * active)
         layer.flexlora_active[adapter].copy_(active)
 
 

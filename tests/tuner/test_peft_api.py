@@ -1,0 +1,472 @@
+"""FlexLoRA through PEFT's own interface, on linears of all kinds and on real architectures with random weights."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import warnings
+
+import pytest
+import timm
+import torch
+from builders import SHAPES, Chain, adapters, delta, fixed, moving, scramble, wrapped
+from peft import PeftModel, get_peft_model, inject_adapter_in_model
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+import flexlora
+from flexlora import FlexLoraConfig, attach, module_ranks
+from flexlora.tuner import FlexLoraLinear
+
+X = torch.randn(4, 6, generator=torch.Generator().manual_seed(9))
+
+
+def expected_output(base: Chain, model: nn.Module, names: list[str], weights: list[float] | None = None):
+    """The base with Σ weight · ΔW added to its weights by hand."""
+    dense = copy.deepcopy(base).double()
+    with torch.no_grad():
+        for adapter, weight in zip(names, weights or [1.0] * len(names), strict=True):
+            for module_name, module in model.named_modules():
+                if isinstance(module, FlexLoraLinear) and adapter in module.flexlora_P:
+                    target = dense.get_submodule(module_name.removeprefix("base_model.model."))
+                    target.weight += weight * delta(module, adapter)
+    return dense(X.double()).float()
+
+
+def two(seed: int = 0):
+    """A model with a trainable adapter on all and a frozen one on two linears, and its base."""
+    torch.manual_seed(1)
+    base = Chain()
+    model = get_peft_model(copy.deepcopy(base), moving())
+    model.add_adapter("second", fixed(target_modules=["q", "o"], r=3, lora_alpha=5, inference_mode=True))
+    scramble(model, seed)
+    scramble(model, seed + 1, "second")
+    return model, base
+
+
+# --- wrapping ----------
+
+
+def test_only_the_adapter_trains():
+    model = wrapped(fixed())
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trainable == {
+        f"base_model.model.{name}.flexlora_{part}.default" for name in SHAPES for part in ("P", "lambda", "Q")
+    }
+
+
+@pytest.mark.parametrize("bias", ["none", "all", "flexlora_only"])
+def test_bias(bias, tmp_path):
+    torch.manual_seed(1)
+    base = Chain()
+    model = get_peft_model(copy.deepcopy(base), fixed(bias=bias, target_modules=["q", "k"]))
+    found = {name for name, p in model.named_parameters() if p.requires_grad and "flexlora_" not in name}
+    adapted = {f"base_model.model.{name}.base_layer.bias" for name in ("q", "k")}
+    others = {f"base_model.model.{name}.bias" for name in ("v", "o", "head")}
+    assert found == {"none": set(), "all": adapted | others, "flexlora_only": adapted}[bias]
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in found:
+                parameter.add_(1.0)
+    scramble(model, 0)
+    model.save_pretrained(str(tmp_path))
+    loaded = PeftModel.from_pretrained(base, str(tmp_path))
+    torch.testing.assert_close(loaded(X), model(X))
+
+
+def test_repr_names_the_tuner():
+    assert "flexlora.FlexLoraLinear" in repr(wrapped(fixed()))
+
+
+# --- several adapters ----------
+
+
+def test_set_adapter():
+    model, base = two()
+    torch.testing.assert_close(model(X), expected_output(base, model, ["default"]), rtol=1e-4, atol=1e-5)
+    model.set_adapter("second", inference_mode=True)
+    torch.testing.assert_close(model(X), expected_output(base, model, ["second"]), rtol=1e-4, atol=1e-5)
+    assert not any(p.requires_grad for p in model.parameters())
+    model.base_model.set_adapter(["default", "second"])
+    torch.testing.assert_close(model(X), expected_output(base, model, ["default", "second"]), rtol=1e-4, atol=1e-5)
+
+
+def test_an_additional_adapter_is_frozen_and_does_not_freeze_the_first():
+    model, _ = two()
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert len(trainable) == 3 * len(SHAPES)
+    assert all(name.endswith(".default") for name in trainable)
+
+
+def test_a_second_trainable_adapter_is_refused_and_leaves_the_model_usable():
+    torch.manual_seed(1)
+    base = Chain()
+    model = get_peft_model(copy.deepcopy(base), moving())
+    scramble(model)
+    before = model(X)
+    with pytest.raises(ValueError, match=r"ranks of one adapter.*default, second.*inference_mode=True"):
+        model.add_adapter("second", moving())
+    assert list(model.peft_config) == ["default"]
+    assert torch.equal(model(X), before)
+    model.base_model.update_and_allocate(1)
+    model.add_adapter("second", fixed(inference_mode=True))
+
+
+def test_delete_adapter():
+    model, base = two()
+    model.delete_adapter("second")
+    assert list(model.peft_config) == ["default"]
+    assert not any("second" in name for name in model.state_dict())
+    for layer in adapters(model):
+        for held in (layer.r, layer.scaling, layer.lora_alpha, layer.flexlora_active, layer.flexlora_dropout):
+            assert set(held) == {"default"}
+    torch.testing.assert_close(model(X), expected_output(base, model, ["default"]), rtol=1e-4, atol=1e-5)
+
+
+def test_delete_the_active_adapter():
+    model, base = two()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.delete_adapter("default")
+    torch.testing.assert_close(model(X), expected_output(base, model, ["second"]), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="no adapter is trainable"):
+        model.base_model.update_and_allocate(1)
+
+
+def test_an_adapter_made_again_under_an_old_name_has_its_own_allocator():
+    model, _ = two()
+    model.base_model.update_and_allocate(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.delete_adapter("default")
+    model.add_adapter("default", moving(target_modules=["k"], r=2, max_rank=4))
+    model.set_adapter("default")
+    scramble(model, 5)
+    allocator = model.base_model.rank_allocator
+    assert allocator.names == ["k"]
+    assert allocator.limits == [4]
+    assert allocator.step == 0
+    assert allocator.config is model.peft_config["default"]
+
+
+# --- disabling ----------
+
+
+@pytest.mark.parametrize("merge_first", [False, True])
+def test_disable_adapter_gives_the_base(merge_first):
+    model, base = two()
+    before = model(X)
+    if merge_first:
+        model.merge_adapter()
+    with model.disable_adapter():
+        torch.testing.assert_close(model(X), base(X), rtol=1e-4, atol=1e-5)
+        if not merge_first:
+            assert torch.equal(model(X), base(X))
+    torch.testing.assert_close(model(X), before, rtol=1e-4, atol=1e-5)
+
+
+def test_enable_and_disable_layers():
+    model, base = two()
+    before = model(X)
+    model.base_model.disable_adapter_layers()
+    assert torch.equal(model(X), base(X))
+    model.base_model.enable_adapter_layers()
+    assert torch.equal(model(X), before)
+
+
+# --- merging ----------
+
+
+@pytest.mark.parametrize("safe", [False, True])
+def test_merge_and_unload(safe):
+    model, base = two()
+    before, expected = model(X), expected_output(base, model, ["default"])
+    merged = model.merge_and_unload(safe_merge=safe)
+    assert type(merged) is Chain
+    assert not any("flexlora" in name for name in merged.state_dict())
+    torch.testing.assert_close(merged(X), before, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(merged(X), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_merge_several_then_unmerge():
+    model, base = two()
+    weights = {name: p.detach().clone() for name, p in model.named_parameters() if "base_layer" in name}
+    model.merge_adapter(["default", "second"])
+    torch.testing.assert_close(model(X), expected_output(base, model, ["default", "second"]), rtol=1e-4, atol=1e-5)
+    model.unmerge_adapter()
+    for name, parameter in model.named_parameters():
+        if name in weights:
+            torch.testing.assert_close(parameter, weights[name], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model(X), expected_output(base, model, ["default"]), rtol=1e-4, atol=1e-5)
+
+
+def test_safe_merge_refuses_nan_and_leaves_the_layer():
+    model, base = two()
+    with torch.no_grad():
+        next(iter(adapters(model))).flexlora_P["default"][:, -1] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        model.merge_adapter(safe_merge=True)
+    assert torch.equal(model.base_model.model.q.base_layer.weight, base.q.weight)
+    assert not model.base_model.model.q.merged
+
+
+def test_unload_gives_the_base_back():
+    model, base = two()
+    assert torch.equal(model.unload()(X), base(X))
+
+
+def test_conv1d_merges_in_its_own_orientation():
+    torch.manual_seed(0)
+    model, ids = gpt2()
+    adapted = get_peft_model(copy.deepcopy(model), fixed(target_modules=["c_attn", "c_fc"]))
+    scramble(adapted)
+    before = adapted(ids).logits
+    torch.testing.assert_close(adapted.merge_and_unload(safe_merge=True)(ids).logits, before, rtol=1e-3, atol=1e-4)
+
+
+# --- modules to save ----------
+
+
+def test_modules_to_save(tmp_path):
+    torch.manual_seed(1)
+    base = Chain()
+    model = get_peft_model(copy.deepcopy(base), fixed(modules_to_save=["head"]))
+    scramble(model)
+    head = model.base_model.model.head.modules_to_save["default"]
+    assert all(p.requires_grad for p in head.parameters())
+    with torch.no_grad():
+        head.weight.add_(1.0)
+    model.save_pretrained(str(tmp_path))
+    loaded = PeftModel.from_pretrained(base, str(tmp_path))
+    assert torch.equal(loaded(X), model(X))
+    assert torch.equal(loaded.base_model.model.head.modules_to_save["default"].weight, head.weight)
+    assert torch.equal(loaded.merge_and_unload().head.weight, head.weight)
+
+
+# --- without a wrapper ----------
+
+
+def test_inject_adapter_in_model_and_attach():
+    torch.manual_seed(1)
+    injected = inject_adapter_in_model(moving(r=2, total_step=20, init_b=1), Chain())
+    assert type(injected) is Chain
+    assert list(module_ranks(injected)) == list(SHAPES)
+    assert {name for name, p in injected.named_parameters() if p.requires_grad} == {
+        f"{name}.flexlora_{part}.default" for name in SHAPES for part in ("P", "lambda", "Q")
+    }
+    optimizer = torch.optim.AdamW([p for p in injected.parameters() if p.requires_grad], lr=0.05)
+    attachment = attach(injected, optimizer)
+    for _ in range(12):
+        optimizer.zero_grad()
+        injected(X).square().sum().backward()
+        optimizer.step()
+    assert attachment.step == 12
+    assert len(attachment.events) == 12
+    assert set(module_ranks(injected).values()) != {2}
+    assert sum(module_ranks(injected).values()) == 8
+    assert list(attachment.events[-1].ranks) == list(SHAPES)
+
+
+def test_injected_equals_wrapped():
+    def train(model):
+        torch.manual_seed(3)
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05)
+        attach(model, optimizer)
+        for _ in range(6):
+            optimizer.zero_grad()
+            model(X).square().sum().backward()
+            optimizer.step()
+        return model(X)
+
+    torch.manual_seed(1)
+    base = Chain()
+    torch.manual_seed(2)
+    injected = inject_adapter_in_model(moving(), copy.deepcopy(base))
+    torch.manual_seed(2)
+    wrapped_model = get_peft_model(copy.deepcopy(base), moving())
+    assert torch.equal(train(injected), train(wrapped_model))
+
+
+# --- real architectures ----------
+
+
+def gpt2():
+    config = GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=20, n_positions=16)
+    config.attn_pdrop = config.embd_pdrop = config.resid_pdrop = 0.0
+    return GPT2LMHeadModel(config).eval(), torch.arange(10).view(2, 5)
+
+
+def llama():
+    config = LlamaConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=20,
+        max_position_embeddings=16,
+    )
+    return LlamaForCausalLM(config).eval(), torch.arange(10).view(2, 5)
+
+
+def deberta():
+    config = DebertaV2Config(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        vocab_size=20,
+        max_position_embeddings=16,
+        relative_attention=True,
+        pos_att_type=["p2c", "c2p"],
+        share_att_key=True,
+        norm_rel_ebd="layer_norm",
+        position_buckets=4,
+    )
+    return DebertaV2ForSequenceClassification(config).eval(), torch.arange(10).view(2, 5)
+
+
+def bert():
+    config = BertConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, vocab_size=20)
+    return BertForSequenceClassification(config).eval(), torch.arange(10).view(2, 5)
+
+
+def vit():
+    model = timm.create_model(
+        "vit_tiny_patch16_224", pretrained=False, img_size=32, embed_dim=16, depth=2, num_heads=2, num_classes=3
+    )
+    return model.eval(), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+BACKBONES = {
+    "gpt2": (gpt2, ["c_attn", "c_fc", "mlp.c_proj"], 6),
+    "llama": (llama, ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"], 10),
+    "deberta": (
+        deberta,
+        ["query_proj", "key_proj", "value_proj", "attention.output.dense", "intermediate.dense", "output.dense"],
+        12,
+    ),
+    "bert": (bert, None, 4),
+    "vit": (vit, r"blocks\.\d+\.(attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)", 8),
+}
+
+
+def logits(model, inputs):
+    out = model(inputs)
+    return out if torch.is_tensor(out) else out.logits
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_backbones(name, tmp_path):
+    make, targets, count = BACKBONES[name]
+    torch.manual_seed(0)
+    base, inputs = make()
+    torch.manual_seed(1)
+    model = get_peft_model(copy.deepcopy(base), moving(target_modules=targets, r=2, max_rank=5)).eval()
+    assert len(adapters(model)) == count
+    assert torch.equal(logits(model, inputs), logits(base, inputs)), "ΔW = 0 at the start"
+    scramble(model, scale=0.05)
+    before = logits(model, inputs)
+    assert not torch.allclose(before, logits(base, inputs), atol=1e-4)
+    logits(model, inputs).square().sum().backward()
+    for layer in adapters(model):
+        off = ~layer.flexlora_active["default"]
+        p, values, q = layer.factors("default")
+        assert (p.grad[:, off] == 0).all()
+        assert (values.grad[off] == 0).all()
+        assert (q.grad[off] == 0).all()
+        assert (values.grad[~off] != 0).any()
+    model.save_pretrained(str(tmp_path))
+    loaded = PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path)).eval()
+    assert torch.equal(logits(loaded, inputs), before)
+    ranks = list(module_ranks(loaded).values())
+    assert ranks == [layer.rank("default") for layer in adapters(model)]
+    merged = loaded.merge_and_unload(safe_merge=True)
+    torch.testing.assert_close(logits(merged, inputs), before, rtol=1e-3, atol=1e-4)
+    total = sum(module_ranks(model).values())
+    event = model.base_model.update_and_allocate(1)
+    assert event.total_rank == total
+    assert event.pruned
+
+
+def test_default_targets_come_from_pefts_table():
+    torch.manual_seed(0)
+    model = get_peft_model(llama()[0], moving(target_modules=None))
+    assert {name.rpartition(".")[2] for name in module_ranks(model)} == {"q_proj", "v_proj"}
+
+
+def test_layers_to_transform():
+    model = get_peft_model(llama()[0], moving(target_modules=["q_proj"], layers_to_transform=[1]))
+    assert list(module_ranks(model)) == ["model.layers.1.self_attn.q_proj"]
+
+
+def test_gradient_checkpointing_gives_the_same_gradients():
+    def gradients(checkpointing):
+        torch.manual_seed(0)
+        base, ids = llama()
+        model = get_peft_model(base, moving(target_modules=["q_proj", "down_proj"])).train()
+        scramble(model)
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model(ids, labels=ids).loss.backward()
+        return [p.grad for p in model.parameters() if p.requires_grad]
+
+    for plain, checkpointed in zip(gradients(False), gradients(True), strict=True):
+        torch.testing.assert_close(plain, checkpointed)
+
+
+def test_bfloat16_backbone_keeps_float32_factors():
+    torch.manual_seed(0)
+    base, ids = llama()
+    model = get_peft_model(base.to(torch.bfloat16), moving(target_modules=["q_proj", "down_proj"]))
+    scramble(model)
+    assert {t.dtype for layer in adapters(model) for t in layer.factors("default")} == {torch.float32}
+    assert model(ids).logits.dtype == torch.bfloat16
+    merged = model.merge_and_unload()
+    assert {p.dtype for p in merged.parameters()} == {torch.bfloat16}
+
+
+# --- quantised bases ----------
+
+needs_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
+)
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("kind", ["8bit", "4bit"])
+def test_bitsandbytes_linears(kind):
+    import bitsandbytes as bnb
+
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(64, 64))
+    if kind == "8bit":
+        quantised = bnb.nn.Linear8bitLt(64, 64, has_fp16_weights=False)
+    else:
+        quantised = bnb.nn.Linear4bit(64, 64, compute_dtype=torch.float32)
+    quantised.load_state_dict(plain[0].state_dict())
+    model = nn.Sequential(quantised).to("cpu")
+    x = torch.randn(3, 64)
+    base = model(x)
+    adapted = get_peft_model(model, fixed(target_modules=["0"]))
+    torch.testing.assert_close(adapted(x), base)
+    scramble(adapted)
+    (layer,) = adapters(adapted)
+    torch.testing.assert_close(adapted(x), base + (x.double() @ delta(layer).T).to(base), rtol=1e-2, atol=1e-2)
+    adapted(x).float().square().sum().backward()
+    assert layer.flexlora_lambda["default"].grad.isfinite().all()
+
+
+def test_the_package_offers_what_it_says():
+    for name in flexlora.__all__:
+        assert hasattr(flexlora, name)
+    assert FlexLoraConfig is flexlora.FlexLoraConfig
