@@ -56,12 +56,16 @@ def convert_to_lora(
             if uniform_rank:
                 left = nn.functional.pad(left * scaling[name], (0, top - rank))
                 right = nn.functional.pad(right, (0, 0, 0, top - rank))
-            elif rank != config.r or scaling[name] != config.lora_alpha / config.r:
+            else:
                 ranks[name], alphas[name] = rank, scaling[name] * rank
             state_dict[f"{PEFT_PREFIX}{name}.lora_A.weight"] = right.detach().clone().contiguous()
             state_dict[f"{PEFT_PREFIX}{name}.lora_B.weight"] = left.detach().clone().contiguous()
         elif factor not in (*FACTORS.values(), SLOTS):
             state_dict[key] = value.detach().clone().contiguous()  # modules_to_save and biases
+    if all(rank == config.r and alphas[name] == config.lora_alpha for name, rank in ranks.items()):
+        # All as the default says. Otherwise all modules are named: PEFT matches a pattern as a suffix, so that "q"
+        # would give its rank to a "block.q" that is not named.
+        ranks, alphas = {}, {}
     lora = LoraConfig(
         r=top if uniform_rank else config.r,
         lora_alpha=top if uniform_rank else config.lora_alpha,
