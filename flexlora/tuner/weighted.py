@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import TYPE_CHECKING
 
 import torch
+from peft.utils.other import ModulesToSaveWrapper
 
 from .layer import FlexLoraLayer
 from .packing import flexlora_layers, plain_name, specific_first
@@ -35,6 +37,19 @@ def combine_adapters(
     if combination_type not in ("cat", "svd"):
         raise ValueError(f"combination_type is {combination_type!r}; FlexLoRA offers cat (exact) and svd.")
 
+    if svd_rank is not None and svd_rank < 1:
+        raise ValueError(f"svd_rank must be at least 1, not {svd_rank}.")
+    trained = [
+        (wrapper, [name for name in dict.fromkeys(adapters) if name in wrapper.modules_to_save])
+        for wrapper in tuner.model.modules()
+        if isinstance(wrapper, ModulesToSaveWrapper)
+    ]
+    if any(len(owners) > 1 for _, owners in trained):
+        raise ValueError(
+            "several of these adapters trained the same modules_to_save (a classifier, say), which have no sum: "
+            "combine adapters of which at most one did."
+        )
+
     layers = {plain_name(name): layer for adapter in adapters for name, layer in flexlora_layers(tuner.model, adapter)}
     summed = {name: _concatenate(layer, adapters, weights) for name, layer in layers.items()}
     if combination_type == "svd":
@@ -48,14 +63,28 @@ def combine_adapters(
     config.r = config.max_rank = max(ranks.values())
     config.lora_alpha = config.r  # s = 1: every scale is in λ already
     config.rank_pattern, config.alpha_pattern = specific_first(ranks), {}
-    config.target_modules = set(ranks)
+    config.target_modules = _exactly(set(ranks), [plain_name(name) for name, _ in tuner.model.named_modules()])
+    config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
+    heads = [tuner.peft_config[name].modules_to_save for name in adapters if tuner.peft_config[name].modules_to_save]
+    config.modules_to_save = list(dict.fromkeys(name for names in heads for name in names)) or None
     config.init_b = 0
     config.inference_mode = True
     tuner.peft_config[adapter_name] = config
     tuner.inject_adapter(tuner.model, adapter_name)
     for name, layer in flexlora_layers(tuner.model, adapter_name):
         fill(layer, adapter_name, summed[plain_name(name)])
+    for wrapper, owners in trained:
+        for owner in owners:
+            wrapper.modules_to_save[adapter_name].load_state_dict(wrapper.modules_to_save[owner].state_dict())
     tuner.set_adapter(tuner.active_adapters)
+
+
+def _exactly(targets: set[str], names: list[str]) -> set[str] | str:
+    """Target modules that match `targets` and nothing else: a regex where a name is the suffix of a stranger's."""
+    suffixes = tuple(f".{target}" for target in targets)
+    if any(name.endswith(suffixes) and name not in targets for name in names):
+        return "|".join(re.escape(target) for target in sorted(targets))
+    return targets
 
 
 def _concatenate(layer: FlexLoraLayer, adapters: list[str], weights: list[float]) -> Triplet:
