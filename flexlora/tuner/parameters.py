@@ -25,13 +25,13 @@ def parameter_groups(
     Args:
         model: the adapted model.
         learning_rate: of everything but λ.
-        lambda_lr_ratio: learning rate of λ over `learning_rate`; the configuration's (1.0 by default) when None.
+        lambda_lr_ratio: learning rate of λ over `learning_rate`; by default that of the adapter that trains (1.0).
 
     Returns:
         Two groups (one where there is no λ), each with "params", "lr" and "name".
     """
     if lambda_lr_ratio is None:
-        lambda_lr_ratio = next((config.lambda_lr_ratio for config in _configs(model)), 1.0)
+        lambda_lr_ratio = next((config.lambda_lr_ratio for config in _configs(model) if not config.inference_mode), 1.0)
     if lambda_lr_ratio <= 0:
         raise ValueError(f"`lambda_lr_ratio` must be positive, not {lambda_lr_ratio}.")
     lambdas = {
@@ -79,7 +79,7 @@ class ParameterCount:
 def count_parameters(model: nn.Module) -> ParameterCount:
     """Count the trainable parameters of any model, adapted by PEFT or not (also on the meta device)."""
     inside: set[int] = set()
-    inactive = 0
+    spare = spare_trainable = 0
     for module in model.modules():
         if not isinstance(module, BaseTunerLayer):
             continue
@@ -88,16 +88,17 @@ def count_parameters(model: nn.Module) -> ParameterCount:
         inside |= own.keys()
         if isinstance(module, FlexLoraLayer):
             for name, values in module.flexlora_lambda.items():
-                if values.requires_grad:
-                    spare = module.capacity(name) - module.rank(name)
-                    inactive += spare * (module.in_features + module.out_features + 1)
+                inactive = module.capacity(name) - module.rank(name)
+                parameters_of_inactive = inactive * (module.in_features + module.out_features + 1)
+                spare += parameters_of_inactive
+                spare_trainable += parameters_of_inactive if values.requires_grad else 0
     parameters = list(model.parameters())
     allocated = sum(p.numel() for p in parameters if p.requires_grad and id(p) in inside)
     return ParameterCount(
-        adapter_active=allocated - inactive,
+        adapter_active=allocated - spare_trainable,
         adapter_allocated=allocated,
         head=sum(p.numel() for p in parameters if p.requires_grad and id(p) not in inside),
-        total=sum(p.numel() for p in parameters) - inactive,
+        total=sum(p.numel() for p in parameters) - spare,
     )
 
 
