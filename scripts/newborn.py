@@ -1,0 +1,422 @@
+"""How large are Adam's first updates of a newborn direction, and what do they cost? One table for each `growth_state`.
+
+At every rank event of a real training the run is copied, optimizer and all, once for each way to start the optimizer
+state of newborn directions. The copies see the same batches for `--window` steps. Beside them: a copy that prunes but
+does not grow, which shows what pruning alone does to the loss.
+
+    python scripts/newborn.py                                  # scikit-learn's digits, a small MLP: a minute on a core
+    python scripts/newborn.py --encoder DIR --glue DIR ...     # CoLA on a local encoder: minutes
+
+Prints Markdown; docs/newborn.md shows what it found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import itertools
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from torch import nn
+
+from flexlora import FlexLoraConfig
+from flexlora.tuner import FlexLoraLayer, RankAllocator, parameter_groups
+
+STATES = ("zeros", "surviving_second_moment")
+NO_GROWTH = "no growth"
+PARTS = ("lambda", "P", "Q")
+AGES = (1, 2, 3, 5, 10, 20, 30, 50)  # steps after birth that the tables show
+
+Batch = Any
+
+
+class Task:
+    """A model to adapt, batches to train on, and a loss to look at.
+
+    Attributes:
+        targets: the linears to adapt.
+        heads: modules that train beside the adapter.
+    """
+
+    targets: Sequence[str]
+    heads: Sequence[str]
+
+    def model(self, seed: int) -> nn.Module:
+        raise NotImplementedError
+
+    def batches(self, seed: int) -> Iterator[Batch]:
+        """Endless, shuffled by `seed`."""
+        raise NotImplementedError
+
+    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        raise NotImplementedError
+
+    def held_out(self) -> list[Batch]:
+        raise NotImplementedError
+
+
+class Digits(Task):
+    """An MLP that has learnt scikit-learn's digits is adapted to the same digits turned by a quarter."""
+
+    targets = ("0", "2", "4", "6")
+    heads = ("8",)
+
+    def __init__(self) -> None:
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        images = torch.tensor(digits.images, dtype=torch.float32) / 16.0
+        labels = torch.tensor(digits.target)
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+        images, labels = images[order], labels[order]
+        self.upright = images.flatten(1)
+        self.turned = torch.rot90(images, 1, (1, 2)).flatten(1)
+        self.labels = labels
+        self.split = 1200
+        self.pretrained: dict[int, nn.Module] = {}
+
+    def model(self, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        widths = [64, 96, 96, 96, 96, 10]
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise(widths):
+            layers += [nn.Linear(before, after), nn.GELU()]
+        model = nn.Sequential(*layers[:-1])
+        optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(300):
+            index = torch.randint(0, self.split, (64,), generator=generator)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(self.upright[index]), self.labels[index]).backward()
+            optimizer.step()
+        return model
+
+    def batches(self, seed: int) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(1000 + seed)
+        while True:
+            index = torch.randint(0, self.split, (32,), generator=generator)
+            yield self.turned[index], self.labels[index]
+
+    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    def held_out(self) -> list[Batch]:
+        return [(self.turned[self.split :], self.labels[self.split :])]
+
+
+class Cola(Task):
+    """CoLA from the classic GLUE folder on a local BERT-like encoder."""
+
+    targets = ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense")
+    heads = ("classifier", "pooler")
+
+    def __init__(self, encoder: Path, glue: Path, size: int = 32, length: int = 64) -> None:
+        from transformers import AutoTokenizer
+
+        self.encoder, self.size, self.length = encoder, size, length
+        self.tokenizer = AutoTokenizer.from_pretrained(encoder)
+        self.rows = {name: self._read(glue / "CoLA" / f"{name}.tsv") for name in ("train", "dev")}
+
+    @staticmethod
+    def _read(file: Path) -> list[tuple[str, int]]:
+        with file.open(encoding="utf-8", newline="") as lines:
+            return [(row[3], int(row[1])) for row in csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)]
+
+    def model(self, seed: int) -> nn.Module:
+        from transformers import AutoModelForSequenceClassification
+
+        torch.manual_seed(seed)
+        return AutoModelForSequenceClassification.from_pretrained(self.encoder, num_labels=2)
+
+    def _batch(self, rows: list[tuple[str, int]]) -> Batch:
+        texts = self.tokenizer(
+            [text for text, _ in rows], padding=True, truncation=True, max_length=self.length, return_tensors="pt"
+        )
+        return dict(texts) | {"labels": torch.tensor([label for _, label in rows])}
+
+    def batches(self, seed: int) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(1000 + seed)
+        while True:
+            order = torch.randperm(len(self.rows["train"]), generator=generator).tolist()
+            for start in range(0, len(order) - self.size + 1, self.size):
+                yield self._batch([self.rows["train"][i] for i in order[start : start + self.size]])
+
+    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        return model(**batch).loss
+
+    def held_out(self) -> list[Batch]:
+        rows = self.rows["dev"][:256]
+        return [self._batch(rows[start : start + 128]) for start in range(0, len(rows), 128)]
+
+
+class Training:
+    """A model, its optimizer and schedule, one step at a time; copied whole to try a growth state."""
+
+    def __init__(self, task: Task, seed: int, settings: argparse.Namespace, **config: Any) -> None:
+        self.task, self.seed, self.settings = task, seed, settings
+        self.taken = 0
+        base = task.model(seed)
+        torch.manual_seed(seed)
+        self.model: Any = get_peft_model(
+            base,
+            FlexLoraConfig(
+                r=settings.rank,
+                lora_alpha=2 * settings.rank,
+                target_modules=list(task.targets),
+                modules_to_save=list(task.heads),
+                total_step=settings.steps,
+                tinit=settings.period,
+                tfinal=settings.window,
+                deltaT=settings.period,
+                init_b=settings.budget,
+                orth_reg_weight=settings.orth_weight,
+                seed=seed,
+                **config,
+            ),
+        )
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, settings.lr), weight_decay=0.0)
+
+    def copy(self, **config: Any) -> Training:
+        """The same training, with its configuration changed; it shares nothing that moves."""
+        other = copy.copy(self)
+        other.model, other.optimizer = copy.deepcopy((self.model, self.optimizer))
+        for name, value in config.items():
+            setattr(other.model.peft_config["default"], name, value)
+        return other
+
+    def allocator(self) -> RankAllocator:
+        return RankAllocator(self.model, self.model.peft_config["default"])
+
+    def learning_rate(self) -> float:
+        warmup, left = 0.1 * self.settings.steps, self.settings.steps - self.taken
+        return self.settings.lr * min((self.taken + 1) / warmup, left / (self.settings.steps - warmup))
+
+    def step(self, batch: Batch, allocator: RankAllocator) -> float:
+        """One step without an event; returns its learning rate."""
+        rate = self.learning_rate()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        torch.manual_seed(1_000_003 * self.seed + self.taken)  # the same dropout in every copy
+        self.model.train()
+        self.optimizer.zero_grad()
+        self.task.loss(self.model, batch).backward()
+        nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], 1.0)
+        allocator.regularise()
+        self.optimizer.step()
+        self.taken += 1
+        return rate
+
+    @torch.no_grad()
+    def held_out_loss(self, batches: list[Batch]) -> float:
+        self.model.eval()
+        return statistics.fmean(self.task.loss(self.model, batch).item() for batch in batches)
+
+
+Newborn = tuple[Any, int]  # a layer and a slot
+
+
+def directions(model: nn.Module) -> set[Newborn]:
+    layers = [module for module in model.modules() if isinstance(module, FlexLoraLayer)]
+    return {(layer, slot) for layer in layers for slot in layer.slots("default").tolist()}
+
+
+def parts_of(layer: Any, slot: int) -> dict[str, torch.Tensor]:
+    p, values, q = layer.factors("default")
+    return {
+        name: tensor.detach().clone()
+        for name, tensor in (("P", p[:, slot]), ("lambda", values[slot].view(1)), ("Q", q[slot]))
+    }
+
+
+def term(parts: dict[str, torch.Tensor]) -> torch.Tensor:
+    """λ p qᵀ: what one direction adds to ΔW, but for the scale."""
+    return parts["lambda"] * torch.outer(parts["P"], parts["Q"])
+
+
+class Measures:
+    """What the steps after birth showed: lists over newborns (and seeds and events) by (state, part, step)."""
+
+    def __init__(self) -> None:
+        self.mean: dict[tuple[str, str, int], list[float]] = defaultdict(list)
+        self.peak: dict[tuple[str, str], tuple[float, int]] = {}
+        self.share: dict[tuple[str, int], list[float]] = defaultdict(list)
+        self.older: dict[str, list[float]] = defaultdict(list)
+        self.loss: dict[tuple[str, int], list[float]] = defaultdict(list)
+        self.newborns = 0
+
+    def note(self, state: str, part: str, age: int, size: torch.Tensor) -> None:
+        self.mean[state, part, age].append(size.mean().item())
+        highest = size.max().item()
+        if highest > self.peak.get((state, part), (0.0, 0))[0]:
+            self.peak[state, part] = (highest, age)
+
+
+def follow(training: Training, state: str, batches: list[Batch], held_out: list[Batch], found: Measures) -> None:
+    """Hold the event of this step in `training`, then measure the steps of `batches`."""
+    allocator = training.allocator()
+    old = directions(training.model)
+    allocator.hold_event(training.taken, training.optimizer)
+    newborns = directions(training.model) - old
+    found.newborns += len(newborns) * (state == STATES[0])
+    found.loss[state, 0].append(training.held_out_loss(held_out))
+    layers = {layer for layer, _ in newborns}
+    elders = [(layer, slot) for layer, slot in directions(training.model) - newborns if layer in layers]
+    for age, batch in enumerate(batches, start=1):
+        before = {key: parts_of(*key) for key in newborns}
+        elders_before = {key: parts_of(*key) for key in elders}
+        weight_before = {layer: layer.get_delta_weight("default").detach() for layer in layers}
+        rate = training.step(batch, allocator)
+        for key in newborns:
+            after = parts_of(*key)
+            for part in PARTS:
+                found.note(state, part, age, (after[part] - before[key][part]).abs() / rate)
+            layer = key[0]
+            moved = (layer.get_delta_weight("default").detach() - weight_before[layer]).norm()
+            own = (term(after) - term(before[key])).norm() * layer.scaling["default"]
+            found.share[state, age].append((own / moved).item())
+        for key in elders:
+            after = parts_of(*key)
+            for part in PARTS:
+                found.older[part].append(((after[part] - elders_before[key][part]).abs() / rate).mean().item())
+        if age in AGES:
+            found.loss[state, age].append(training.held_out_loss(held_out))
+
+
+def measure(task: Task, seed: int, settings: argparse.Namespace, found: Measures) -> None:
+    """One training under the default state; at each of its events, copies."""
+    batches = task.batches(seed)
+    held_out = task.held_out()
+    training = Training(task, seed, settings)
+    allocator = training.allocator()
+    ahead: list[Batch] = []
+    while training.taken < settings.steps - settings.window:
+        training.step(ahead.pop(0) if ahead else next(batches), allocator)
+        if allocator.is_due(training.taken):
+            ahead += [next(batches) for _ in range(settings.window - len(ahead))]
+            for state in STATES:
+                follow(training.copy(growth_state=state), state, ahead[: settings.window], held_out, found)
+            follow(training.copy(direction="prune_only"), NO_GROWTH, ahead[: settings.window], held_out, found)
+            allocator.advance(training.taken, training.optimizer)
+
+
+def whole(task: Task, seed: int, settings: argparse.Namespace, state: str) -> float:
+    """The held-out loss at the end of a whole training."""
+    batches = task.batches(seed)
+    training = Training(task, seed, settings, growth_state=state)
+    allocator = training.allocator()
+    while training.taken < settings.steps:
+        training.step(next(batches), allocator)
+        allocator.advance(training.taken, training.optimizer)
+    return training.held_out_loss(task.held_out())
+
+
+def table(header: list[str], rows: list[list[str]]) -> None:
+    print("| " + " | ".join(header) + " |")
+    print("|" + "---|" * len(header))
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+    print()
+
+
+def spread(values: list[float]) -> str:
+    """mean ± standard error"""
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return f"{statistics.fmean(values):+.4f} ± {error:.4f}"
+
+
+def report(found: Measures, finals: dict[str, list[float]], settings: argparse.Namespace) -> None:
+    ages = [age for age in AGES if age <= settings.window]
+    print(f"Size of Adam's update, |Δ| / lr, mean over the entries of {found.newborns} newborn directions, by age\n")
+    table(
+        ["growth_state", "of", *map(str, ages), "largest mean (age)", "largest entry (age)"],
+        [
+            [
+                f"`{state}`",
+                part,
+                *[f"{statistics.fmean(found.mean[state, part, age]):.2f}" for age in ages],
+                _largest([statistics.fmean(found.mean[state, part, age]) for age in range(1, settings.window + 1)]),
+                f"{found.peak[state, part][0]:.1f} ({found.peak[state, part][1]})",
+            ]
+            for state in STATES
+            for part in PARTS
+        ],
+    )
+    older = ", ".join(f"{part} {statistics.fmean(found.older[part]):.2f}" for part in PARTS)
+    print(f"The older directions of the same matrices, over the same steps: {older}.\n")
+    print("Share of a newborn in its matrix's step, ‖change of s·λpqᵀ‖ / ‖change of ΔW‖\n")
+    table(
+        ["growth_state", *map(str, ages)],
+        [[f"`{state}`", *[f"{statistics.fmean(found.share[state, age]):.3f}" for age in ages]] for state in STATES],
+    )
+    print("Held-out loss after the event, less that at the event (mean ± standard error over events)\n")
+    table(
+        ["", *map(str, ages)],
+        [
+            [
+                f"`{state}`" if state in STATES else state,
+                *[
+                    spread([a - b for a, b in zip(found.loss[state, age], found.loss[state, 0], strict=True)])
+                    for age in ages
+                ],
+            ]
+            for state in (*STATES, NO_GROWTH)
+        ]
+        + [
+            [
+                "second moment less zeros",
+                *[
+                    spread([a - b for a, b in zip(found.loss[STATES[1], g], found.loss[STATES[0], g], strict=True)])
+                    for g in ages
+                ],
+            ]
+        ],
+    )
+    if finals:
+        difference = [a - b for a, b in zip(finals[STATES[1]], finals[STATES[0]], strict=True)]
+        ends = ", ".join(f"`{state}` {statistics.fmean(values):.4f}" for state, values in finals.items())
+        print(f"Held-out loss at the end of whole trainings, {len(difference)} seeds: {ends}; ", end="")
+        print(f"second moment less zeros {spread(difference)}.")
+
+
+def _largest(by_age: list[float]) -> str:
+    highest = max(by_age)
+    return f"{highest:.2f} ({by_age.index(highest) + 1})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--encoder", type=Path, help="folder of a BERT-like encoder; with --glue: CoLA, else digits")
+    parser.add_argument("--glue", type=Path, help="folder of the classic GLUE download")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings, each with copies at every event")
+    parser.add_argument("--whole-seeds", type=int, default=None, help="whole trainings a state (default: --seeds)")
+    parser.add_argument("--steps", type=int, default=2000, help="optimizer steps of a training")
+    parser.add_argument("--period", type=int, default=330, help="steps between events, and before the first")
+    parser.add_argument("--window", type=int, default=50, help="steps followed after an event")
+    parser.add_argument("--budget", type=int, default=2, help="b₀")
+    parser.add_argument("--rank", type=int, default=4)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--orth-weight", type=float, default=0.1, help="orth_reg_weight")
+    settings = parser.parse_args()
+    if (settings.encoder is None) != (settings.glue is None):
+        parser.error("--encoder and --glue belong together")
+    started = time.monotonic()
+    task: Task = Digits() if settings.encoder is None else Cola(settings.encoder, settings.glue)
+    found = Measures()
+    for seed in range(settings.seeds):
+        measure(task, seed, settings, found)
+    count = settings.seeds if settings.whole_seeds is None else settings.whole_seeds
+    finals = {state: [whole(task, seed, settings, state) for seed in range(count)] for state in STATES}
+    report(found, finals if count else {}, settings)
+    print(f"\n{time.monotonic() - started:.0f} s on {torch.get_num_threads()} thread(s), torch {torch.__version__}")
+
+
+if __name__ == "__main__":
+    main()
