@@ -196,14 +196,14 @@ def test_steps_accumulation_precision_and_absolute_windows(flexlora_run, argumen
 def test_a_loss_that_is_not_finite_is_recorded_with_its_step(flexlora_run, arguments, tiny_bert, tmp_path):
     result = flexlora_run(
         *arguments,
-        "method=linear",
+        "method=lora",
         f"output_root={tmp_path}",
-        "training.learning_rate=1e38",
+        "training.learning_rate=1e30",
         "training.warmup_ratio=0",
         "training.log_every=3",
     )
     assert result.returncode == 1, result.stdout + result.stderr
-    record = read_record(folder_of(tmp_path, "linear", tiny_bert) / "result.json")
+    record = read_record(folder_of(tmp_path, "lora", tiny_bert) / "result.json")
     assert record.status == "diverged"
     assert "not finite at step 2" in record.error
     assert record.steps == 3

@@ -1,0 +1,152 @@
+"""The loop on a model of one linear: gradients, learning rates, evaluations and hooks, against arithmetic by hand."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from torch import nn
+
+from flexlora.methods import Method
+from flexlora.settings import Precision, TrainingSettings
+from flexlora.tasks import Split
+from flexlora.training.batching import epoch_batches
+from flexlora.training.loop import Loop
+
+
+class Regression:
+    """Mean squared error of one linear; evaluations are scored by a script, so that best and last can differ."""
+
+    name, main_metric, num_labels, provenance, subset = "regression", "score", 1, {}, False
+
+    def __init__(self, examples: int, scores: list[float]) -> None:
+        draw = torch.Generator().manual_seed(0)
+        rows = [{"x": torch.randn(3, generator=draw), "y": torch.randn((), generator=draw)} for _ in range(examples)]
+        self.train = Split("train", rows, [1 + i % 5 for i in range(examples)])
+        self.evaluation = [Split("validation", rows[:5], [3, 1, 5, 2, 4])]
+        self.scores = iter(scores)
+        self.predictions: list[list[float]] = []
+
+    def collate(self, examples):
+        return {key: torch.stack([example[key] for example in examples]) for key in ("x", "y")}
+
+    def loss(self, model, batch):
+        return ((model(batch["x"]).squeeze(-1) - batch["y"]) ** 2).mean()
+
+    def predict(self, model, batch):
+        return self.loss(model, batch), model(batch["x"]).squeeze(-1)
+
+    def score(self, split, predictions):
+        self.predictions.append(predictions)
+        return {"score": next(self.scores)}
+
+
+class Sgd(Method):
+    """Plain gradient descent, which shows a gradient as it is, and a diary of the hooks."""
+
+    def __init__(self) -> None:
+        self.diary: list[tuple[str, int]] = []
+        self.rates: list[float] = []
+
+    def optimizer(self, groups, learning_rate, weight_decay):
+        return torch.optim.SGD(groups, lr=learning_rate)
+
+    def attach(self, model, optimizer):
+        optimizer.register_step_pre_hook(lambda o, *_: self.rates.append(o.param_groups[0]["lr"]))
+        self.diary.append(("attach", 0))
+
+    def regularise(self, model):
+        self.diary.append(("regularise", len(self.rates)))
+
+    def after_step(self, step, optimizer):
+        self.diary.append(("after_step", step))
+
+    def finish(self, model):
+        self.diary.append(("finish", len(self.rates)))
+
+
+def settings(**values) -> TrainingSettings:
+    given = {
+        "epochs": 1, "max_steps": None, "learning_rate": 0.1, "batch_size": 4, "eval_batch_size": 2,
+        "gradient_accumulation": 1, "weight_decay": 0.0, "warmup_ratio": 0.0, "max_grad_norm": None,
+        "precision": Precision.fp32, "eval_every": None, "log_every": 2,
+    }  # fmt: skip
+    return TrainingSettings(**{**given, **values})
+
+
+def loop(task, method, total_steps: int, model: nn.Module | None = None, **values) -> Loop:
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+    torch.manual_seed(0)
+    model = model or nn.Linear(3, 1)
+    return Loop(model, task, method, settings(**values), Accelerator(cpu=True), total_steps=total_steps, data_seed=0)
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_step_takes_the_gradient_of_the_mean_over_all_its_examples(accumulation):
+    """Eleven examples in batches of 4 and 3: averaging the batches' means instead would weigh examples unequally."""
+    task, method = Regression(11, [0.0]), Sgd()
+    model = nn.Linear(3, 1)
+    reference = nn.Linear(3, 1)
+    reference.load_state_dict(model.state_dict())
+    loop(task, method, 1, model, gradient_accumulation=accumulation, eval_every=1).run()
+    batches = epoch_batches(task.train.lengths, 4, seed=0, epoch=0)[:accumulation]
+    task.loss(reference, task.collate([task.train.examples[i] for batch in batches for i in batch])).backward()
+    for trained, start in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(trained, start - 0.1 * start.grad)
+
+
+def test_the_learning_rate_rises_and_falls_once_a_step():
+    method = Sgd()
+    loop(Regression(12, [0.0] * 9), method, 10, gradient_accumulation=2, warmup_ratio=0.2).run()
+    expected = [0.0, 0.05, 0.1, *(0.1 * (10 - step) / 8 for step in range(3, 10))]
+    assert method.rates == pytest.approx(expected)
+
+
+def test_hooks_come_in_order_and_once_a_step():
+    method = Sgd()
+    loop(Regression(12, [0.0] * 2), method, 3, gradient_accumulation=2, eval_every=2).run()
+    steps = [entry for step in range(3) for entry in (("regularise", step), ("after_step", step + 1))]
+    assert method.diary == [("attach", 0), *steps, ("finish", 3)]
+
+
+def test_last_and_best_are_kept_apart():
+    outcome = loop(Regression(12, [0.1, 0.7, 0.7, 0.2]), Sgd(), 8, eval_every=2).run()
+    assert [row["step"] for row in outcome.history] == [2, 4, 6, 8]
+    assert (outcome.best["step"], outcome.best["score"]) == (4, 0.7)
+    assert (outcome.last["step"], outcome.last["score"]) == (8, 0.2)
+
+
+def test_predictions_come_back_in_the_splits_order():
+    task = Regression(12, [0.0])
+    model = nn.Linear(3, 1)
+    loop(task, Sgd(), 1, model).run()
+    with torch.no_grad():
+        expected = [float(model(example["x"])) for example in task.evaluation[0].examples]
+    assert task.predictions[0] == pytest.approx(expected)
+
+
+def test_the_training_loss_is_the_epochs_mean():
+    task = Regression(12, [0.0])
+    model = nn.Linear(3, 1)
+    outcome = loop(task, Sgd(), 3, model, learning_rate=0.0).run()
+    expected = task.loss(model, task.collate(task.train.examples)).item()
+    assert outcome.train_loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_first_loss_that_is_not_finite_is_named_however_late_it_is_read():
+    task = Regression(12, [])
+    batches = epoch_batches(task.train.lengths, 4, seed=0, epoch=0)
+    task.train.examples[batches[1][0]]["y"] = torch.tensor(torch.inf)
+    outcome = loop(task, Sgd(), 30, log_every=25).run()
+    assert outcome.status == "diverged"
+    assert "not finite at step 2" in outcome.error
+    assert outcome.steps == 3  # the epoch's end, where an evaluation would have been
+    assert outcome.last is None
+
+
+def test_the_loop_names_no_method():
+    source = Path(__file__).parents[1] / "flexlora" / "training" / "loop.py"
+    code = source.read_text().lower().replace("from flexlora.", "")
+    assert not any(name in code for name in ("lora", "peft_type", "isinstance(method"))
