@@ -332,7 +332,7 @@ def spread(values: list[float]) -> str:
     return f"{statistics.fmean(values):+.4f} ± {error:.4f}"
 
 
-def report(found: Measures, finals: dict[str, list[float]], settings: argparse.Namespace) -> None:
+def report_first_steps(found: Measures, settings: argparse.Namespace) -> None:
     ages = [age for age in AGES if age <= settings.window]
     print(f"Size of Adam's update, |Δ| / lr, mean over the entries of {found.newborns} newborn directions, by age\n")
     table(
@@ -379,11 +379,13 @@ def report(found: Measures, finals: dict[str, list[float]], settings: argparse.N
             ]
         ],
     )
-    if finals:
-        difference = [a - b for a, b in zip(finals[STATES[1]], finals[STATES[0]], strict=True)]
-        ends = ", ".join(f"`{state}` {statistics.fmean(values):.4f}" for state, values in finals.items())
-        print(f"Held-out loss at the end of whole trainings, {len(difference)} seeds: {ends}; ", end="")
-        print(f"second moment less zeros {spread(difference)}.")
+
+
+def report_whole(finals: dict[str, list[float]]) -> None:
+    difference = [a - b for a, b in zip(finals[STATES[1]], finals[STATES[0]], strict=True)]
+    ends = ", ".join(f"`{state}` {statistics.fmean(values):.4f}" for state, values in finals.items())
+    print(f"Held-out loss at the end of whole trainings, {len(difference)} seeds: {ends}; ", end="")
+    print(f"second moment less zeros {spread(difference)}.")
 
 
 def _largest(by_age: list[float]) -> str:
@@ -395,7 +397,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", type=Path, help="folder of a BERT-like encoder; with --glue: CoLA, else digits")
     parser.add_argument("--glue", type=Path, help="folder of the classic GLUE download")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings, each with copies at every event")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings with copies at every event")
     parser.add_argument("--whole-seeds", type=int, default=None, help="whole trainings a state (default: --seeds)")
     parser.add_argument("--steps", type=int, default=2000, help="optimizer steps of a training")
     parser.add_argument("--period", type=int, default=330, help="steps between events, and before the first")
@@ -414,7 +416,10 @@ def main() -> None:
         measure(task, seed, settings, found)
     count = settings.seeds if settings.whole_seeds is None else settings.whole_seeds
     finals = {state: [whole(task, seed, settings, state) for seed in range(count)] for state in STATES}
-    report(found, finals if count else {}, settings)
+    if settings.seeds:
+        report_first_steps(found, settings)
+    if count:
+        report_whole(finals)
     print(f"\n{time.monotonic() - started:.0f} s on {torch.get_num_threads()} thread(s), torch {torch.__version__}")
 
 
