@@ -16,7 +16,6 @@ from transformers import (
     AutoModelForSequenceClassification,
     DebertaV2Config,
     LlamaConfig,
-    PretrainedConfig,
 )
 
 # microsoft/deberta-v3-base
@@ -79,15 +78,15 @@ def random_init(
     """
     with torch.device(device):
         if name == "deberta_v3_base":
-            config: PretrainedConfig = DebertaV2Config(**_shorter(DEBERTA_V3_BASE, layers), num_labels=num_labels)
+            config = DebertaV2Config(**_shorter(DEBERTA_V3_BASE | {"num_labels": num_labels}, layers))
             return AutoModelForSequenceClassification.from_config(config)
         if name == "llama3_8b":
             return AutoModelForCausalLM.from_config(LlamaConfig(**_shorter(LLAMA3_8B, layers)))
         if name == "vit_b16":
-            depth = {} if layers is None else {"depth": layers}
+            depth: dict[str, Any] = {} if layers is None else {"depth": layers}
             return timm.create_model(VIT_B16, pretrained=False, num_classes=num_labels, **depth)
     raise ValueError(f"there is no exact shape for '{name}'; there are deberta_v3_base, llama3_8b and vit_b16.")
 
 
-def _shorter(config: dict[str, Any], layers: int | None) -> dict[str, Any]:
+def _shorter(config: dict[str, Any], layers: int | None) -> Any:
     return config if layers is None else config | {"num_hidden_layers": layers}
