@@ -101,6 +101,28 @@ def test_an_event_comes_after_its_step() -> None:
     assert energies == pytest.approx(expected, rel=1e-12)
 
 
+def test_every_newborn_is_drawn_anew() -> None:
+    """By seed, step and module: never the vector of another event, of another module, or of another seed."""
+    drawn: list[torch.Tensor] = []
+    for seed in (0, 1):
+        model = adapt(make_net(), **settings(deltaT=1))
+        model.peft_config["default"].seed = seed
+        attachment = attach(model, optimizer := adamw(model))
+        layers, held = dict(adapted(model)), masks(model)
+        for x, y in regression_batches(STEPS):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(x), y).backward()
+            optimizer.step()
+            for name, slots in masks(model).items():
+                drawn += [
+                    layers[name].flexlora_P["default"][:7, s].detach().clone() for s in set(slots) - set(held[name])
+                ]
+            held = masks(model)
+        assert len(attachment.events) == STEPS - 1
+    assert len(drawn) >= 10
+    assert len({tuple(vector.tolist()) for vector in drawn}) == len(drawn)
+
+
 def test_accumulation_counts_steps_not_passes(plain: tuple) -> None:
     model = adapt(make_net(), **settings())
     attachment = attach(model, optimizer := adamw(model))

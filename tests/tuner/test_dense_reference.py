@@ -81,6 +81,7 @@ class DenseTuner:
         self.optimizer = optimizer([t for layer in self.layers.values() for t in layer.tensors])
         self.newborn_second_moment = settings["growth_state"] == "surviving_second_moment"
         self.sensitive = settings["importance"] == "sensitivity"
+        self.scores: list[dict[str, float]] = []
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for name in TARGETS[:3]:
@@ -111,6 +112,7 @@ class DenseTuner:
                 scores[name] = sum(found) / len(found)
             elif any(value != 0 for value in layer.values):
                 scores[name] = layer.entropy() if layer.rank > 1 else math.inf
+        self.scores.append({name: min(score, 1e308) for name, score in scores.items()})  # the record caps infinity
         ordered = sorted(scores, key=lambda name: (scores[name], TARGETS.index(name)))
         for k in range(budget, -1, -1):
             pruned = [name for name in ordered if self.layers[name].rank > 1][:k]
@@ -224,6 +226,8 @@ def test_equals_a_dense_tuner_of_variable_shape(name: str, settings: dict[str, A
             pruned_slots[key] |= before[key] - set(layer.slots)
 
     assert [(event.step, event.pruned, event.grown) for event in attachment.events] == expected
+    for event, scores in zip(attachment.events, dense.scores, strict=True):
+        assert {name: score for name, score in event.scores.items() if score is not None} == pytest.approx(scores)
     assert len([event for event in expected if event[1]]) >= 8
     assert reused >= 4, "the case must reuse slots after pruning, else it proves less than it says"
     assert any(layer.slots != list(range(layer.rank)) for layer in dense.layers.values())
