@@ -1,22 +1,30 @@
 """FlexLoRA (ICLR 2026) as a PEFT tuner, and the runner that reproduces its benchmarks.
 
-Importing the package registers the tuner with PEFT, so that plain PEFT code loads adapters it saved.
+Importing the package registers the tuner with PEFT, so that plain PEFT code loads adapters it saved. It does not
+import PEFT or torch by itself: a mistyped `flexlora-run` is answered before those are.
 """
 
-from .tuner import (
-    FlexLoraCallback,
-    FlexLoraConfig,
-    FlexLoraModel,
-    ParameterCount,
-    RankEvent,
-    attach,
-    convert_to_lora,
-    count_parameters,
-    module_ranks,
-    parameter_groups,
-    save_as_lora,
-    warm_start_from_lora,
-)
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+from .after_import import call_after_import
+
+if TYPE_CHECKING:
+    from .tuner import (
+        FlexLoraCallback,
+        FlexLoraConfig,
+        FlexLoraModel,
+        ParameterCount,
+        RankEvent,
+        attach,
+        convert_to_lora,
+        count_parameters,
+        module_ranks,
+        parameter_groups,
+        save_as_lora,
+        warm_start_from_lora,
+    )
 
 __version__ = "0.1.0"
 
@@ -34,3 +42,23 @@ __all__ = [
     "save_as_lora",
     "warm_start_from_lora",
 ]
+
+
+def _tuner() -> Any:
+    return importlib.import_module("flexlora.tuner")
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(_tuner(), name)
+    raise AttributeError(f"module 'flexlora' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+if "peft" in sys.modules:
+    _tuner()
+else:
+    call_after_import("peft", _tuner)

@@ -1,5 +1,7 @@
 """The FlexLoRA tuner: torch and peft, nothing else of this package."""
 
+from typing import TYPE_CHECKING, Any
+
 from .allocator import RankAllocator, RankEvent, Reallocation, decide
 from .attach import Attachment, attach
 from .config import FlexLoraConfig
@@ -7,7 +9,9 @@ from .layer import FlexLoraLayer, FlexLoraLinear
 from .lora import convert_to_lora, save_as_lora, warm_start_from_lora
 from .model import FlexLoraModel
 from .parameters import ParameterCount, count_parameters, module_ranks, parameter_groups
-from .trainer import FlexLoraCallback
+
+if TYPE_CHECKING:
+    from .trainer import FlexLoraCallback
 
 __all__ = [
     "Attachment",
@@ -29,3 +33,12 @@ __all__ = [
     "save_as_lora",
     "warm_start_from_lora",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # The callback alone needs transformers' Trainer, whose own import imports PEFT, and so this package, half-way.
+    if name == "FlexLoraCallback":
+        from .trainer import FlexLoraCallback
+
+        return FlexLoraCallback
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -1,0 +1,42 @@
+"""Do something as soon as another package has been imported, without importing it."""
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+
+class _AfterImport(MetaPathFinder):
+    """Leads the import of one package through `action`. It stays until that is really executed: transformers and
+    others only ask whether a package is there (`importlib.util.find_spec`), often long before it is imported."""
+
+    def __init__(self, package: str, action: Callable[[], Any]) -> None:
+        self.package = package
+        self.action = action
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != self.package:
+            return None
+        others = (finder.find_spec for finder in list(sys.meta_path) if finder is not self)
+        spec = next((found for find in others if (found := find(fullname, path, target)) is not None), None)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def execute_then_act(module: ModuleType) -> None:
+            execute(module)
+            if self in sys.meta_path:  # once, however many have asked for the package
+                sys.meta_path.remove(self)
+                self.action()
+
+        spec.loader.exec_module = execute_then_act  # type: ignore[method-assign]
+        return spec
+
+
+def call_after_import(package: str, action: Callable[[], Any]) -> None:
+    """Call `action` when `package`, which is not imported yet, has been."""
+    sys.meta_path.insert(0, _AfterImport(package, action))
