@@ -106,6 +106,26 @@ def test_default_max_rank_by_brute_force(r, window, direction):
     assert config.resolved_max_rank() == limit
 
 
+CAPACITIES = [
+    # r, events, direction, limit
+    (8, 3, "both", 16),  # 8 + 3 = 11
+    (8, 8, "both", 16),
+    (8, 9, "both", 24),
+    (8, 200, "both", 32),  # 4r
+    (3, 200, "both", 16),  # 4r = 12
+    (1, 200, "expand_only", 8),
+    (8, 200, "prune_only", 8),
+    (9, 200, "prune_only", 16),
+]
+
+
+@pytest.mark.parametrize(("r", "events", "direction", "limit"), CAPACITIES)
+def test_default_max_rank(r, events, direction, limit):
+    config = FlexLoraConfig(r=r, total_step=events + 1, direction=direction)
+    assert len(config.event_steps()) == events
+    assert config.resolved_max_rank() == limit
+
+
 def test_max_rank_explicit_and_fixed():
     assert moving(max_rank=5).resolved_max_rank() == 5
     assert FlexLoraConfig(r=9, init_b=0).resolved_max_rank() == 16

@@ -534,3 +534,23 @@ def test_unpack_refuses_what_does_not_fit():
         layer.unpack("default", p, values, q, torch.tensor([0, 2, 2]))
     with pytest.raises(ValueError, match="slot"):
         layer.unpack("default", p, values, q, torch.tensor([-1, 0, 2]))
+
+
+def test_delta_weight_counts_active_directions_only():
+    layer, _ = single(6, 5, [True, False, True, False])
+    with torch.no_grad():
+        for parameter in layer.factors("default"):
+            parameter.copy_(torch.randn_like(parameter))
+    torch.testing.assert_close(layer.get_delta_weight("default").double(), delta(layer), rtol=1e-4, atol=1e-5)
+    layer.merge()
+    layer.unmerge()
+
+
+def test_safe_merge_refuses_an_overflow_of_a_float16_base():
+    layer, _ = single(6, 5, [True], dtype=torch.float16)
+    with torch.no_grad():
+        layer.flexlora_lambda["default"].fill_(1e6)
+    weight = layer.base_layer.weight.detach().clone()
+    with pytest.raises(ValueError, match="not finite"):
+        layer.merge(safe_merge=True)
+    assert torch.equal(layer.base_layer.weight, weight)

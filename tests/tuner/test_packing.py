@@ -415,3 +415,25 @@ def test_the_allocator_of_a_loaded_adapter_sees_its_ranks(tmp_path):
     loaded = PeftModel.from_pretrained(base, str(tmp_path), is_trainable=True)
     allocator = RankAllocator(loaded, loaded.peft_config["default"], "default")
     assert allocator.snapshot().ranks == list(module_ranks(model).values())
+
+
+@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+def test_an_adapter_saved_in_half_precision_comes_back_as_float32(tmp_path, low_cpu_mem_usage):
+    torch.manual_seed(0)
+    base = Chain().to(torch.bfloat16)
+    model = get_peft_model(copy.deepcopy(base), moving())
+    scramble(model, 0)
+    model.to(torch.bfloat16).save_pretrained(str(tmp_path))
+    loaded = PeftModel.from_pretrained(base, str(tmp_path), low_cpu_mem_usage=low_cpu_mem_usage)
+    assert {t.dtype for layer in adapters(loaded) for t in layer.factors("default")} == {torch.float32}
+
+
+@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+def test_a_second_adapter_without_memory_to_spare(tmp_path, low_cpu_mem_usage):
+    model, base = pair(4)
+    model.save_pretrained(str(tmp_path))
+    other = get_peft_model(base, moving())
+    other.load_adapter(str(tmp_path), "second", low_cpu_mem_usage=low_cpu_mem_usage)
+    other.set_adapter("second")
+    assert torch.equal(other(X), model(X))
+    same_adapter(model, other, "default", "second")
