@@ -161,10 +161,13 @@ class FlexLoraSettings:
     growth_init: str = MISSING
     growth_state: str = MISSING
     growth_std: float | None = MISSING
+    growth_lambda: float = MISSING
     init_std: float = MISSING
     vector_init: str = MISSING
     orth_reg_weight: float = MISSING
     orth_reg_power: int = MISSING
+    beta1: float = MISSING
+    beta2: float = MISSING
     lambda_lr_ratio: float = MISSING
 
 
