@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 from builders import adapters, bank, set_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -149,3 +150,16 @@ def test_overlapping_through_the_model_keeps_the_masks_sound():
 @pytest.mark.parametrize("budget", [0, 1])
 def test_a_single_matrix_never_trades_with_itself(budget):
     assert decide([0.5], [4], [8], budget) == Reallocation()
+
+
+def test_overlapping_reuses_the_slot_it_has_just_freed():
+    """Growth sees the mask after pruning: the first free slot is then the pruned one."""
+    model, allocator = bank([[0.5, 0.5], [0.5, 0.5]], limit=4, selection="overlapping", init_b=4)
+    for layer in adapters(model):
+        set_mask(layer, [True, False, True, True])
+        with torch.no_grad():
+            layer.flexlora_lambda["default"].copy_(torch.tensor([0.1, 0.0, 0.8, 0.9]))
+    allocator.hold_event(1)
+    for layer in adapters(model):
+        assert layer.slots("default").tolist() == [0, 2, 3]
+        assert layer.flexlora_lambda["default"].tolist() == pytest.approx([0.0, 0.0, 0.8, 0.9])

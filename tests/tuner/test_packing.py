@@ -178,6 +178,7 @@ def test_a_name_that_is_the_suffix_of_another(tmp_path):
 
 def test_specific_first():
     assert list(specific_first({"q": 1, "block.q": 2, "a.block.q": 3, "k": 4})) == ["a.block.q", "block.q", "k", "q"]
+    assert list(specific_first({"a": 1, "b.a": 2})) == ["b.a", "a"], "by length, not by the alphabet"
 
 
 @pytest.mark.parametrize(
