@@ -142,8 +142,6 @@ def warm_start_from_lora(model: nn.Module, path: str | os.PathLike, adapter_name
         layer = layers[name]
         left = weights[f"{PEFT_PREFIX}{name}.lora_B.weight"].double()
         right = weights[f"{PEFT_PREFIX}{name}.lora_A.weight"].double()
-        if layer.fan_in_fan_out and left.shape[0] != layer.out_features:
-            left, right = right.T, left.T
         gain = _lora_scaling(lora, name, rank=right.shape[0]) / layer.scaling[adapter_name]
         full = truncate((left, left.new_full((right.shape[0],), gain), right), right.shape[0])
         kept = min(int(full[1].numel()), layer.capacity(adapter_name))

@@ -23,6 +23,7 @@ from .allocator import RankAllocator, RankEvent
 from .config import FlexLoraConfig
 from .layer import FlexLoraLayer, FlexLoraLinear
 from .packing import pack_state_dict, plain_name, unpack_state_dict
+from .parameters import count_parameters
 from .peft_type import FLEXLORA
 from .weighted import combine_adapters
 
@@ -109,12 +110,27 @@ class FlexLoraModel(BaseTuner):
                 f"{current_key} is a {type(base).__name__}: FlexLoRA adapts nn.Linear, Conv1D and quantised linears "
                 "only. Narrow target_modules."
             )
+        peft_config.fan_in_fan_out |= isinstance(base, Conv1D)  # kept for an export to LoRA; a layer looks at its base
         layer = FlexLoraLinear(
             target, adapter_name, config=peft_config, r=r, lora_alpha=alpha, **get_quantization_kwargs(self)
         )
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)  # an additional adapter is not trainable by itself
         self._replace_module(parent, target_name, layer, target)
+
+    def get_nb_trainable_parameters(self) -> tuple[int, int]:
+        """Trainable and all parameters, inactive directions left out; PEFT's own count on the PeftModel has them."""
+        count = count_parameters(self.model)
+        return count.adapter_active + count.head, count.total
+
+    def print_trainable_parameters(self) -> None:
+        """As PEFT's, but of the active directions, with the allocated capacity beside them."""
+        count = count_parameters(self.model)
+        trainable, total = self.get_nb_trainable_parameters()
+        print(
+            f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f} || "
+            f"adapter: {count.adapter_active:,} active of {count.adapter_allocated:,} allocated"
+        )
 
     # --- training ------------------------------------------------------------------------------------------------
 

@@ -27,6 +27,11 @@ def flexlora_layers(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, 
             yield name, module
 
 
+def adapted_root(model: nn.Module) -> nn.Module:
+    """The module that holds the adapters' configurations, below wrappers such as DDP; `model` where there is none."""
+    return next((m for m in model.modules() if isinstance(getattr(m, "peft_config", None), dict)), model)
+
+
 def plain_name(name: str) -> str:
     """A module's (or key's) name in the base model: without the wrappers of PEFT, FSDP and torch.compile."""
     parts = [part for part in name.split(".") if part not in ("_orig_mod", "_fsdp_wrapped_module")]

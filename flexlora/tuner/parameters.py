@@ -11,7 +11,7 @@ from torch import nn
 
 from .config import FlexLoraConfig
 from .layer import FlexLoraLayer
-from .packing import plain_name
+from .packing import adapted_root, plain_name
 
 
 def parameter_groups(
@@ -105,7 +105,7 @@ def count_parameters(model: nn.Module) -> ParameterCount:
 def module_ranks(model: nn.Module, adapter_name: str | None = None) -> dict[str, int]:
     """Current rank of every module that FlexLoRA adapts, by its name in the base model, in module order."""
     ranks = {}
-    for name, module in model.named_modules():
+    for name, module in adapted_root(model).named_modules():
         if isinstance(module, FlexLoraLayer):
             adapter = adapter_name or next(iter(module.flexlora_P), None)
             if adapter is not None and adapter in module.flexlora_P:

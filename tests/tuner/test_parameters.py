@@ -296,3 +296,24 @@ def test_other_models_get_one_group():
 def test_a_bad_ratio(ratio):
     with pytest.raises(ValueError, match="lambda_lr_ratio"):
         parameter_groups(wrapped(moving()), 1e-3, ratio)
+
+
+def test_ranks_are_named_as_in_the_base_model_also_below_a_wrapper() -> None:
+    class Wrapper(nn.Module):  # what DistributedDataParallel adds to names
+        def __init__(self, module: nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+    model = get_peft_model(
+        nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4)), FlexLoraConfig(r=2, init_b=0, target_modules=["0", "1"])
+    )
+    assert module_ranks(Wrapper(model)) == module_ranks(model) == {"0": 2, "1": 2}
+
+
+def test_the_tuner_prints_active_and_allocated_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+    base = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4))
+    model = get_peft_model(base, FlexLoraConfig(r=2, max_rank=3, init_b=0, target_modules=["0", "1"]))
+    active = 2 * (6 + 5 + 1) + 2 * (5 + 4 + 1)
+    assert model.base_model.get_nb_trainable_parameters() == (active, active + 6 * 5 + 5 + 5 * 4 + 4)
+    model.base_model.print_trainable_parameters()
+    assert "adapter: 44 active of 66 allocated" in capsys.readouterr().out
