@@ -4,7 +4,6 @@
     python scripts/bench_step.py --model vit_b16 --batch 32
     python scripts/bench_step.py --device cuda --dtype bfloat16 --length 256
     python scripts/bench_step.py --model llama3_8b --layers 4 --batch 1
-    python scripts/bench_step.py --penalty                         # looped against batched orthogonality gradient
 
 Each round runs one step of every method in turn; ratios are taken round by round, and their median is printed, so
 that they hold where the machine's speed drifts. Peak memory: on a GPU torch's own peak; on a CPU the largest resident
@@ -23,9 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 import torch
 from peft import AdaLoraConfig, LoraConfig, PeftConfig, get_peft_model
@@ -33,7 +30,6 @@ from torch import nn
 
 import flexlora
 from flexlora.models.random_init import random_init
-from flexlora.tuner.orthogonality import _add_batched, _add_looped
 
 PARTS = ("forward", "backward", "penalty", "optimizer", "after")
 TARGETS = {
@@ -185,26 +181,6 @@ def report_memory(options: argparse.Namespace) -> None:
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
-def measure_penalty(options: argparse.Namespace) -> None:
-    """The two ways of adding the orthogonality gradient, at the model's shapes and several capacities."""
-    rows = []
-    for rank in (8, 16, 24, 32):
-        config = flexlora.FlexLoraConfig(r=rank, max_rank=rank, init_b=0, target_modules=TARGETS[options.model])
-        bench = Bench("flexlora", config, options)
-        factors = bench.allocator._vectors()
-        ways: dict[str, Callable[..., Any]] = {"looped": _add_looped, "batched": _add_batched}
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
-        with torch.no_grad():
-            for _ in range(options.rounds + 2):
-                for name, way in ways.items():
-                    start = bench.now()
-                    way(factors, 0.1, 1, 1.0)
-                    seconds[name].append(bench.now() - start)
-        looped, batched = (statistics.median(seconds[name][2:]) for name in ways)
-        rows.append([str(rank), f"{1000 * looped:.2f}", f"{1000 * batched:.2f}", f"{batched / looped:.2f}"])
-    print_table(["capacity", "looped (ms)", "batched (ms)", "batched / looped"], rows)
-
-
 def print_table(head: list[str], rows: list[list[str]]) -> None:
     """A Markdown table, columns aligned."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
@@ -223,7 +199,6 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", default="float32", help="dtype of the base model")
     parser.add_argument("--autocast", action="store_true", help="bfloat16 autocast over the base's dtype")
-    parser.add_argument("--penalty", action="store_true", help="compare the ways of computing the penalty instead")
     parser.add_argument("--no-memory", action="store_true", help="time only")
     parser.add_argument("--only-memory-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -235,9 +210,6 @@ def main() -> None:
     threads = f", {torch.get_num_threads()} threads" if options.device == "cpu" else ""
     precision = f"{options.dtype}{' + bfloat16 autocast' if options.autocast else ''}"
     print(f"{options.model}, {shape}, {options.device}{threads}, {precision}")
-    if options.penalty:
-        measure_penalty(options)
-        return
     measure_time(options)
     if not options.no_memory:
         print()

@@ -15,6 +15,10 @@ from collections.abc import Sequence
 import torch
 
 Factors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # P (out × C), Q (C × in), active (C)
+Member = tuple[torch.Tensor, torch.Tensor]  # P or Q, active (C)
+
+# Entries of a P or Q from which a CPU is faster without stacking.
+LARGE_ON_CPU = 2**15
 
 
 def orthogonality_error(factors: Sequence[Factors], power: int = 1) -> torch.Tensor:
@@ -35,45 +39,60 @@ def add_orthogonality_gradient(
 ) -> None:
     """Add `weight` · ∇R to the gradients of every P and Q, times `scale` (a loss scale still in the gradients).
 
-    On a CPU a loop of small products beats stacking them; on a GPU kernel launches dominate and all matrices of one
-    shape go through one batched product (measured: `scripts/bench_step.py --penalty`). No host synchronisation.
+    All matrices of one shape go through one batched product, except large ones on a CPU, where stacking costs more
+    than the calls it saves (measured: `scripts/bench_penalty.py`). No host synchronisation.
     """
     if not factors or weight == 0.0:
         return
     coefficient = weight / (2 * len(factors))
-    add = _add_looped if factors[0][0].device.type == "cpu" else _add_batched
     with torch.no_grad():
-        add(factors, coefficient, power, scale)
+        for columns, members in by_shape(factors):
+            first = members[0][0]
+            large = first.device.type == "cpu" and first.numel() >= LARGE_ON_CPU
+            (add_looped if large else add_batched)(columns, members, coefficient, power, scale)
 
 
-def _add_looped(factors: Sequence[Factors], coefficient: float, power: int, scale: float | torch.Tensor) -> None:
+def by_shape(factors: Sequence[Factors]) -> list[tuple[bool, list[Member]]]:
+    """The trainable P and Q grouped by shape, dtype and device; the flag says that the directions are columns (P)."""
+    groups: dict[tuple, list[Member]] = {}
     for p, q, active in factors:
-        if p.requires_grad:
-            _accumulate(p, p @ _weighted_error(p.mT @ p, active, coefficient, power, scale))
-        if q.requires_grad:
-            _accumulate(q, _weighted_error(q @ q.mT, active, coefficient, power, scale) @ q)
-
-
-def _add_batched(factors: Sequence[Factors], coefficient: float, power: int, scale: float | torch.Tensor) -> None:
-    groups: dict[tuple, list[tuple[torch.Tensor, torch.Tensor]]] = {}
-    for p, q, active in factors:
-        for side, tensor in (("P", p), ("Q", q)):
+        for columns, tensor in ((True, p), (False, q)):
             if tensor.requires_grad:
-                groups.setdefault((side, tensor.shape, tensor.dtype, tensor.device), []).append((tensor, active))
-    for (side, *_), members in groups.items():
-        tensors = [tensor for tensor, _ in members]
-        stacked = torch.stack(tensors)
-        active = torch.stack([mask for _, mask in members])
-        if side == "P":
-            gradient = stacked @ _weighted_error(stacked.mT @ stacked, active, coefficient, power, scale)
-        else:
-            gradient = _weighted_error(stacked @ stacked.mT, active, coefficient, power, scale) @ stacked
-        gradients = []
-        for tensor in tensors:
-            if tensor.grad is None:
-                tensor.grad = torch.zeros_like(tensor)
-            gradients.append(tensor.grad)
-        torch._foreach_add_(gradients, list(torch.unbind(gradient)))
+                key = (columns, tensor.shape, tensor.dtype, tensor.device)
+                groups.setdefault(key, []).append((tensor, active))
+    return [(key[0], members) for key, members in groups.items()]
+
+
+def add_looped(
+    columns: bool, members: Sequence[Member], coefficient: float, power: int, scale: float | torch.Tensor
+) -> None:
+    """One matrix after the other."""
+    for tensor, active in members:
+        _gradient_of(tensor).add_(_closed_form(columns, tensor, active, coefficient, power, scale))
+
+
+def add_batched(
+    columns: bool, members: Sequence[Member], coefficient: float, power: int, scale: float | torch.Tensor
+) -> None:
+    """All matrices of one shape at once."""
+    stacked = torch.stack([tensor for tensor, _ in members])
+    active = torch.stack([mask for _, mask in members])
+    gradient = _closed_form(columns, stacked, active, coefficient, power, scale)
+    torch._foreach_add_([_gradient_of(tensor) for tensor, _ in members], list(torch.unbind(gradient)))
+
+
+def _closed_form(
+    columns: bool, v: torch.Tensor, active: torch.Tensor, coefficient: float, power: int, scale: float | torch.Tensor
+) -> torch.Tensor:
+    if columns:
+        return v @ _weighted_error(v.mT @ v, active, coefficient, power, scale)
+    return _weighted_error(v @ v.mT, active, coefficient, power, scale) @ v
+
+
+def _gradient_of(parameter: torch.Tensor) -> torch.Tensor:
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
 
 
 def _error(gram: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
@@ -92,10 +111,3 @@ def _weighted_error(
         return error * (4.0 * coefficient * scale)
     norm = torch.linalg.norm(error, dim=(-2, -1), keepdim=True)
     return error * torch.where(norm > 0, 2.0 * coefficient * scale / norm, 0.0)
-
-
-def _accumulate(parameter: torch.Tensor, gradient: torch.Tensor) -> None:
-    if parameter.grad is None:
-        parameter.grad = gradient
-    else:
-        parameter.grad.add_(gradient)

@@ -11,7 +11,36 @@ from hypothesis import strategies as st
 from flexlora.tuner import RankAllocator, orthogonality
 from flexlora.tuner.orthogonality import add_orthogonality_gradient, orthogonality_error
 
-SIDES = {"looped": orthogonality._add_looped, "batched": orthogonality._add_batched}
+
+def through(way):
+    """The gradient by one of its two ways, whatever the sizes: (factors, coefficient, power, scale)."""
+
+    def add(factors, coefficient, power, scale):
+        for columns, members in orthogonality.by_shape(factors):
+            way(columns, members, coefficient, power, scale)
+
+    return add
+
+
+SIDES = {"looped": through(orthogonality.add_looped), "batched": through(orthogonality.add_batched)}
+
+
+def test_large_matrices_are_looped_over_on_a_cpu_and_small_ones_batched(monkeypatch):
+    ways = []
+    for name in ("add_looped", "add_batched"):
+        real = getattr(orthogonality, name)
+        monkeypatch.setattr(
+            orthogonality,
+            name,
+            lambda columns, members, *rest, n=name, f=real: (
+                ways.append((n, len(members))),
+                f(columns, members, *rest),
+            ),
+        )
+    width = orthogonality.LARGE_ON_CPU // 4
+    factors = matrices([(width, 5, [True] * 4), (6, 5, [True] * 4), (6, 5, [True] * 4)], seed=0)
+    add_orthogonality_gradient(factors, 0.5)
+    assert sorted(ways) == [("add_batched", 2), ("add_batched", 3), ("add_looped", 1)]
 
 
 def plain_penalty(matrices, power):
