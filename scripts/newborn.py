@@ -134,7 +134,7 @@ class Cola(Task):
         from transformers import AutoModelForSequenceClassification
 
         torch.manual_seed(seed)
-        return AutoModelForSequenceClassification.from_pretrained(self.encoder, num_labels=2)
+        return AutoModelForSequenceClassification.from_pretrained(self.encoder, num_labels=2, dtype=torch.float32)
 
     def _batch(self, rows: list[tuple[str, int]]) -> Batch:
         texts = self.tokenizer(

@@ -69,6 +69,8 @@ def _run(config: DictConfig) -> str:
     # Everything heavy is imported from here on: a bad setting is answered before.
     from flexlora.training.job import run_job
 
+    # PEFT imports bitsandbytes where it is installed, which then warns of kernels for bases that are not quantised.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     show_log()
     return run_job(settings, plain, overrides)
 
