@@ -4,6 +4,7 @@ Hydra checks an override against these classes while it composes. `resolve` chec
 strictly and onto fresh classes, because Hydra's own `+key=value` adds a key past a schema without a word.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
@@ -205,6 +206,28 @@ METHOD_SCHEMAS: dict[str, type] = {"lora": LoraSettings, "flexlora": FlexLoraSet
 # fields better than a schema could: flexlora.methods.peft checks them against PEFT's config class.
 STRICT_KINDS: dict[str, type] = {"mask": MaskSettings}
 
+# What a type does not say: the lowest and the highest value of a setting, both allowed. Null is checked by its type.
+MAX_SEED = 2**31 - 1
+LIMITS: dict[str, tuple[float, float]] = {
+    "training.epochs": (1, math.inf),
+    "training.max_steps": (1, math.inf),
+    "training.batch_size": (1, math.inf),
+    "training.eval_batch_size": (1, math.inf),
+    "training.gradient_accumulation": (1, math.inf),
+    "training.weight_decay": (0, math.inf),
+    "training.warmup_ratio": (0, 1),
+    "training.eval_every": (1, math.inf),
+    "training.log_every": (1, math.inf),
+    "task.num_labels": (1, math.inf),
+    "task.max_length": (1, math.inf),
+    "task.max_train_rows": (1, math.inf),
+    "task.max_eval_rows": (1, math.inf),
+    "paper_steps": (1, math.inf),
+    "seed": (0, MAX_SEED),
+    "data_seed": (0, MAX_SEED),
+}
+POSITIVE = ("training.learning_rate", "training.max_grad_norm")
+
 
 def register_schemas() -> None:
     """Put every schema where the YAML files pull it in (`- /schema/task/glue@_here_`)."""
@@ -220,7 +243,7 @@ def resolve(config: DictConfig) -> tuple[RunSettings, dict[str, Any]]:
     """The typed settings of a composed config, and the same as plain JSON-ready data for the record.
 
     Raises:
-        UserError: a key that no schema knows, a value of another type, or one that is still missing.
+        UserError: a key that no schema knows, a value of another type or out of range, or one that is still missing.
     """
     try:
         plain: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
@@ -232,6 +255,7 @@ def resolve(config: DictConfig) -> tuple[RunSettings, dict[str, Any]]:
     run.model = _strict(plain["model"], MODEL_SCHEMAS.get(plain["model"]["kind"]), "model.")
     run.method = dict(plain["method"])
     _strict(run.method, STRICT_KINDS.get(run.method["kind"]), "method.")
+    _refuse_out_of_range(plain)
     return run, plain
 
 
@@ -254,6 +278,19 @@ def _refuse_missing(plain: Mapping[str, Any]) -> None:
             f"{', '.join(missing)} is not set: there is no recipe for method {method} on task {task} "
             f"(conf/recipe/{task}/{method}.yaml). Give it, as in {missing[0]}=VALUE."
         )
+
+
+def _refuse_out_of_range(plain: Mapping[str, Any]) -> None:
+    values = flat_keys(plain)
+    for key, (lowest, highest) in LIMITS.items():
+        value = values.get(key)
+        if value is not None and not (lowest <= value <= highest and math.isfinite(value)):
+            allowed = f"at least {lowest}" if highest == math.inf else f"between {lowest} and {highest}"
+            raise UserError(f"{key} must be {allowed}, not {value}")
+    for key in POSITIVE:
+        value = values.get(key)
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise UserError(f"{key} must be above 0, not {value}")
 
 
 def _strict(values: Mapping[str, Any], schema: type | None, prefix: str) -> Any:

@@ -23,6 +23,12 @@ BAD_SETTINGS = {
     "a PEFT field's type": (["{run}", "method=lora", "+method.rank_pattern=3"], r"method.rank_pattern: 3 is not"),
     "a refused value": (["{run}", "method=flexlora", "method.importance=size"], r"`importance` is 'size'"),
     "no event can fire": (["{run}", "method=flexlora", "schedule=absolute"], r"no rank event can fire"),
+    "no such head": (
+        ["{run}", "method=lora", "method.modules_to_save=[poolr]"],
+        r"'poolr'. Did you mean pooler?",
+    ),
+    "a window": (["{run}", "method=flexlora", "method.deltaT=0"], r"method.deltaT must be at least 1, not 0"),
+    "out of range": (["{run}", "training.batch_size=0"], r"training.batch_size must be at least 1, not 0"),
     "nothing to adapt": (["{run}", "method=lora", "method.target_modules=[nothing]"], r"method: "),
 }
 

@@ -11,16 +11,30 @@ from omegaconf import OmegaConf
 
 from flexlora.conf_path import conf_dir
 from flexlora.errors import UserError, did_you_mean
-from flexlora.settings import FlexLoraSettings, LoraSettings, Precision, Schedule, register_schemas, resolve
+from flexlora.settings import (
+    LIMITS,
+    POSITIVE,
+    FlexLoraSettings,
+    LoraSettings,
+    Precision,
+    Schedule,
+    flat_keys,
+    register_schemas,
+    resolve,
+)
 
 FILES = sorted(conf_dir().rglob("*.yaml"))
 METHODS = ("flexlora", "lora", "linear")
 
 
-def settings(*overrides: str):
+def composed(*overrides: str):
     register_schemas()
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        return resolve(compose("config", overrides=list(overrides)))[0]
+        return compose("config", overrides=list(overrides))
+
+
+def settings(*overrides: str):
+    return resolve(composed(*overrides))[0]
 
 
 @pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(conf_dir())) for path in FILES])
@@ -118,3 +132,37 @@ def test_flexloras_yaml_gives_the_configs_own_defaults():
 )
 def test_did_you_mean(word, options, answer):
     assert did_you_mean(word, options) == answer
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.epochs=0", "training.epochs must be at least 1, not 0"),
+        ("training.max_steps=-1", "training.max_steps must be at least 1, not -1"),
+        ("training.batch_size=0", "training.batch_size must be at least 1, not 0"),
+        ("training.eval_batch_size=0", "training.eval_batch_size must be at least 1, not 0"),
+        ("training.gradient_accumulation=0", "training.gradient_accumulation must be at least 1, not 0"),
+        ("training.eval_every=0", "training.eval_every must be at least 1, not 0"),
+        ("training.log_every=0", "training.log_every must be at least 1, not 0"),
+        ("training.warmup_ratio=2", "training.warmup_ratio must be between 0 and 1, not 2.0"),
+        ("training.weight_decay=-1", "training.weight_decay must be at least 0, not -1.0"),
+        ("training.weight_decay=nan", "training.weight_decay must be at least 0, not nan"),
+        ("training.learning_rate=0", "training.learning_rate must be above 0, not 0.0"),
+        ("training.learning_rate=inf", "training.learning_rate must be above 0, not inf"),
+        ("training.max_grad_norm=0", "training.max_grad_norm must be above 0, not 0.0"),
+        ("task.max_train_rows=0", "task.max_train_rows must be at least 1, not 0"),
+        ("task.max_eval_rows=-2", "task.max_eval_rows must be at least 1, not -2"),
+        ("paper_steps=0", "paper_steps must be at least 1, not 0"),
+        ("seed=-1", "seed must be between 0 and 2147483647, not -1"),
+        ("data_seed=99999999999", "data_seed must be between 0 and 2147483647, not 99999999999"),
+    ],
+)
+def test_a_value_out_of_range_is_refused(override, message):
+    with pytest.raises(UserError) as error:
+        settings("task=glue/cola", override)
+    assert str(error.value) == message
+
+
+def test_every_limit_is_of_a_setting_that_exists():
+    plain = OmegaConf.to_container(composed("task=glue/cola"), resolve=True)
+    assert set(LIMITS) | set(POSITIVE) <= set(flat_keys(plain))

@@ -3,6 +3,7 @@
 import dataclasses
 import types
 import typing
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ class PeftMethod(Method):
         self.schedule = schedule
 
     def wrap(self, model: nn.Module) -> nn.Module:
+        _refuse_strangers(getattr(self.config, "modules_to_save", None) or (), model)
         try:
             return get_peft_model(model, self.config)
         except ValueError as error:
@@ -84,6 +86,11 @@ def _scale_windows(fields: dict[str, Any], context: RunContext) -> dict[str, Any
     if not before:
         return None
     scaled = context.schedule is Schedule.scaled and context.paper_steps is not None
+    for name, value in before.items():
+        # Here, because a scaled window is rounded to one that is allowed.
+        lowest = 1 if name == "deltaT" else 0
+        if value < lowest:
+            raise UserError(f"method.{name} must be at least {lowest}, not {value}")
     factor = context.total_steps / context.paper_steps if scaled and context.paper_steps else 1.0
     after = {name: round(value * factor) for name, value in before.items()}
     if "deltaT" in after:
@@ -97,6 +104,15 @@ def _scale_windows(fields: dict[str, Any], context: RunContext) -> dict[str, Any
         "given": before,
         "used": after,
     }
+
+
+def _refuse_strangers(wanted: Iterable[str], model: nn.Module) -> None:
+    """Refuse `modules_to_save` that name no module: PEFT passes over them without a word."""
+    names = [name for name, _ in model.named_modules() if name]
+    for entry in wanted:
+        if not any(name == entry or name.endswith(f".{entry}") for name in names):
+            near = did_you_mean(entry, {name.rpartition(".")[2] for name in names})
+            raise UserError(f"method.modules_to_save: no module of the model is called '{entry}'.{near}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
