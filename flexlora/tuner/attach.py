@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet
@@ -65,11 +67,25 @@ class Attachment:
         """Continue from `state_dict()`."""
         self.allocator.load_state_dict(state)
 
-    def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
-        if any(callable(argument) for argument in (*args, *kwargs.values())):
-            raise ValueError(
-                "FlexLoRA needs the gradients before the step: optimizers that take a closure cannot be used."
-            )
+    def _before_step(
+        self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict
+    ) -> tuple[tuple, dict[str, Any]] | None:
+        closure = next((argument for argument in (*args, *kwargs.values()) if callable(argument)), None)
+        if closure is None:
+            self._add_penalty(optimizer)
+            return None
+
+        def closure_then_penalty() -> Any:  # the gradients come inside the step (Lightning trains so)
+            loss = closure()
+            self._add_penalty(optimizer)
+            return loss
+
+        def replaced(argument: Any) -> Any:
+            return closure_then_penalty if argument is closure else argument
+
+        return tuple(map(replaced, args)), {name: replaced(argument) for name, argument in kwargs.items()}
+
+    def _add_penalty(self, optimizer: torch.optim.Optimizer) -> None:
         # A fused optimizer under a gradient scaler unscales inside its step: then the gradients still carry the scale,
         # which torch hands to the optimizer in this attribute for the time of the step.
         scale = getattr(optimizer, "grad_scale", None)
@@ -111,7 +127,8 @@ def attach(
 
     Raises:
         ValueError: the model holds no trainable FlexLoRA adapter, or several adapted models; the optimizer does not
-            train the adapter (it was made before the model was adapted), or is attached to it already.
+            train the adapter (it was made before the model was adapted), is attached to it already, or is LBFGS, whose
+            step evaluates the gradients several times.
         TypeError: `optimizer` is not a torch optimizer.
     """
     while not isinstance(optimizer, torch.optim.Optimizer) or hasattr(optimizer, "accelerator_state"):
@@ -119,6 +136,8 @@ def attach(
         if inner is None:
             raise TypeError(f"attach needs a torch optimizer, not {type(optimizer).__name__}.")
         optimizer = inner
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ValueError("LBFGS evaluates the gradients several times a step: FlexLoRA needs a step to be one step.")
     root, config, adapter_name = _trainable_adapter(model)
     allocator = RankAllocator(root, config, adapter_name, step=step)
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -138,6 +157,7 @@ def attach(
             "this model and this optimizer are attached already (the Trainer's callback attaches by itself): every "
             "step would count twice. Call remove() on the first attachment if you want another."
         )
+    _check_lambda_lr_ratio(optimizer, allocator)
     for module in root.modules():
         if isinstance(module, FlexLoraModel):
             module.rank_allocator = allocator  # so that update_and_allocate cannot hold the same event again
@@ -166,3 +186,20 @@ def _trainable_adapter(model: nn.Module) -> tuple[nn.Module, FlexLoraConfig, str
     if len(found) > 1:
         raise ValueError(f"the model holds {len(found)} models that FlexLoRA adapts: attach each of them by itself.")
     return next(iter(found.values()))
+
+
+def _check_lambda_lr_ratio(optimizer: torch.optim.Optimizer, allocator: RankAllocator) -> None:
+    """Warn where the configuration wants λ to learn at a rate of its own and the optimizer's groups do not."""
+    rates = {
+        id(parameter): float(group.get("initial_lr", group["lr"]))
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    p, values, _ = allocator.layers[0].factors(allocator.adapter_name)
+    wanted = allocator.config.lambda_lr_ratio
+    if rates[id(p)] > 0 and not math.isclose(rates[id(values)] / rates[id(p)], wanted, rel_tol=1e-6):
+        warnings.warn(
+            f"the configuration has lambda_lr_ratio={wanted}, but the optimizer gives λ {rates[id(values)]:g} and P "
+            f"{rates[id(p)]:g}: make it from flexlora.parameter_groups(model, learning_rate).",
+            stacklevel=3,
+        )

@@ -27,7 +27,7 @@ from training_helpers import (
     twin,
 )
 
-from flexlora import FlexLoraConfig, RankEvent, attach, module_ranks
+from flexlora import FlexLoraConfig, RankEvent, attach, module_ranks, parameter_groups
 
 STEPS = 20
 
@@ -365,27 +365,49 @@ def test_what_is_no_optimizer(thing: Any) -> None:
         attach(adapt(make_net(), **settings()), thing)
 
 
-@pytest.mark.parametrize("keyword", [False, True])
-@pytest.mark.parametrize(
-    "make", [lambda p: torch.optim.LBFGS(p), lambda p: torch.optim.AdamW(p, lr=0.01)], ids=["lbfgs", "adamw"]
-)
-def test_a_closure(make: Callable, keyword: bool) -> None:
-    """The gradients come inside the step: the penalty would be lost, so say so instead."""
+@pytest.mark.parametrize("keyword", [False, True], ids=["positional", "keyword"])
+def test_a_closure_gives_what_the_plain_step_gives(keyword: bool) -> None:
+    """The gradients come inside the step, as Lightning trains: the penalty is added after they did."""
+
+    def trained(with_closure: bool) -> dict[str, torch.Tensor]:
+        model = adapt(make_net(), **settings())
+        attachment = attach(model, optimizer := adamw(model))
+        for batch in regression_batches(12):
+
+            def closure(batch: tuple[torch.Tensor, torch.Tensor] = batch) -> torch.Tensor:
+                optimizer.zero_grad()
+                loss = nn.functional.mse_loss(model(batch[0]), batch[1])
+                loss.backward()
+                return loss
+
+            if with_closure:
+                assert (optimizer.step(closure=closure) if keyword else optimizer.step(closure)) is not None
+            else:
+                closure()
+                optimizer.step()
+        assert attachment.step == 12
+        assert attachment.events
+        return state_of(model)
+
+    assert_same(trained(True), trained(False))
+
+
+def test_an_optimizer_of_several_evaluations_a_step_is_refused() -> None:
     model = adapt(make_net(), **settings())
-    attachment = attach(model, optimizer := make(trainable(model)))
-    (x, y) = regression_batches(1)[0]
+    with pytest.raises(ValueError, match="LBFGS"):
+        attach(model, torch.optim.LBFGS(trainable(model)))
 
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = nn.functional.mse_loss(model(x), y)
-        loss.backward()
-        return loss
 
-    before = state_of(model)
-    with pytest.raises(ValueError, match="closure"):
-        optimizer.step(closure=closure) if keyword else optimizer.step(closure)
-    assert_same(state_of(model), before)
-    assert attachment.step == 0
+def test_a_ratio_that_the_optimizer_ignores_is_warned_of() -> None:
+    model = adapt(make_net(), **settings(lambda_lr_ratio=5.0))
+    with pytest.warns(UserWarning, match="lambda_lr_ratio=5.0"):
+        attach(model, torch.optim.AdamW(trainable(model), lr=1e-3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer = torch.optim.AdamW(parameter_groups(model, 1e-3))
+        # Warmup begins at a rate of 0: the groups' own rates count.
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(step / 10, 1.0))
+        attach(model, optimizer)
 
 
 def test_attached_twice() -> None:
