@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -104,10 +105,16 @@ def count_parameters(model: nn.Module) -> ParameterCount:
 
 def module_ranks(model: nn.Module, adapter_name: str | None = None) -> dict[str, int]:
     """Current rank of every module that FlexLoRA adapts, by its name in the base model, in module order."""
-    ranks = {}
+    counts: dict[str, torch.Tensor] = {}
     for name, module in adapted_root(model).named_modules():
         if isinstance(module, FlexLoraLayer):
             adapter = adapter_name or next(iter(module.flexlora_P), None)
             if adapter is not None and adapter in module.flexlora_P:
-                ranks[plain_name(name)] = module.rank(adapter)
-    return ranks
+                active = module.flexlora_active[adapter]
+                on_meta = active.device.type == "meta"
+                counts[plain_name(name)] = torch.tensor(module.rank(adapter), device="cpu") if on_meta else active.sum()
+    if not counts:
+        return {}
+    home = next(iter(counts.values())).device
+    # One device-to-host copy for all of them.
+    return dict(zip(counts, torch.stack([count.to(home) for count in counts.values()]).tolist(), strict=True))
