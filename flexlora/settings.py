@@ -227,6 +227,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "data_seed": (0, MAX_SEED),
 }
 POSITIVE = ("training.learning_rate", "training.max_grad_norm")
+FOLDER_NAMES = ("scale", "variant", "method.name", "model.name")
 
 
 def register_schemas() -> None:
@@ -251,8 +252,8 @@ def resolve(config: DictConfig) -> tuple[RunSettings, dict[str, Any]]:
         raise UserError(one_line(error)) from error
     _refuse_missing(plain)
     run = _strict(plain, RunSettings, "")
-    run.task = _strict(plain["task"], TASK_SCHEMAS.get(plain["task"]["family"]), "task.")
-    run.model = _strict(plain["model"], MODEL_SCHEMAS.get(plain["model"]["kind"]), "model.")
+    run.task = _strict(plain["task"], _schema(TASK_SCHEMAS, plain["task"]["family"], "task.family"), "task.")
+    run.model = _strict(plain["model"], _schema(MODEL_SCHEMAS, plain["model"]["kind"], "model.kind"), "model.")
     run.method = dict(plain["method"])
     _strict(run.method, STRICT_KINDS.get(run.method["kind"]), "method.")
     _refuse_out_of_range(plain)
@@ -280,6 +281,12 @@ def _refuse_missing(plain: Mapping[str, Any]) -> None:
         )
 
 
+def _schema(schemas: Mapping[str, type], name: str, key: str) -> type:
+    if name not in schemas:
+        raise UserError(f"there is no {key} '{name}'.{did_you_mean(name, schemas)} There are: {', '.join(schemas)}.")
+    return schemas[name]
+
+
 def _refuse_out_of_range(plain: Mapping[str, Any]) -> None:
     values = flat_keys(plain)
     for key, (lowest, highest) in LIMITS.items():
@@ -291,6 +298,10 @@ def _refuse_out_of_range(plain: Mapping[str, Any]) -> None:
         value = values.get(key)
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise UserError(f"{key} must be above 0, not {value}")
+    for key in FOLDER_NAMES:
+        value = values.get(key)
+        if value is not None and (value in {"", ".", ".."} or "/" in value):
+            raise UserError(f"{key} names one folder of a run's path: '{value}' is no folder's name")
 
 
 def _strict(values: Mapping[str, Any], schema: type | None, prefix: str) -> Any:

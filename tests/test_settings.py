@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from flexlora.conf_path import conf_dir
 from flexlora.errors import UserError, did_you_mean
 from flexlora.settings import (
+    FOLDER_NAMES,
     LIMITS,
     POSITIVE,
     FlexLoraSettings,
@@ -154,6 +155,10 @@ def test_did_you_mean(word, options, answer):
         ("task.max_eval_rows=-2", "task.max_eval_rows must be at least 1, not -2"),
         ("paper_steps=0", "paper_steps must be at least 1, not 0"),
         ("seed=-1", "seed must be between 0 and 2147483647, not -1"),
+        ("variant=../x", "variant names one folder of a run's path: '../x' is no folder's name"),
+        ("scale=", "scale names one folder of a run's path: '' is no folder's name"),
+        ("task.family=glu", "there is no task.family 'glu'. Did you mean glue? There are: glue."),
+        ("model.kind=llm", "there is no model.kind 'llm'. There are: sequence_classifier."),
         ("data_seed=99999999999", "data_seed must be between 0 and 2147483647, not 99999999999"),
     ],
 )
@@ -165,4 +170,4 @@ def test_a_value_out_of_range_is_refused(override, message):
 
 def test_every_limit_is_of_a_setting_that_exists():
     plain = OmegaConf.to_container(composed("task=glue/cola"), resolve=True)
-    assert set(LIMITS) | set(POSITIVE) <= set(flat_keys(plain))
+    assert {*LIMITS, *POSITIVE, *FOLDER_NAMES} <= set(flat_keys(plain))

@@ -7,7 +7,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
-from flexlora.errors import UserError
+from flexlora.errors import UserError, did_you_mean
 from flexlora.methods.base import Method, RunContext
 
 SAVED = "trained.safetensors"
@@ -21,6 +21,11 @@ class MaskMethod(Method):
         self.head_modules = head_modules
 
     def wrap(self, model: nn.Module) -> nn.Module:
+        names = [name for name, _ in model.named_parameters()]
+        for pattern in self.patterns:
+            if not any(pattern.fullmatch(name) for name in names):
+                near = did_you_mean(pattern.pattern, names)
+                raise UserError(f"method.trainable: '{pattern.pattern}' is no parameter's whole name.{near}")
         for name, parameter in model.named_parameters():
             in_head = not set(self.head_modules).isdisjoint(name.split("."))
             parameter.requires_grad_(in_head or any(pattern.fullmatch(name) for pattern in self.patterns))

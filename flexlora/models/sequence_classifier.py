@@ -30,10 +30,12 @@ def load(settings: SequenceClassifier, num_labels: int) -> Backbone:
         source, offline = str(folder), True
     else:
         source, offline = settings.path, hub_is_offline()
+    from safetensors import SafetensorError
+
     where = {"revision": settings.revision, "local_files_only": offline, "trust_remote_code": False}
     try:
         return _load(source, where, settings, num_labels)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         if folder.is_dir():
             raise UserError(f"model.path: cannot load {settings.path}: {one_line(error)}") from error
         if offline:
@@ -59,6 +61,9 @@ def _load(source: str, where: dict[str, Any], settings: SequenceClassifier, num_
         known = ", ".join(sorted(ARCHITECTURES))
         raise UserError(f"model.path: architecture '{config.model_type}' is not among those described: {known}")
     tokenizer = AutoTokenizer.from_pretrained(source, **where)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        # Where its files are missing transformers makes one that knows no word: every sentence would be [UNK].
+        raise UserError(f"model.path: {settings.path} has no tokenizer: save it beside the model")
     model, report = AutoModelForSequenceClassification.from_pretrained(
         source,
         config=config,

@@ -53,6 +53,11 @@ def config_hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """What to tell a user of a disk that is full, a folder that is not theirs."""
+    return UserError(f"cannot write to {path}: {error.strerror or error}. Set output_root=DIR.")
+
+
 class RunFolder:
     """`<output_root>/<scale>/<task>/<model>/<method>/<variant>/seed<seed>`, held by one process at a time.
 
@@ -74,14 +79,15 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
+            since = datetime.now(UTC).isoformat(timespec="seconds")
+            write_text(self._holder, to_json({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
         except Timeout as error:
             raise UserError(
                 f"{self.path} is held by {self._describe_holder()}: wait for it, or give variant=NAME."
             ) from error
         except OSError as error:
-            raise UserError(f"cannot write to {self.path}: {error.strerror or error}. Set output_root=DIR.") from error
-        since = datetime.now(UTC).isoformat(timespec="seconds")
-        write_text(self._holder, to_json({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
+            self._lock.release()
+            raise cannot_write(self.path, error) from error
         return self
 
     def __exit__(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flexlora.errors import UserError, one_line
+from flexlora.errors import UserError, did_you_mean, one_line
 from flexlora.hub import hub_is_offline
 from flexlora.settings import GlueTask
 from flexlora.tasks.base import Split
@@ -37,6 +37,13 @@ class Glue:
         self.main_metric = self.settings.main_metric
         self.num_labels = self.settings.num_labels
         self._metric = load_metric(self.settings.metric)
+        self._prefixes = {name: f"{name}_" if len(self.evaluation_rows) > 1 else "" for name in self.evaluation_rows}
+        figures = [f"{prefix}{score}" for prefix in self._prefixes.values() for score in self._metric.scores]
+        if self.main_metric not in figures:
+            near = did_you_mean(self.main_metric, figures)
+            raise UserError(
+                f"task.main_metric: there is no '{self.main_metric}'.{near} This task has {', '.join(figures)}."
+            )
 
     def tokenize(self, processor: Any) -> None:
         self.processor = processor
@@ -75,8 +82,7 @@ class Glue:
         references = [example["labels"] for example in split.examples]
         scores = self._metric.compute(predictions=list(predictions), references=references)
         assert scores is not None
-        prefix = "" if len(self.evaluation) == 1 else f"{split.name}_"
-        return {f"{prefix}{name}": float(value) for name, value in scores.items()}
+        return {f"{self._prefixes[split.name]}{name}": float(value) for name, value in scores.items()}
 
 
 def load(settings: GlueTask) -> Glue:
@@ -85,6 +91,8 @@ def load(settings: GlueTask) -> Glue:
     Raises:
         UserError: the folder, a file or a split is missing, a row is broken, the hub is out of reach.
     """
+    if settings.num_labels > 1 and len(settings.labels) != settings.num_labels:
+        raise UserError(f"task.num_labels is {settings.num_labels}, task.labels has {len(settings.labels)}")
     if settings.data_dir is None:
         train, evaluation, provenance = _from_hub(settings)
     else:

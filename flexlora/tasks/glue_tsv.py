@@ -39,8 +39,8 @@ def read_tsv(path: Path, settings: GlueTask) -> Rows:
         lines.pop()
     header = _cells(lines[0], path, 1) if settings.tsv.header and lines else None
     width = len(header) if header else settings.tsv.width
-    text_at = [_position(column, header, path) for column in settings.tsv.text]
-    label_at = _position(settings.tsv.label, header, path)
+    text_at = [_position(column, header, width, path) for column in settings.tsv.text]
+    label_at = _position(settings.tsv.label, header, width, path)
 
     texts: tuple[list[str], ...] = tuple([] for _ in text_at)
     labels: list[Any] = []
@@ -63,9 +63,14 @@ def _cells(line: bytes, path: Path, number: int) -> list[str]:
         raise UserError(f"{path}, line {number}: not UTF-8") from error
 
 
-def _position(column: Any, header: list[str] | None, path: Path) -> int:
+def _position(column: Any, header: list[str] | None, width: int | None, path: Path) -> int:
     if header is None:
-        return int(column)
+        if not isinstance(column, int) or width is None or not 0 <= column < width:
+            raise UserError(
+                f"task.tsv: there is no column {column!r}: without a header columns have positions, "
+                "0 to task.tsv.width - 1"
+            )
+        return column
     if column not in header:
         raise UserError(f"{path}, line 1: there is no column '{column}' among {', '.join(header)}")
     return header.index(column)

@@ -15,6 +15,8 @@ class _Metric(evaluate.Metric):
 
     value_type = "int64"
     description = ""
+    scores: tuple[str, ...] = ()
+    """The names of the figures that `compute` gives."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"keep_in_memory": True, **options})
@@ -33,6 +35,7 @@ class MatthewsCorrelation(_Metric):
     """Matthews' correlation of classes, in [-1, 1]; 0 where predictions or references are all of one class."""
 
     description = "Matthews correlation coefficient"
+    scores = ("matthews_correlation",)
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         # scikit-learn gives 0.0 for a constant side itself, and nan for no examples at all.
@@ -42,12 +45,13 @@ class MatthewsCorrelation(_Metric):
 METRICS: dict[str, type[_Metric]] = {"matthews_correlation": MatthewsCorrelation}
 
 
-def load_metric(name: str) -> evaluate.Metric:
+def load_metric(name: str) -> _Metric:
     """A fresh metric by its name in a task's `metric`.
 
     Raises:
         UserError: there is no such metric.
     """
     if name not in METRICS:
-        raise UserError(f"task.metric: there is no '{name}'.{did_you_mean(name, METRICS)}")
+        near = did_you_mean(name, METRICS)
+        raise UserError(f"task.metric: there is no '{name}'.{near} There are: {', '.join(METRICS)}.")
     return METRICS[name]()

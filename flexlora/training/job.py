@@ -1,6 +1,7 @@
 """One run from its settings to its record: task and model → the method wraps the model → loop → files."""
 
 import contextlib
+import errno
 import logging
 import shutil
 import time
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from flexlora.errors import UserError, one_line
 from flexlora.results import environment
 from flexlora.results.files import JsonLines
-from flexlora.results.folder import RunFolder, config_hash, variant_name
+from flexlora.results.folder import RunFolder, cannot_write, config_hash, variant_name
 from flexlora.results.record import RunRecord
 from flexlora.settings import Precision, RunSettings, TrainingSettings
+from flexlora.training.alarms import rank_alarms
 from flexlora.training.progress import duration, rank_range
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from flexlora.training.loop import Outcome
 
 log = logging.getLogger("flexlora")
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def run_path(settings: RunSettings, overrides: Iterable[str]) -> Path:
@@ -63,7 +67,10 @@ def run_job(settings: RunSettings, config: dict[str, Any], overrides: Iterable[s
         if verdict[0] == "skipped":
             log.info("%s is finished: skipped", path)
             return "skipped"
-        return _Job(settings, config, path).run()
+        try:
+            return _Job(settings, config, path).run()
+        except OSError as error:  # the record itself could not be written
+            raise cannot_write(path, error) from error
 
 
 def _open(folder: RunFolder, stack: contextlib.ExitStack) -> str | UserError:
@@ -76,19 +83,27 @@ def _open(folder: RunFolder, stack: contextlib.ExitStack) -> str | UserError:
         stack.enter_context(_log_file(folder.path / "log.txt"))
     except UserError as error:
         return error
+    except OSError as error:
+        return cannot_write(folder.path, error)
     return "begun"
+
+
+class _QuietFileHandler(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nothing: a full disk is told of once, by what fails for it, and not at every line."""
 
 
 @contextlib.contextmanager
 def _log_file(path: Path) -> Iterator[None]:
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _QuietFileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     try:
         yield
     finally:
         log.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):  # what a full disk did not take is on the screen
+            handler.close()
 
 
 class _Job:
@@ -127,6 +142,10 @@ class _Job:
             record.status, record.error = "interrupted", f"interrupted at step {record.steps or 0}"
             raise
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                refusal = cannot_write(self.path, error)
+                record.status, record.error = "failed", str(refusal)
+                raise refusal from error
             record.status, record.error = "failed", f"{type(error).__name__}: {one_line(error)}"
             log.error("%s", traceback.format_exc())
         finally:
@@ -213,7 +232,7 @@ class _Job:
         record.parameters = dict(method.parameters(model))
         ranks = method.ranks(model)
         if ranks:
-            record.rank_events = _events_summary(loop.outcome.events, ranks)
+            record.rank_events = _events_summary(loop.outcome, ranks)
         if self.main:
             record.adapter_bytes = _save(method, model, self.path)
 
@@ -263,22 +282,28 @@ def _windows_line(schedule: dict[str, Any]) -> str:
     )
 
 
-def _events_summary(events: list[dict[str, Any]], ranks: dict[str, int]) -> dict[str, Any]:
-    steps = [event["step"] for event in events]
+def _events_summary(outcome: "Outcome", ranks: dict[str, int]) -> dict[str, Any]:
+    steps = [event["step"] for event in outcome.events]
     return {
-        "count": len(events),
+        "count": len(steps),
         "first_step": steps[0] if steps else None,
         "last_step": steps[-1] if steps else None,
         "final_ranks": ranks,
+        "alarms": rank_alarms(outcome.events, outcome.losses),
     }
 
 
 def _save(method: "Method", model: Any, path: Path) -> int:
     """Write `adapter/`, whole or not at all; its weights' size in bytes."""
+    from safetensors import SafetensorError
+
     part, adapter = path / ".adapter.part", path / "adapter"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
-    method.save(model, part)
+    try:
+        method.save(model, part)
+    except SafetensorError as error:  # its own word for any failure of the file system
+        raise UserError(f"cannot write {part}: {one_line(error)}") from error
     for file in part.rglob("*"):
         file.chmod(0o644)  # safetensors writes 0600, hidden from whoever shares the results
     part.replace(adapter)
@@ -297,6 +322,7 @@ def summarise(record: RunRecord, path: Path) -> None:
     if record.rank_events is not None:
         events = record.rank_events
         rows.append(("ranks", f"{rank_range(events['final_ranks'])}   {events['count']} events"))
+        rows += [("alarm", alarm) for alarm in events["alarms"]]
     if record.parameters:
         count = record.parameters
         spare = count["adapter_allocated"] - count["adapter_active"]

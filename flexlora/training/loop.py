@@ -27,8 +27,8 @@ NEVER = 2**31 - 1
 class Outcome:
     """What a training came to."""
 
-    status: str = "done"
-    error: str | None = None
+    status: str = "failed"
+    error: str | None = "the training did not reach its end"
     steps: int = 0
     train_loss: float | None = None
     last: dict[str, Any] | None = None
@@ -40,6 +40,8 @@ class Outcome:
     tokens: dict[str, int] | None = None
     """Trained on until the last evaluation, on all processes: `real` ones, and `padded` with their padding."""
     events: list[dict[str, Any]] = field(default_factory=list)
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    """(step, mean training loss since the one before), as logged."""
 
 
 class Loop:
@@ -91,12 +93,14 @@ class Loop:
     def run(self) -> Outcome:
         """Train, evaluate, and say how it went; a loss that is not finite ends it with status `diverged`."""
         try:
-            self._train()
+            if self._train():
+                self.outcome.status, self.outcome.error = "done", None
         finally:
             self._bar.close()
         return self.outcome
 
-    def _train(self) -> None:
+    def _train(self) -> bool:
+        """Whether it came to its end; False where it diverged."""
         epoch = 0
         self.model.train()
         self._began = time.perf_counter()
@@ -110,19 +114,20 @@ class Loop:
                 if at_end or self.outcome.steps % self.settings.log_every == 0:
                     self._log(epoch + number / self._epoch_size())
                     if self._diverged():
-                        return
+                        return False
                 every = self.settings.eval_every
                 if at_end or (number == self._epoch_size() if every is None else self.outcome.steps % every == 0):
                     self._pause()
                     if self._diverged():
-                        return
+                        return False
                     if at_end:
                         self.method.finish(self.adapted)
                     self._evaluate(epoch + number / self._epoch_size())
                     self._began = time.perf_counter()
                 if at_end:
-                    return
+                    return True
             epoch += 1
+        return True
 
     def _epoch_size(self) -> int:
         return batching.steps_per_epoch(
@@ -225,6 +230,7 @@ class Loop:
             "train_seconds": round(self._seconds_so_far(), 3),
         }
         self._write(row)
+        self.outcome.losses.append((self.outcome.steps, loss))
         self._bar.loss(loss, self.method.ranks(self.adapted))
         self._loss_sum.zero_()
         self._steps_in_sum = 0
@@ -240,7 +246,8 @@ class Loop:
         self._pause()
         self.outcome.status = "diverged"
         self.outcome.error = (
-            f"the loss is not finite at step {step}: lower training.learning_rate, or use precision=bf16 or fp32"
+            f"the loss is not finite at step {step}: lower training.learning_rate, "
+            "or take training.precision=fp32 or bf16, and model.dtype=float32"
         )
         return True
 
