@@ -118,6 +118,13 @@ class FlexLoraModel(BaseTuner):
             layer.requires_grad_(False)  # an additional adapter is not trainable by itself
         self._replace_module(parent, target_name, layer, target)
 
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        """Put `new_module` in its place: it shares the base layer, and has put its adapter on that one's device.
+
+        PEFT's own also copies `weight`, which fails at unloading a module to save that has none itself (a pooler).
+        """
+        setattr(parent, child_name, new_module)
+
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """Trainable and all parameters, inactive directions left out; PEFT's own count on the PeftModel has them."""
         count = count_parameters(self.model)

@@ -252,6 +252,20 @@ def test_modules_to_save(tmp_path):
     assert torch.equal(loaded.merge_and_unload().head.weight, head.weight)
 
 
+def test_a_module_to_save_without_a_weight_of_its_own_is_unloaded():
+    """BERT's pooler holds its linear one level down; PEFT's default way to put modules back asks it for `weight`."""
+    base = BertForSequenceClassification(
+        BertConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12)
+    ).eval()
+    model = wrapped(fixed(target_modules="all-linear", modules_to_save=["pooler", "classifier"]), base)
+    scramble(model)
+    ids = torch.arange(10).view(2, 5)
+    before = model(ids).logits
+    merged = model.merge_and_unload()
+    torch.testing.assert_close(merged(ids).logits, before)
+    assert not any("flexlora" in name or "modules_to_save" in name for name, _ in merged.named_modules())
+
+
 # --- without a wrapper ----------
 
 
