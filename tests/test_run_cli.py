@@ -177,6 +177,7 @@ def test_steps_accumulation_precision_and_absolute_windows(flexlora_run, argumen
         "method.tinit=2",
         "method.tfinal=2",
         "method.deltaT=2",
+        "method.max_rank=8",
         "task.max_train_rows=60",
     )
     assert result.returncode == 0, result.stderr
@@ -187,6 +188,9 @@ def test_steps_accumulation_precision_and_absolute_windows(flexlora_run, argumen
     assert [evaluation["step"] for evaluation in record.history] == [4, 8, 9]
     assert record.history[-1]["epoch"] == 3.0
     assert [event["step"] for event in json_lines(folder / "ranks.jsonl")] == [4, 6]
+    # With no room to grow nothing moves: that is worth a line.
+    assert record.rank_events["alarms"] == ["12 of 12 modules ended at their rank limit: raise max_rank"]
+    assert "12 of 12 modules ended at their rank limit" in result.stdout
     from safetensors.torch import load_file
 
     saved = load_file(folder / "adapter" / "adapter_model.safetensors")

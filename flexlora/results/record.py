@@ -46,7 +46,7 @@ class RunRecord:
     parameters: dict[str, int] = field(default_factory=dict)
     adapter_bytes: int | None = None
     rank_events: dict[str, Any] | None = None
-    """Number of events, first and last step, final ranks; the events themselves are in `ranks.jsonl`."""
+    """Number of events, first and last step, final ranks, alarms; the events themselves are in `ranks.jsonl`."""
 
     started: str | None = None
     total_seconds: float | None = None
