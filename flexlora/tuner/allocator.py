@@ -84,13 +84,13 @@ class RankEvent:
         energy: Σ λ² of every module.
         active_parameters: parameters of the active directions: rank · (out + in + 1), summed.
         total_rank: sum of the ranks. Conserved exactly in `both`; the parameter count is not.
-        orthogonality_error: R(P, Q) with p = 1, unweighted.
+        orthogonality_error: R(P, Q) with p = 1, unweighted; None where it is not a number.
         rank_one: modules at rank 1 (before), to which `rank_one` applied.
         all_zero: modules whose λ are all 0 (before).
         at_limit: modules at their rank limit.
         regrown: modules grown now that had been pruned before.
         budget_conserved: whether the total rank stayed what it was; None where the direction is one-sided.
-        skipped: why nothing moved, where λ or the scores were not finite.
+        skipped: why nothing moved, where λ or what scores are made of was not finite; there are no scores then.
     """
 
     step: int
@@ -102,7 +102,7 @@ class RankEvent:
     energy: dict[str, float | None]
     active_parameters: int
     total_rank: int
-    orthogonality_error: float
+    orthogonality_error: float | None
     rank_one: int
     all_zero: int
     at_limit: int
@@ -204,8 +204,9 @@ class RankAllocator:
         """Score the matrices, move ranks within b(t), set the moved slots' optimizer state, and record it."""
         before = self.snapshot()
         budget = self.config.budget(step)
-        scores = self.scores(before, step)
-        finite = before.finite
+        # An SVD refuses what is not finite; P and Q go into one under spectrum='exact', and into the error always.
+        finite = before.finite and (self.config.spectrum == "lambda" or math.isfinite(before.orthogonality_error))
+        scores: list[float | None] = self.scores(before, step) if finite else [None] * len(self.layers)
         moves = Reallocation()
         if finite:
             moves = decide(
@@ -369,13 +370,13 @@ class RankAllocator:
             ),
             active_parameters=sum(rank * cost for rank, cost in zip(ranks, self._costs, strict=True)),
             total_rank=sum(ranks),
-            orthogonality_error=before.orthogonality_error,
+            orthogonality_error=_json_number(before.orthogonality_error),
             rank_one=sum(rank == 1 for rank in before.ranks),
             all_zero=sum(self._all_zero(before)),
             at_limit=sum(rank >= limit for rank, limit in zip(ranks, self.limits, strict=True)),
             regrown=regrown,
             budget_conserved=sum(ranks) == sum(before.ranks) if both else None,
-            skipped=None if finite else "λ or its sensitivity is not finite",
+            skipped=None if finite else f"{'P or Q' if before.finite else 'λ or its sensitivity'} is not finite",
         )
 
     # --- resuming ------------------------------------------------------------------------------------------------

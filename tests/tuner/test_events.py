@@ -202,6 +202,18 @@ def test_lambda_that_is_not_finite_moves_nothing_and_says_so(bad, importance):
     json.dumps(event.to_dict(), allow_nan=False)
 
 
+@pytest.mark.parametrize("spoiled", ["flexlora_P", "flexlora_lambda", "flexlora_Q"])
+def test_an_exact_spectrum_of_what_is_not_finite_moves_nothing(spoiled):
+    model, allocator = bank([[0.5, 0.2], [3.0, 0.1]], spectrum="exact", init_b=1)
+    with torch.no_grad():
+        getattr(allocator.layers[0], spoiled)["default"].flatten()[0] = math.nan
+    before = slots(model)
+    event = allocator.hold_event(1)
+    assert event.skipped
+    assert slots(model) == before
+    json.dumps(event.to_dict(), allow_nan=False)
+
+
 def test_huge_lambda_still_moves():
     """Squares of 1e30 overflow float32; scores are float64."""
     _, allocator = bank([[1e30, 1e30], [1e30, 1e28], [1e-30, 1e-30, 1e-32]], init_b=1, limit=4)
