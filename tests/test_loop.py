@@ -146,6 +146,20 @@ def test_the_first_loss_that_is_not_finite_is_named_however_late_it_is_read():
     assert outcome.last is None
 
 
+def test_a_last_update_that_breaks_the_model_is_no_finished_run():
+    """Its loss was taken before it: only the evaluation shows what it did."""
+    outcome = loop(Regression(12, [0.0]), Sgd(), 1, learning_rate=1e38).run()
+    assert outcome.status == "diverged"
+    assert "the evaluation's loss is not finite after step 1" in outcome.error
+
+
+def test_a_training_that_is_stopped_is_not_done():
+    training = loop(Regression(12, []), Sgd(), 3)
+    with pytest.raises(StopIteration):  # no score is left for the evaluation
+        training.run()
+    assert (training.outcome.status, training.outcome.steps) == ("failed", 3)
+
+
 def test_the_loop_names_no_method():
     source = Path(__file__).parents[1] / "flexlora" / "training" / "loop.py"
     code = source.read_text().lower().replace("from flexlora.", "")

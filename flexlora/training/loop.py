@@ -21,6 +21,7 @@ from flexlora.training.progress import Progress
 from flexlora.training.schedule import linear_warmup_decay
 
 NEVER = 2**31 - 1
+REMEDY = "lower training.learning_rate, or take training.precision=fp32 or bf16, and model.dtype=float32"
 
 
 @dataclass
@@ -123,6 +124,8 @@ class Loop:
                     if at_end:
                         self.method.finish(self.adapted)
                     self._evaluate(epoch + number / self._epoch_size())
+                    if self._evaluation_diverged():
+                        return False
                     self._began = time.perf_counter()
                 if at_end:
                     return True
@@ -245,10 +248,16 @@ class Loop:
             return False
         self._pause()
         self.outcome.status = "diverged"
-        self.outcome.error = (
-            f"the loss is not finite at step {step}: lower training.learning_rate, "
-            "or take training.precision=fp32 or bf16, and model.dtype=float32"
-        )
+        self.outcome.error = f"the loss is not finite at step {step}: {REMEDY}"
+        return True
+
+    def _evaluation_diverged(self) -> bool:
+        """Whether the last evaluation's loss is not finite: no training step shows what the very last update did."""
+        result = self.outcome.last
+        if result is None or all(math.isfinite(loss) for loss in result["eval_loss"].values()):
+            return False
+        self.outcome.status = "diverged"
+        self.outcome.error = f"the evaluation's loss is not finite after step {result['step']}: {REMEDY}"
         return True
 
     def _seconds_so_far(self) -> float:
