@@ -30,9 +30,14 @@ def parameter_groups(
 
     Returns:
         Two groups (one where there is no λ), each with "params", "lr" and "name".
+
+    Raises:
+        ValueError: a rate below 0, or a ratio that is not positive.
     """
     if lambda_lr_ratio is None:
         lambda_lr_ratio = next((config.lambda_lr_ratio for config in _configs(model) if not config.inference_mode), 1.0)
+    if not learning_rate >= 0:  # torch checks its default rate only, not that of a group
+        raise ValueError(f"`learning_rate` must not be negative, but is {learning_rate}.")
     if lambda_lr_ratio <= 0:
         raise ValueError(f"`lambda_lr_ratio` must be positive, not {lambda_lr_ratio}.")
     lambdas = {

@@ -317,3 +317,9 @@ def test_the_tuner_prints_active_and_allocated_parameters(capsys: pytest.Capture
     assert model.base_model.get_nb_trainable_parameters() == (active, active + 6 * 5 + 5 + 5 * 4 + 4)
     model.base_model.print_trainable_parameters()
     assert "adapter: 44 active of 66 allocated" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("rate", [-1e-3, float("nan")])
+def test_a_bad_learning_rate(rate):
+    with pytest.raises(ValueError, match="`learning_rate` must not be negative"):
+        parameter_groups(wrapped(moving()), rate)
