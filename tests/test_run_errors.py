@@ -1,6 +1,8 @@
 """Bad input through the installed command: one clear line, an exit code that is not 0, within seconds."""
 
+import shutil
 import time
+from pathlib import Path
 
 import pytest
 from conftest import one_line
@@ -78,3 +80,22 @@ def test_a_traceback_is_shown_where_it_is_asked_for(flexlora_run):
     result = flexlora_run("task=glue/cola", "+foo=1", HYDRA_FULL_ERROR="1")
     assert result.returncode == 1
     assert "Traceback" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [("tokenizer", "has no tokenizer: save it beside the model"), ("weights", "Error while deserializing header")],
+)
+def test_a_folder_that_lacks_a_part_of_the_model_is_refused(
+    flexlora_run, arguments, tiny_bert, tmp_path, missing, message
+):
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+    if missing == "tokenizer":
+        for file in [*folder.glob("*token*"), *folder.glob("vocab*")]:
+            file.unlink()
+    else:
+        weights = folder / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:2000])
+    result = flexlora_run(*arguments, f"model.path={folder}", f"output_root={tmp_path / 'out'}")
+    assert result.returncode == 2
+    assert message in one_line(result)
