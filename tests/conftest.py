@@ -1,45 +1,14 @@
 """What the runner's tests share: the installed command, and data and a model that the tests make themselves."""
 
 import os
-import random
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from runner_helpers import ADVERBS, COMMAND, NOUNS, VERBS, write_cola
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMAND = Path(sys.executable).with_name("flexlora-run")
-
-# Grammar small enough for a random encoder to learn in a few steps: a sentence without its verb is no sentence.
-NOUNS = ["cat", "dog", "child", "teacher", "sailor", "farmer", "singer", "doctor"]
-VERBS = ["see", "like", "help", "know", "follow", "thank", "call", "hear"]
-ADVERBS = ["often", "never", "always", "again"]
-
-
-def sentences(count: int, seed: int) -> list[tuple[str, int]]:
-    """Sentences and whether they are acceptable, half and half, of five to nine words."""
-    draw = random.Random(seed)
-    rows = []
-    for number in range(count):
-        acceptable = number % 2
-        subject, thing = draw.sample(NOUNS, 2)
-        verb = f"{draw.choice(VERBS)}s" if acceptable else draw.choice(NOUNS)
-        tail = draw.sample(ADVERBS, draw.randint(0, 3))
-        rows.append((" ".join(["the", subject, verb, "the", thing, *tail, "."]), acceptable))
-    draw.shuffle(rows)
-    return rows
-
-
-def write_cola(folder: Path, train: int = 64, dev: int = 40) -> Path:
-    """The classic layout: no header; source, label, star, sentence. Quotes stand for themselves."""
-    (folder / "CoLA").mkdir(parents=True)
-    for name, count, seed in (("train.tsv", train, 1), ("dev.tsv", dev, 2)):
-        rows = sentences(count, seed)
-        lines = [f"made\t{label}\t{'' if label else '*'}\t{text}\n" for text, label in rows]
-        (folder / "CoLA" / name).write_text("".join(lines), encoding="utf-8")
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -104,14 +73,6 @@ def arguments(cola: Path, tiny_bert: Path) -> list[str]:
         "training.learning_rate=5e-3",
         "variant=test",
     ]
-
-
-def one_line(result: subprocess.CompletedProcess[str]) -> str:
-    """The command's only line on stderr."""
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("flexlora-run: "), result.stderr
-    return lines[0].removeprefix("flexlora-run: ")
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,8 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from conftest import write_cola
 from hydra import compose, initialize_config_dir
+from runner_helpers import write_cola
 
 from flexlora.conf_path import conf_dir
 from flexlora.errors import UserError

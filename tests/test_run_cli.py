@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import COMMAND, one_line
+from runner_helpers import COMMAND, one_line
 
 from flexlora.results.record import read_record
 

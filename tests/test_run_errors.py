@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import one_line
+from runner_helpers import one_line
 
 BAD_SETTINGS = {
     "no task": ([], r"no task is given: task=NAME, one of glue/cola"),
