@@ -236,6 +236,8 @@ def test_an_interrupted_run_says_so_and_starts_again(arguments, tiny_bert, flexl
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # Tests that a shell put in the background inherit SIGINT as ignored, and so would the command.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         deadline = time.monotonic() + 120
