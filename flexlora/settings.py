@@ -117,8 +117,8 @@ class SequenceClassifier:
 
 
 @dataclass
-class LoraSettings:
-    """`method.*` of LoRA, by PEFT's names. Its other fields are added with `+method.<field>=`."""
+class LowRankSettings:
+    """`method.*` that every low-rank tuner of PEFT's has, by PEFT's names."""
 
     name: str = MISSING
     kind: str = MISSING
@@ -128,6 +128,12 @@ class LoraSettings:
     lora_dropout: float = MISSING
     target_modules: Any = MISSING
     modules_to_save: Any = MISSING
+
+
+@dataclass
+class LoraSettings(LowRankSettings):
+    """`method.*` of LoRA, by PEFT's names. Its other fields are added with `+method.<field>=`."""
+
     bias: str = MISSING
     use_rslora: bool = MISSING
     use_dora: bool = MISSING
@@ -135,17 +141,9 @@ class LoraSettings:
 
 
 @dataclass
-class FlexLoraSettings:
+class FlexLoraSettings(LowRankSettings):
     """`method.*` of FlexLoRA; what each field means is said by `flexlora.FlexLoraConfig`."""
 
-    name: str = MISSING
-    kind: str = MISSING
-    peft_type: str = MISSING
-    r: int = MISSING
-    lora_alpha: int | float = MISSING
-    lora_dropout: float = MISSING
-    target_modules: Any = MISSING
-    modules_to_save: Any = MISSING
     tinit: int = MISSING
     tfinal: int = MISSING
     deltaT: int = MISSING

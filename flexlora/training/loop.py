@@ -103,6 +103,7 @@ class Loop:
     def _train(self) -> bool:
         """Whether it came to its end; False where it diverged."""
         epoch = 0
+        size = self._epoch_size()
         self.model.train()
         self._began = time.perf_counter()
         while self.outcome.steps < self.total_steps:
@@ -113,17 +114,17 @@ class Loop:
                 self._step(indices, batches)
                 at_end = self.outcome.steps == self.total_steps
                 if at_end or self.outcome.steps % self.settings.log_every == 0:
-                    self._log(epoch + number / self._epoch_size())
+                    self._log(epoch + number / size)
                     if self._diverged():
                         return False
                 every = self.settings.eval_every
-                if at_end or (number == self._epoch_size() if every is None else self.outcome.steps % every == 0):
+                if at_end or (number == size if every is None else self.outcome.steps % every == 0):
                     self._pause()
                     if self._diverged():
                         return False
                     if at_end:
                         self.method.finish(self.adapted)
-                    self._evaluate(epoch + number / self._epoch_size())
+                    self._evaluate(epoch + number / size)
                     if self._evaluation_diverged():
                         return False
                     self._began = time.perf_counter()

@@ -14,7 +14,7 @@ from torch import nn
 from .allocator import RankAllocator, RankEvent
 from .config import FlexLoraConfig
 from .model import FlexLoraModel
-from .packing import flexlora_layers
+from .packing import flexlora_configs, flexlora_layers
 
 _attachments: WeakSet[Attachment] = WeakSet()
 
@@ -173,11 +173,9 @@ def _skips(optimizer: torch.optim.Optimizer) -> bool:
 def _trainable_adapter(model: nn.Module) -> tuple[nn.Module, FlexLoraConfig, str]:
     """The module that owns the configuration (below any DDP wrapper), the configuration, and the adapter's name."""
     found: dict[int, tuple[nn.Module, FlexLoraConfig, str]] = {}
-    for module in model.modules():
-        configs = getattr(module, "peft_config", None)
-        for name, config in configs.items() if isinstance(configs, dict) else ():
-            if isinstance(config, FlexLoraConfig) and not config.inference_mode:
-                found.setdefault(id(config), (module, config, name))
+    for module, name, config in flexlora_configs(model):
+        if not config.inference_mode:
+            found.setdefault(id(config), (module, config, name))
     if not found:
         raise ValueError(
             "the model holds no trainable FlexLoRA adapter: wrap it with get_peft_model(model, FlexLoraConfig(...)), "

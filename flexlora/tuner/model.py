@@ -128,14 +128,14 @@ class FlexLoraModel(BaseTuner):
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """Trainable and all parameters, inactive directions left out; PEFT's own count on the PeftModel has them."""
         count = count_parameters(self.model)
-        return count.adapter_active + count.head, count.total
+        return count.trainable, count.total
 
     def print_trainable_parameters(self) -> None:
         """As PEFT's, but of the active directions, with the allocated capacity beside them."""
         count = count_parameters(self.model)
-        trainable, total = self.get_nb_trainable_parameters()
         print(
-            f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f} || "
+            f"trainable params: {count.trainable:,} || all params: {count.total:,} || "
+            f"trainable%: {100 * count.trainable / count.total:.4f} || "
             f"adapter: {count.adapter_active:,} active of {count.adapter_allocated:,} allocated"
         )
 

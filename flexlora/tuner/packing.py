@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from .config import FlexLoraConfig
 from .layer import FlexLoraLayer
 
 ACTIVE = "flexlora_active"
@@ -27,9 +28,21 @@ def flexlora_layers(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, 
             yield name, module
 
 
+def flexlora_configs(model: nn.Module) -> Iterator[tuple[nn.Module, str, FlexLoraConfig]]:
+    """(module that holds it, adapter name, configuration) of every FlexLoRA adapter, outermost module first.
+
+    PEFT keeps one configuration on the PeftModel, on the tuner and on the base model alike.
+    """
+    for module in model.modules():
+        configs = getattr(module, "peft_config", None)
+        for name, config in configs.items() if isinstance(configs, dict) else ():
+            if isinstance(config, FlexLoraConfig):
+                yield module, name, config
+
+
 def adapted_root(model: nn.Module) -> nn.Module:
     """The module that holds the adapters' configurations, below wrappers such as DDP; `model` where there is none."""
-    return next((m for m in model.modules() if isinstance(getattr(m, "peft_config", None), dict)), model)
+    return next((module for module, _, _ in flexlora_configs(model)), model)
 
 
 def plain_name(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +9,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from .config import FlexLoraConfig
 from .layer import FlexLoraLayer
-from .packing import adapted_root, plain_name
+from .packing import adapted_root, flexlora_configs, plain_name
 
 
 def parameter_groups(
@@ -35,7 +33,7 @@ def parameter_groups(
         ValueError: a rate below 0, or a ratio that is not positive.
     """
     if lambda_lr_ratio is None:
-        lambda_lr_ratio = next((config.lambda_lr_ratio for config in _configs(model) if not config.inference_mode), 1.0)
+        lambda_lr_ratio = next((c.lambda_lr_ratio for _, _, c in flexlora_configs(model) if not c.inference_mode), 1.0)
     if not learning_rate >= 0:  # torch checks its default rate only, not that of a group
         raise ValueError(f"`learning_rate` must not be negative, but is {learning_rate}.")
     if lambda_lr_ratio <= 0:
@@ -58,13 +56,6 @@ def parameter_groups(
     return [group for group in groups if group["params"]]
 
 
-def _configs(model: nn.Module) -> Iterator[FlexLoraConfig]:
-    for module in model.modules():
-        configs = getattr(module, "peft_config", None)
-        if isinstance(configs, dict):
-            yield from (config for config in configs.values() if isinstance(config, FlexLoraConfig))
-
-
 @dataclass(frozen=True)
 class ParameterCount:
     """Trainable parameters of a model.
@@ -80,6 +71,11 @@ class ParameterCount:
     adapter_allocated: int
     head: int
     total: int
+
+    @property
+    def trainable(self) -> int:
+        """Active directions of the adapter, and the head."""
+        return self.adapter_active + self.head
 
 
 def count_parameters(model: nn.Module) -> ParameterCount:
