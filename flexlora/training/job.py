@@ -18,6 +18,7 @@ from flexlora.results.folder import RunFolder, cannot_write, config_hash, varian
 from flexlora.results.record import RunRecord
 from flexlora.settings import Precision, RunSettings, TrainingSettings
 from flexlora.training.alarms import rank_alarms
+from flexlora.training.plan import plan_steps, run_context, windows_line
 from flexlora.training.progress import duration, rank_range
 
 if TYPE_CHECKING:
@@ -159,10 +160,9 @@ class _Job:
     def _train(self) -> None:
         from accelerate.utils import set_seed
 
-        from flexlora.methods import RunContext, build_method
+        from flexlora.methods import build_method
         from flexlora.models import load_backbone
         from flexlora.tasks import load_task
-        from flexlora.training.batching import steps_per_epoch
         from flexlora.training.loop import Loop
 
         settings, record, training = self.settings, self.record, self.settings.training
@@ -176,33 +176,22 @@ class _Job:
         backbone = load_backbone(settings.model, task.num_labels)
         task.tokenize(backbone.processor)
         processes = accelerator.num_processes
-        an_epoch = steps_per_epoch(len(task.train), training.batch_size, training.gradient_accumulation, processes)
-        total_steps = training.epochs * an_epoch if training.max_steps is None else training.max_steps
+        steps = plan_steps(training, len(task.train), processes)
         record.samples = {"train": len(task.train), "evaluation": {split.name: len(split) for split in task.evaluation}}
         record.subset, record.data = task.subset, task.provenance
-        record.total_steps, record.main_metric = total_steps, task.main_metric
+        record.total_steps, record.main_metric = steps.total, task.main_metric
         record.backbone = {
             "path": settings.model.path,
             "revision": backbone.revision,
             "dtype": settings.model.dtype.value,
         }
         record.hardware = environment.hardware(str(accelerator.device), processes)
-        log.info("%d rows, %d optimizer steps an epoch, %d in all", len(task.train), an_epoch, total_steps)
+        log.info("%s", steps)
 
-        # The steps are counted before the method wraps the model: its windows, and its capacity, depend on them.
-        context = RunContext(
-            total_steps=total_steps,
-            schedule=settings.schedule,
-            paper_steps=settings.paper_steps,
-            seed=settings.seed,
-            target_modules=backbone.target_modules,
-            head_modules=backbone.head_modules,
-            task_type=backbone.task_type,
-        )
-        method = build_method(settings.method, context)
+        method = build_method(settings.method, run_context(settings, backbone, steps.total))
         record.schedule = method.schedule
         if method.schedule is not None:
-            log.info("%s", _windows_line(method.schedule))
+            log.info("%s", windows_line(method.schedule))
         model = method.wrap(backbone.model)
         record.parameters = dict(method.parameters(model))
 
@@ -219,7 +208,7 @@ class _Job:
                 method,
                 training,
                 accelerator,
-                total_steps=total_steps,
+                total_steps=steps.total,
                 data_seed=settings.data_seed,
                 metrics_file=metrics_file,
                 ranks_file=ranks_file,
@@ -270,16 +259,6 @@ def _accelerator(training: TrainingSettings) -> "Accelerator":
         return Accelerator(cpu=_on_cpu(), mixed_precision=precision, kwargs_handlers=[ddp])
     except ValueError as error:
         raise UserError(f"training.precision={training.precision.value}: {one_line(error)}") from error
-
-
-def _windows_line(schedule: dict[str, Any]) -> str:
-    if schedule["factor"] == 1.0:
-        return "windows as given: " + ", ".join(f"{name} {value}" for name, value in schedule["used"].items())
-    changes = ", ".join(f"{name} {before} → {schedule['used'][name]}" for name, before in schedule["given"].items())
-    return (
-        f"windows scaled by {schedule['factor']:.4g} "
-        f"({schedule['total_steps']} steps here, {schedule['paper_steps']} in the recipe): {changes}"
-    )
 
 
 def _events_summary(outcome: "Outcome", ranks: dict[str, int]) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """The learning rate over a run: linear warmup, then linear decay to zero."""
 
-import math
-
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from flexlora.training.plan import warmup_steps
 
 
 def linear_warmup_decay(optimizer: Optimizer, total_steps: int, warmup_ratio: float) -> LambdaLR:
@@ -11,7 +11,7 @@ def linear_warmup_decay(optimizer: Optimizer, total_steps: int, warmup_ratio: fl
 
     torch's own scheduler, to be stepped once per optimizer step; accelerate's would step once per process.
     """
-    warmup = math.ceil(warmup_ratio * total_steps)
+    warmup = warmup_steps(total_steps, warmup_ratio)
 
     def factor(step: int) -> float:
         if step < warmup:

@@ -1,0 +1,78 @@
+"""What a run is going to do, known before it starts: its steps, and what its method is told of them.
+
+The job does what stands here and `flexlora-doctor` tells it, so the two cannot disagree.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from flexlora.settings import RunSettings, TrainingSettings
+from flexlora.training.batching import batches_per_epoch, steps_per_epoch
+
+if TYPE_CHECKING:
+    from flexlora.methods import RunContext
+    from flexlora.models import Backbone
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The steps of a training, all processes together."""
+
+    rows: int
+    """Examples of the training split."""
+    batches: int
+    """Forward passes of an epoch, on all processes."""
+    per_epoch: int
+    """Optimizer steps of an epoch."""
+    total: int
+    """Optimizer steps of the whole training."""
+    warmup: int
+    """Optimizer steps over which the learning rate rises."""
+
+    def __str__(self) -> str:
+        return f"{self.rows:,} rows, {self.per_epoch:,} optimizer steps an epoch, {self.total:,} in all"
+
+
+def plan_steps(training: TrainingSettings, rows: int, processes: int = 1) -> Steps:
+    """The steps of training on `rows` examples: `max_steps` of them, or `epochs` times an epoch's."""
+    an_epoch = steps_per_epoch(rows, training.batch_size, training.gradient_accumulation, processes)
+    total = training.epochs * an_epoch if training.max_steps is None else training.max_steps
+    return Steps(
+        rows=rows,
+        batches=batches_per_epoch(rows, training.batch_size, processes),
+        per_epoch=an_epoch,
+        total=total,
+        warmup=warmup_steps(total, training.warmup_ratio),
+    )
+
+
+def warmup_steps(total_steps: int, warmup_ratio: float) -> int:
+    """Steps over which the learning rate rises: a share of all, rounded up."""
+    return math.ceil(warmup_ratio * total_steps)
+
+
+def run_context(settings: RunSettings, backbone: "Backbone", total_steps: int) -> "RunContext":
+    """What a method is told before it wraps the model: its windows, and its capacity, depend on the steps."""
+    from flexlora.methods import RunContext
+
+    return RunContext(
+        total_steps=total_steps,
+        schedule=settings.schedule,
+        paper_steps=settings.paper_steps,
+        seed=settings.seed,
+        target_modules=backbone.target_modules,
+        head_modules=backbone.head_modules,
+        task_type=backbone.task_type,
+    )
+
+
+def windows_line(schedule: dict[str, Any]) -> str:
+    """How a method's windows (tinit, tfinal, deltaT) were brought to this run's steps, in one line."""
+    if schedule["factor"] == 1.0:
+        return "windows as given: " + ", ".join(f"{name} {value}" for name, value in schedule["used"].items())
+    changes = ", ".join(f"{name} {before} → {schedule['used'][name]}" for name, before in schedule["given"].items())
+    return (
+        f"windows scaled by {schedule['factor']:.4g} "
+        f"({schedule['total_steps']} steps here, {schedule['paper_steps']} in the recipe): {changes}"
+    )
