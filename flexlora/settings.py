@@ -80,6 +80,7 @@ class TsvData:
     text: list[Any] = MISSING
     label: Any = MISSING
     width: int | None = MISSING
+    broken_rows: int = MISSING
 
 
 @dataclass
@@ -90,6 +91,7 @@ class GlueTask:
     family: str = MISSING
     num_labels: int = MISSING
     labels: list[str] = MISSING
+    label_range: list[float] | None = MISSING
     text: list[str] = MISSING
     metric: str = MISSING
     main_metric: str = MISSING
@@ -218,6 +220,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "training.log_every": (1, math.inf),
     "task.num_labels": (1, math.inf),
     "task.max_length": (1, math.inf),
+    "task.tsv.broken_rows": (0, math.inf),
     "task.max_train_rows": (1, math.inf),
     "task.max_eval_rows": (1, math.inf),
     "paper_steps": (1, math.inf),

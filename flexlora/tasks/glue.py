@@ -12,8 +12,9 @@ from flexlora.errors import UserError, did_you_mean, one_line
 from flexlora.hub import hub_is_offline
 from flexlora.settings import GlueTask
 from flexlora.tasks.base import Split
-from flexlora.tasks.glue_tsv import Rows, read_tsv
+from flexlora.tasks.glue_tsv import read_tsv
 from flexlora.tasks.metrics import load_metric
+from flexlora.tasks.rows import Rows, as_number, check_labels
 
 # A row of eight lets a GPU's matrix units work on whole tiles.
 PAD_TO_MULTIPLE_OF = 8
@@ -91,8 +92,7 @@ def load(settings: GlueTask) -> Glue:
     Raises:
         UserError: the folder, a file or a split is missing, a row is broken, the hub is out of reach.
     """
-    if settings.num_labels > 1 and len(settings.labels) != settings.num_labels:
-        raise UserError(f"task.num_labels is {settings.num_labels}, task.labels has {len(settings.labels)}")
+    check_labels(settings)
     if settings.data_dir is None:
         train, evaluation, provenance = _from_hub(settings)
     else:
@@ -115,8 +115,9 @@ def _from_folder(settings: GlueTask, root: Path) -> tuple[Rows, dict[str, Rows],
         )
     files = {"train": settings.tsv.train, **settings.tsv.evaluation}
     rows = {name: read_tsv(folder / file, settings) for name, file in files.items()}
-    hashes = {files[name]: split.sha256 for name, split in rows.items()}
-    provenance = {"source": "folder", "path": str(folder), "revision": None, "sha256": hashes}
+    hashes = {file: sha256 for split in rows.values() for file, sha256 in split.sha256.items()}
+    left_out = {file: lines for split in rows.values() for file, lines in split.left_out.items()}
+    provenance = {"source": "folder", "path": str(folder), "revision": None, "sha256": hashes, "left_out": left_out}
     return rows.pop("train"), rows, provenance
 
 
@@ -150,10 +151,16 @@ def _hub_rows(split: Any, settings: GlueTask, name: str) -> Rows:
         if column not in split.column_names:
             raise UserError(f"split '{name}' has no column '{column}': it has {', '.join(split.column_names)}")
     labels = list(split["label"])
-    if settings.num_labels > 1:
+    if settings.num_labels == 1:
+        numbers = [as_number(label, settings) for label in labels]
+        wrong = next((i for i, number in enumerate(numbers) if isinstance(number, str)), None)
+        if wrong is not None:
+            raise UserError(f"split '{name}', row {wrong}: {numbers[wrong]}")
+        labels = numbers
+    else:
         wrong = next((i for i, label in enumerate(labels) if label not in range(settings.num_labels)), None)
         if wrong is not None:
             raise UserError(
                 f"split '{name}', row {wrong}: label {labels[wrong]!r} is none of 0 to {settings.num_labels - 1}"
             )
-    return Rows(tuple(list(split[column]) for column in settings.text), labels, None)
+    return Rows(tuple(list(split[column]) for column in settings.text), labels)

@@ -1,37 +1,28 @@
 """The TSV files of the classic GLUE download: tab-separated, UTF-8, no quoting; a `"` is only a `"`."""
 
 import hashlib
-import math
-from dataclasses import dataclass
+import logging
 from pathlib import Path
 from typing import Any
 
 from flexlora.errors import UserError
 from flexlora.settings import GlueTask
+from flexlora.tasks.rows import Rows, as_class, as_number
 
-
-@dataclass
-class Rows:
-    """A split as read: one list for each text column, a label for each row (a class's number, or a float)."""
-
-    texts: tuple[list[str], ...]
-    labels: list[Any]
-    sha256: str | None
-    """Of the file the rows were read from."""
-
-    def first(self, count: int | None) -> "Rows":
-        """The first `count` rows, all of them for None."""
-        return Rows(tuple(text[:count] for text in self.texts), self.labels[:count], self.sha256)
+log = logging.getLogger("flexlora")
 
 
 def read_tsv(path: Path, settings: GlueTask) -> Rows:
     """The rows of one labelled split, as `settings.tsv` lays out its columns.
 
+    Lines of another width are left out with a warning, as long as they are at most `settings.tsv.broken_rows`.
+
     Raises:
         UserError: no such file, or a line that is broken; the message names file and line.
     """
     if not path.is_file():
-        raise UserError(f"there is no {path}: the task needs {settings.tsv.train} and {_names(settings)}")
+        files = [settings.tsv.train, *settings.tsv.evaluation.values()]
+        raise UserError(f"there is no {path}: the task needs {', '.join(files[:-1])} and {files[-1]}")
     content = path.read_bytes()
     # Only a newline ends a row: `splitlines` would also break at U+2028 and its kin, which texts do contain.
     lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
@@ -44,16 +35,30 @@ def read_tsv(path: Path, settings: GlueTask) -> Rows:
 
     texts: tuple[list[str], ...] = tuple([] for _ in text_at)
     labels: list[Any] = []
+    broken: list[int] = []
+    as_label = as_number if settings.num_labels == 1 else as_class
     for number, line in enumerate(lines[1:] if header else lines, start=2 if header else 1):
         cells = _cells(line, path, number)
         if len(cells) != width:
-            raise UserError(f"{path}, line {number}: {len(cells)} tab-separated columns where {width} are expected")
+            broken.append(number)
+            if len(broken) > settings.tsv.broken_rows:
+                limit = settings.tsv.broken_rows
+                beyond = f", and more than {limit} such lines (task.tsv.broken_rows)" if limit else ""
+                what = f"{len(cells)} tab-separated columns where {width} are expected"
+                raise UserError(f"{path}, line {number}: {what}{beyond}")
+            continue
+        label = as_label(cells[label_at], settings)
+        if isinstance(label, str):
+            raise UserError(f"{path}, line {number}: {label}")
         for column, position in zip(texts, text_at, strict=True):
             column.append(cells[position])
-        labels.append(_label(cells[label_at], settings, path, number))
+        labels.append(label)
     if not labels:
         raise UserError(f"{path} has no rows")
-    return Rows(texts, labels, hashlib.sha256(content).hexdigest())
+    if broken:
+        log.warning("%s: %d broken rows left out, lines %s", path, len(broken), ", ".join(map(str, broken)))
+    digest = hashlib.sha256(content).hexdigest()
+    return Rows(texts, labels, {path.name: digest}, {path.name: broken} if broken else {})
 
 
 def _cells(line: bytes, path: Path, number: int) -> list[str]:
@@ -74,21 +79,3 @@ def _position(column: Any, header: list[str] | None, width: int | None, path: Pa
     if column not in header:
         raise UserError(f"{path}, line 1: there is no column '{column}' among {', '.join(header)}")
     return header.index(column)
-
-
-def _label(text: str, settings: GlueTask, path: Path, number: int) -> int | float:
-    if settings.num_labels == 1:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if math.isnan(value):
-            raise UserError(f"{path}, line {number}: label '{text}' is not a number")
-        return value
-    if text not in settings.labels:
-        raise UserError(f"{path}, line {number}: label '{text}' is none of {', '.join(settings.labels)}")
-    return settings.labels.index(text)
-
-
-def _names(settings: GlueTask) -> str:
-    return ", ".join(settings.tsv.evaluation.values())

@@ -1,11 +1,16 @@
-"""Metrics as `evaluate.Metric` classes of our own, so that none is fetched from a network."""
+"""Metrics as `evaluate.Metric` classes of our own, so that none is fetched from a network.
+
+All lie in [-1, 1] and more is better. Where a figure is not defined it is 0.0, what a prediction without information
+scores: a correlation with a side that is constant, F1 where nothing is positive.
+"""
 
 from typing import Any
 
 import datasets
 import evaluate
 import numpy as np
-from sklearn.metrics import matthews_corrcoef
+from scipy import stats
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from flexlora.errors import UserError, did_you_mean
 
@@ -42,7 +47,60 @@ class MatthewsCorrelation(_Metric):
         return {"matthews_correlation": float(matthews_corrcoef(np.asarray(references), np.asarray(predictions)))}
 
 
-METRICS: dict[str, type[_Metric]] = {"matthews_correlation": MatthewsCorrelation}
+class Accuracy(_Metric):
+    """The share of examples whose class is right, in [0, 1]."""
+
+    description = "Accuracy"
+    scores = ("accuracy",)
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        return {"accuracy": float(accuracy_score(references, predictions))}
+
+
+class AccuracyF1(_Metric):
+    """Accuracy, F1 of class 1 (0 where neither side has one), and their mean, GLUE's figure for MRPC and QQP."""
+
+    description = "Accuracy, F1 of class 1, and their mean"
+    scores = ("accuracy", "f1", "accuracy_f1_mean")
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        accuracy = float(accuracy_score(references, predictions))
+        f1 = float(f1_score(references, predictions, pos_label=1, average="binary", zero_division=0.0))
+        return {"accuracy": accuracy, "f1": f1, "accuracy_f1_mean": (accuracy + f1) / 2}
+
+
+class PearsonSpearman(_Metric):
+    """Pearson's and Spearman's correlation, and their mean, GLUE's figure for STS-B.
+
+    0 where a side is constant (or nearly: where its spread is lost in rounding), or not finite.
+    """
+
+    value_type = "float64"
+    description = "Pearson and Spearman correlation, and their mean"
+    scores = ("pearson", "spearman", "pearson_spearman_mean")
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        predicted, true = np.asarray(predictions, dtype=np.float64), np.asarray(references, dtype=np.float64)
+        pearson, spearman = 0.0, 0.0
+        if _varies(predicted) and _varies(true):
+            pearson = float(stats.pearsonr(predicted, true).statistic)
+            spearman = float(stats.spearmanr(predicted, true).statistic)
+        return {"pearson": pearson, "spearman": spearman, "pearson_spearman_mean": (pearson + spearman) / 2}
+
+
+def _varies(values: np.ndarray[Any, Any]) -> bool:
+    """Whether a correlation with `values` is defined; scipy calls a spread below 1e-13 of the mean lost in rounding."""
+    if not np.isfinite(values).all():
+        return False
+    return bool(np.linalg.norm(values - values.mean()) > 1e-13 * abs(values.mean()))
+
+
+METRICS: dict[str, type[_Metric]] = {
+    "matthews_correlation": MatthewsCorrelation,
+    "accuracy": Accuracy,
+    "accuracy_f1": AccuracyF1,
+    "pearson_spearman": PearsonSpearman,
+}
 
 
 def load_metric(name: str) -> _Metric:
