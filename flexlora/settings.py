@@ -119,17 +119,23 @@ class SequenceClassifier:
 
 
 @dataclass
-class LowRankSettings:
+class AdapterSettings:
     """`method.*` that every low-rank tuner of PEFT's has, by PEFT's names."""
 
     name: str = MISSING
     kind: str = MISSING
     peft_type: str = MISSING
-    r: int = MISSING
     lora_alpha: int | float = MISSING
     lora_dropout: float = MISSING
     target_modules: Any = MISSING
     modules_to_save: Any = MISSING
+
+
+@dataclass
+class LowRankSettings(AdapterSettings):
+    """`method.*` of a tuner whose modules all start with rank r."""
+
+    r: int = MISSING
 
 
 @dataclass
@@ -173,6 +179,30 @@ class FlexLoraSettings(LowRankSettings):
 
 
 @dataclass
+class FlexLoraReleasedSettings(FlexLoraSettings):
+    """`method.*` of FlexLoRA with what the released code does to the optimizer at a rank event."""
+
+    reset_moments: bool = MISSING
+    drop_weight_decay: bool = MISSING
+    rate_to_peak: bool = MISSING
+    schedule_twice: bool = MISSING
+
+
+@dataclass
+class AdaLoraSettings(AdapterSettings):
+    """`method.*` of AdaLoRA, by PEFT's names."""
+
+    init_r: int = MISSING
+    target_r: int = MISSING
+    tinit: int = MISSING
+    tfinal: int = MISSING
+    deltaT: int = MISSING
+    beta1: float = MISSING
+    beta2: float = MISSING
+    orth_reg_weight: float = MISSING
+
+
+@dataclass
 class MaskSettings:
     """`method.*` of a method that only chooses which parameters of the backbone train."""
 
@@ -200,7 +230,13 @@ class RunSettings:
 
 TASK_SCHEMAS: dict[str, type] = {"glue": GlueTask}
 MODEL_SCHEMAS: dict[str, type] = {"sequence_classifier": SequenceClassifier}
-METHOD_SCHEMAS: dict[str, type] = {"lora": LoraSettings, "flexlora": FlexLoraSettings, "mask": MaskSettings}
+METHOD_SCHEMAS: dict[str, type] = {
+    "lora": LoraSettings,
+    "flexlora": FlexLoraSettings,
+    "flexlora_released": FlexLoraReleasedSettings,
+    "adalora": AdaLoraSettings,
+    "mask": MaskSettings,
+}
 
 # Where a method's `kind` is listed, no key beside its schema's is taken. Kinds that are not listed know their own
 # fields better than a schema could: flexlora.methods.peft checks them against PEFT's config class.

@@ -1,12 +1,13 @@
 """What the loop may ask of a method. The loop asks every method the same and knows none by name."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 import flexlora
 from flexlora.settings import Schedule
@@ -53,6 +54,10 @@ class Method:
         """The optimizer of this method; AdamW for all that do not need one of their own."""
         return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay)
 
+    def scheduler(self, optimizer: torch.optim.Optimizer, factor: Callable[[int], float]) -> LambdaLR:
+        """The schedule, stepped once after every optimizer step: each group's rate times `factor`(steps taken)."""
+        return LambdaLR(optimizer, factor)
+
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Meet the real torch optimizer, before the first step; `model` is not wrapped for several processes."""
 
@@ -60,7 +65,7 @@ class Method:
         """Add a penalty's gradient, once per optimizer step, after clipping."""
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Act after optimizer step `step` (counted from 1)."""
+        """Act after optimizer step `step` (counted from 1), its gradients still there; not called for a skipped one."""
 
     def rank_events(self) -> list[dict[str, Any]]:
         """The rank events since this was last asked, JSON-ready."""

@@ -12,7 +12,8 @@ def rank_alarms(events: Sequence[dict[str, Any]], losses: Sequence[tuple[int, fl
     """What a user should know about the rank events of a run, a line each; empty where nothing stands out.
 
     Args:
-        events: rank events as the method reports them (`RankEvent.to_dict()`), oldest first.
+        events: rank events as the method reports them (`RankEvent.to_dict()`), oldest first; null where a sign has no
+            meaning for the method.
         losses: (step, mean training loss since the row before), oldest first.
     """
     if not events:
@@ -23,10 +24,10 @@ def rank_alarms(events: Sequence[dict[str, Any]], losses: Sequence[tuple[int, fl
     at_one = sum(rank == 1 for rank in last["ranks"].values())
     if at_one >= MANY * modules:
         alarms.append(f"{at_one} of {modules} modules ended at rank 1")
-    if last["at_limit"] >= MANY * modules:
+    if (last["at_limit"] or 0) >= MANY * modules:
         alarms.append(f"{last['at_limit']} of {modules} modules ended at their rank limit: raise max_rank")
     grown = sum(len(event["grown"]) for event in events)
-    regrown = sum(event["regrown"] for event in events)
+    regrown = sum(event["regrown"] or 0 for event in events)
     if grown and regrown >= MANY * grown:
         alarms.append(f"{regrown} of {grown} growths went to modules that had been pruned before: ranks go to and fro")
     unconserved = [event["step"] for event in events if event["budget_conserved"] is False]

@@ -75,7 +75,8 @@ class Loop:
         self.method.prepare(self.adapted, self._first_batches())
         groups = method.parameter_groups(self.adapted, settings.learning_rate)
         self.optimizer = method.optimizer(groups, settings.learning_rate, settings.weight_decay)
-        self.scheduler = linear_warmup_decay(self.optimizer, total_steps, settings.warmup_ratio)
+        factor = linear_warmup_decay(total_steps, settings.warmup_ratio)
+        self.scheduler = method.scheduler(self.optimizer, factor)
         self.model = accelerator.prepare_model(self.adapted)
         self.stepper = accelerator.prepare_optimizer(self.optimizer)
         method.attach(self.adapted, self.optimizer)
@@ -191,11 +192,11 @@ class Loop:
             self.accelerator.unscale_gradients()  # a penalty is added to gradients of their real size
         self.method.regularise(self.adapted)
         self.stepper.step()
+        self.outcome.steps += 1
         if not self.stepper.step_was_skipped:
+            self.method.after_step(self.outcome.steps, self.optimizer)
             self.scheduler.step()
         self.stepper.zero_grad(set_to_none=True)
-        self.outcome.steps += 1
-        self.method.after_step(self.outcome.steps, self.optimizer)
         for event in self.method.rank_events():
             self.outcome.events.append(event)
             if self._ranks_file is not None:

@@ -1,15 +1,14 @@
 """The learning rate over a run: linear warmup, then linear decay to zero."""
 
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from collections.abc import Callable
 
 from flexlora.training.plan import warmup_steps
 
 
-def linear_warmup_decay(optimizer: Optimizer, total_steps: int, warmup_ratio: float) -> LambdaLR:
-    """Each group's rate times a factor: up over ceil(warmup_ratio · total_steps) steps, down to 0 at `total_steps`.
+def linear_warmup_decay(total_steps: int, warmup_ratio: float) -> Callable[[int], float]:
+    """A factor on the learning rate: up over ceil(warmup_ratio · total_steps) steps, down to 0 at `total_steps`.
 
-    torch's own scheduler, to be stepped once per optimizer step; accelerate's would step once per process.
+    For torch's own scheduler, to be stepped once per optimizer step; accelerate's would step once per process.
     """
     warmup = warmup_steps(total_steps, warmup_ratio)
 
@@ -18,4 +17,4 @@ def linear_warmup_decay(optimizer: Optimizer, total_steps: int, warmup_ratio: fl
             return step / warmup
         return max(0.0, (total_steps - step) / max(1, total_steps - warmup))
 
-    return LambdaLR(optimizer, factor)
+    return factor

@@ -1,0 +1,165 @@
+"""AdaLoRA (Zhang et al., 2023): PEFT's tuner, its penalty once an optimizer step, its ranks on the record."""
+
+from typing import Any
+
+import torch
+from peft import AdaLoraConfig, PeftModel
+from peft.tuners.adalora import AdaLoraModel
+from peft.tuners.adalora.layer import AdaLoraLayer
+from torch import nn
+
+import flexlora
+from flexlora.errors import UserError
+from flexlora.methods.base import Method, RunContext
+from flexlora.methods.peft import PeftMethod, peft_config
+from flexlora.tuner.orthogonality import add_orthogonality_gradient, orthogonality_error
+
+ADAPTER = "default"
+SMOOTHED = ("exp_avg_ipt", "exp_avg_unc")
+
+
+class AdaLoraMethod(PeftMethod):
+    """ΔW = s · B diag(E) A with s = lora_alpha / init_r; all directions compete for a total rank that falls.
+
+    From step tinit on the budget falls from init_r to target_r a module (cubic); every deltaT steps the least sensitive
+    directions' E are set to 0. They keep their gradients and may come back until T - tfinal, when the mask is frozen.
+    A module's rank here is the number of directions that the latest mask kept.
+
+    PEFT's RankAllocator does all that. Steps are counted here: one that a gradient scaler skipped is none.
+    """
+
+    _tuner: AdaLoraModel
+    _layers: dict[str, AdaLoraLayer]
+
+    def __init__(self, config: AdaLoraConfig, schedule: dict[str, Any] | None) -> None:
+        super().__init__(config, schedule)
+        self.config: AdaLoraConfig = config
+        self._step = 0
+        self._events: list[dict[str, Any]] = []
+
+    @property
+    def _last_mask(self) -> int:
+        """The step that freezes the mask."""
+        return (self.config.total_step or 0) - self.config.tfinal
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        wrapped = super().wrap(model)
+        assert isinstance(wrapped, PeftModel)
+        assert isinstance(wrapped.base_model, AdaLoraModel)
+        self._tuner = wrapped.base_model
+        self._layers = {n: m for n, m in self._tuner.model.named_modules() if isinstance(m, AdaLoraLayer)}
+        # PEFT's forward is the base's, and then adds the penalty to `.loss`: in evaluations too, once for every
+        # accumulated batch, and not at all where the output has no loss. `regularise` adds its gradient instead.
+        self._tuner.forward = self._tuner.model.forward
+        return wrapped
+
+    def regularise(self, model: nn.Module) -> None:
+        # All directions, masked ones too, as PEFT has it: they may come back.
+        add_orthogonality_gradient(self._factors(), self.config.orth_reg_weight)
+
+    def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        self._step += 1
+        self._allocate(self._step)
+
+    def finish(self, model: nn.Module) -> None:
+        if self._step < self._last_mask and self._tuner.rankallocator.exp_avg_ipt:  # steps were skipped
+            self._allocate(self._last_mask)
+
+    def ranks(self, model: nn.Module) -> dict[str, int]:
+        pattern = {name.partition(".lora_E")[0]: sum(kept) for name, kept in (self.config.rank_pattern or {}).items()}
+        return {name: pattern.get(name, self.config.init_r) for name in self._layers}
+
+    def rank_events(self) -> list[dict[str, Any]]:
+        events, self._events = self._events, []
+        return events
+
+    def parameters(self, model: nn.Module) -> dict[str, int]:
+        """`adapter_allocated` has init_r directions a module, `adapter_active` those that the latest mask kept."""
+        count = flexlora.count_parameters(model)
+        spare = count.adapter_allocated - self._active_parameters(self.ranks(model))
+        ranknum = len(self._layers)  # PEFT keeps init_r, a constant, as a parameter of every module
+        return {
+            "adapter_active": count.adapter_allocated - spare,
+            "adapter_allocated": count.adapter_allocated,
+            "head": count.head,
+            "total": count.total - spare - ranknum,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        # PEFT makes new tensors at every step, so these stay what they are.
+        smoothed = {name: dict(getattr(self._tuner.rankallocator, name)) for name in SMOOTHED}
+        return {"step": self._step, "rank_pattern": self.config.rank_pattern, **smoothed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._step = state["step"]
+        self.config.rank_pattern = state["rank_pattern"]
+        allocator = self._tuner.rankallocator
+        parameters = dict(self._tuner.model.named_parameters())
+        for name in SMOOTHED:
+            setattr(allocator, name, {key: score.to(parameters[key].device) for key, score in state[name].items()})
+        # The latest step's own score: read by no later step, but PEFT starts anew where a parameter has none.
+        allocator.ipt = {key: torch.zeros_like(score) for key, score in allocator.exp_avg_ipt.items()}
+
+    def _allocate(self, step: int) -> None:
+        """PEFT's update at `step`, on the gradients at hand, and an event for the record where it set a mask."""
+        mask, before = self.config.rank_pattern, self.ranks(self._tuner)
+        self._tuner.update_and_allocate(step)
+        if self.config.rank_pattern is not mask:
+            self._events.append(self._event(step, before))
+
+    def _event(self, step: int, before: dict[str, int]) -> dict[str, Any]:
+        """What the mask of `step` did, by the names of FlexLoRA's `RankEvent` where they mean the same."""
+        ranks = self.ranks(self._tuner)
+        with torch.no_grad():
+            energies = [layer.lora_E[ADAPTER].square().sum() for layer in self._layers.values()]
+            *energy, error = torch.stack([*energies, orthogonality_error(self._factors())]).tolist()
+        return {
+            "step": step,
+            "budget": self._tuner.rankallocator.budget_schedule(step)[0],
+            "pruned": [name for name, rank in ranks.items() if rank < before[name]],
+            "grown": [name for name, rank in ranks.items() if rank > before[name]],
+            "ranks": ranks,
+            "energy": dict(zip(ranks, energy, strict=True)),
+            "active_parameters": self._active_parameters(ranks),
+            "total_rank": sum(ranks.values()),
+            "orthogonality_error": error,
+            # Signs that mean nothing here: init_r is where every module starts, masked directions are meant to come
+            # back, and the total is meant to fall.
+            "at_limit": None,
+            "regrown": None,
+            "budget_conserved": None,
+            "skipped": None,
+        }
+
+    def _factors(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """B (out × init_r), A (init_r × in) and a mask that leaves no direction out, of every module."""
+        factors = [(layer.lora_B[ADAPTER], layer.lora_A[ADAPTER]) for layer in self._layers.values()]
+        everything = torch.ones(self.config.init_r, dtype=torch.bool, device=factors[0][0].device)
+        return [(b, a, everything) for b, a in factors]
+
+    def _active_parameters(self, ranks: dict[str, int]) -> int:
+        costs = {name: layer.in_features + layer.out_features + 1 for name, layer in self._layers.items()}
+        return sum(rank * costs[name] for name, rank in ranks.items())
+
+
+def build(fields: dict[str, Any], context: RunContext) -> Method:
+    """AdaLoRA from the settings' fields.
+
+    Raises:
+        UserError: a setting out of range, or windows that leave no step to lower the ranks in.
+    """
+    config, schedule = peft_config(fields, context)
+    assert isinstance(config, AdaLoraConfig)
+    if config.target_r < 1:
+        raise UserError(f"method.target_r must be at least 1, not {config.target_r}")
+    if config.target_r >= config.init_r:
+        raise UserError(
+            f"method.target_r={config.target_r} must be below method.init_r={config.init_r}: AdaLoRA's ranks only fall "
+            "in sum (method=lora has fixed ones)"
+        )
+    for name in ("beta1", "beta2"):
+        if not 0 < getattr(config, name) < 1:
+            raise UserError(f"method.{name} must lie strictly between 0 and 1, not {getattr(config, name)}")
+    if not 0 <= config.lora_dropout < 1:
+        raise UserError(f"method.lora_dropout must lie in [0, 1), not {config.lora_dropout}")
+    return AdaLoraMethod(config, schedule)
