@@ -1,8 +1,11 @@
 """`result.json`: the record of one run. What was not measured is null, never a number that means so."""
 
-from dataclasses import asdict, dataclass, field, fields
+import json
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from flexlora.results.files import to_json, write_text
 
@@ -35,6 +38,8 @@ class RunRecord:
 
     steps: int | None = None
     total_steps: int | None = None
+    resumed_at: list[int] = field(default_factory=list)
+    """Steps after which an interrupted or killed run went on from a checkpoint."""
     epochs: float | None = None
     subset: bool | None = None
     samples: dict[str, Any] = field(default_factory=dict)
@@ -50,6 +55,7 @@ class RunRecord:
 
     started: str | None = None
     total_seconds: float | None = None
+    """Of the process that wrote this; times of training and evaluation are those of the whole run."""
     train_seconds: float | None = None
     eval_seconds: float | None = None
     peak_memory: dict[str, int | None] = field(default_factory=dict)
@@ -74,18 +80,32 @@ class RunRecord:
 
 
 def read_record(path: Path) -> RunRecord:
-    """The record in a `result.json`.
+    """The record in a `result.json`; what an older version did not write yet has its default.
 
     Raises:
-        ValueError: not JSON, not an object, or not of this schema; says which file and what.
+        ValueError: not to be read, not JSON, not an object, or not of this schema; says which file and what.
     """
-    import json
-
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        known = {field.name for field in fields(RunRecord)}
-        if not isinstance(values, dict) or set(values) != known:
-            raise ValueError(f"its keys are not those of schema {SCHEMA_VERSION}")
+        if not isinstance(values, dict):
+            raise ValueError("it is no JSON object")
+        required = {f.name for f in fields(RunRecord) if f.default is f.default_factory is MISSING}
+        wrong = sorted(required - set(values)) or sorted(set(values) - set(_types()))
+        if wrong:
+            raise ValueError(f"its keys are not those of schema {SCHEMA_VERSION}: see {wrong[0]!r}")
+        for name, value in values.items():
+            if not isinstance(value, _types()[name]):
+                raise ValueError(f"its {name!r} cannot be {str(value)[:40]!r}")
         return RunRecord(**values)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise ValueError(f"{path} is not the record of a run: {error}") from error
+
+
+@cache
+def _types() -> dict[str, tuple[type, ...]]:
+    """What the value of each key may be, as JSON gives it."""
+    found = {}
+    for name, hint in get_type_hints(RunRecord).items():
+        kinds = [get_origin(kind) or kind for kind in (get_args(hint) if isinstance(hint, UnionType) else (hint,))]
+        found[name] = (*kinds, int) if float in kinds else tuple(kinds)
+    return found

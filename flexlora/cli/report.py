@@ -1,0 +1,133 @@
+"""`flexlora-report`: the tables of the runs under a folder."""
+
+import argparse
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from flexlora.errors import UserError, did_you_mean
+from flexlora.report.build import Sheet, build
+from flexlora.report.render import as_csv, as_markdown, as_text
+from flexlora.report.tables import TABLES
+from flexlora.results.collect import Run, collect
+from flexlora.results.files import write_text
+
+BROKEN, REFUSED = 1, 2
+FORMATS = {"text": ".txt", "markdown": ".md", "csv": ".csv"}
+FIRST_RUNS = "flexlora-run -m task=glue/cola method=lora,flexlora scale=tiny makes two."
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (--help lists what there is)")
+
+
+def main() -> None:
+    """Print what the command line asks for.
+
+    The exit code is 0 when all records could be read, 1 when some are broken (the table shows the others), 2 where
+    there is nothing to show or the command line is wrong.
+    """
+    try:
+        sys.exit(_report(_parser().parse_args()))
+    except UserError as error:
+        _say(error)
+        sys.exit(REFUSED)
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(BROKEN)
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="flexlora-report",
+        description="The tables of all runs under a folder, with the paper's numbers beside runs of the paper's size. "
+        "One table for each scale and model; a row for each method and variant, a cell for its seeds.",
+        epilog="A folder of one scale, task or model narrows the table: flexlora-report outputs/local/glue/cola. "
+        "Exit code: 0; 1 where some record is broken; 2 where there is nothing to show.",
+    )
+    parser.add_argument("folder", nargs="?", default="outputs", help="where to look for runs (default: outputs)")
+    parser.add_argument("--table", default="glue", metavar="NAME", help=f"one of: {', '.join(TABLES)} (default: glue)")
+    parser.add_argument("--method", metavar="A,B", help="show these methods only")
+    parser.add_argument(
+        "--metric",
+        choices=("last", "best"),
+        default="last",
+        help="figures of each run's last evaluation, or of its best, which flatters (default: last)",
+    )
+    parser.add_argument("--all-tasks", action="store_true", help="show the tasks without a run too")
+    parser.add_argument("--format", choices=tuple(FORMATS), help="default: by the ending of --output, else text")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write to this file instead of the terminal")
+    return parser
+
+
+def _report(options: argparse.Namespace) -> int:
+    if options.table not in TABLES:
+        near = did_you_mean(options.table, TABLES)
+        raise UserError(f"there is no table '{options.table}'.{near} There are: {', '.join(TABLES)}.")
+    kind = options.format or _format_of(options.output)
+    root = Path(options.folder)
+    if not root.is_dir():
+        raise UserError(f"there is no folder {root}: give the output_root of your runs. {FIRST_RUNS}")
+    found = collect(root)
+    for line in found.broken:
+        _say(line)
+    if not found.runs:
+        if found.broken:
+            return BROKEN
+        raise UserError(f"there are no runs in {root}. {FIRST_RUNS}")
+    runs = _of_methods(found.runs, options.method)
+    sheets = build(TABLES[options.table], runs, options.metric, options.all_tasks)
+    if not sheets:
+        tasks = ", ".join(sorted({run.record.task for run in runs}))
+        raise UserError(f"{root} has no run of a task in the table '{options.table}': its runs are of {tasks}")
+    _write(sheets, kind, options.output)
+    return BROKEN if found.broken else 0
+
+
+def _format_of(output: Path | None) -> str:
+    if output is None:
+        return "text"
+    kinds = {ending: kind for kind, ending in FORMATS.items()}
+    if output.suffix not in kinds:
+        raise UserError(f"--output {output}: give --format, or one of the endings {', '.join(kinds)}")
+    return kinds[output.suffix]
+
+
+def _of_methods(runs: list[Run], wanted: str | None) -> list[Run]:
+    if wanted is None:
+        return runs
+    known = sorted({run.record.method for run in runs})
+    names = wanted.split(",")
+    for name in names:
+        if name not in known:
+            raise UserError(f"no run of method '{name}'.{did_you_mean(name, known)} There are: {', '.join(known)}.")
+    return [run for run in runs if run.record.method in names]
+
+
+def _write(sheets: list[Sheet], kind: str, output: Path | None) -> None:
+    if kind == "csv":
+        text = as_csv(sheets)
+    elif kind == "markdown":
+        text = as_markdown(sheets)
+    else:
+        colour = output is None and sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        text = as_text(sheets, shutil.get_terminal_size((140, 24)).columns, colour)
+    if output is None:
+        print(text, end="", flush=True)
+        return
+    try:
+        write_text(output, text)
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {error.strerror or error}") from error
+    print(f"{output}: {len(sheets)} table{'s' if len(sheets) > 1 else ''}")
+
+
+def _say(what: object) -> None:
+    print(f"flexlora-report: {what}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

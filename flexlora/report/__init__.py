@@ -1,0 +1,1 @@
+"""Tables from finished runs, beside the paper's numbers. Reads results only: it imports no torch."""

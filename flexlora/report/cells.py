@@ -1,0 +1,126 @@
+"""From the runs behind one cell of a table to its figure, and to what must be said beside it."""
+
+import json
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from flexlora.report.tables import Column
+from flexlora.results.collect import Run
+from flexlora.results.record import RunRecord
+
+MARKS = {
+    "s": "subset of the data (task.max_train_rows, task.max_eval_rows)",
+    "g": "generated data",
+    "d": "other data than most runs of this task (source, revision or content)",
+    "m": "its seeds ran with settings that differ",
+    "x": "without seeds that did not end well or gave no figure",
+    "f": "fewer seeds than another row",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Mean, sample standard deviation (None for one seed) and number of seeds; or `word` where there is no figure."""
+
+    mean: float | None = None
+    std: float | None = None
+    n: int = 0
+    marks: frozenset[str] = frozenset()
+    word: str = ""
+
+
+def summarise(values: Sequence[float]) -> Cell:
+    """The cell of one value a seed; at least one."""
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return Cell(statistics.fmean(values), std, len(values))
+
+
+def figure(record: RunRecord, metric: str, evaluation: str) -> float | None:
+    """A figure of the `last` or `best` evaluation of a run that is done; None where there is none."""
+    scores = record.metrics.get(evaluation) if record.status == "done" else None
+    value = scores.get(metric) if isinstance(scores, dict) else None
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def score_cell(runs: Sequence[Run], column: Column, evaluation: str, usual_data: str) -> Cell:
+    """The cell of one row's runs of the column's task."""
+    if not runs:
+        return Cell(word="–")
+    found = [(run.record, figure(run.record, column.metric, evaluation)) for run in runs]
+    values = [100 * value for _, value in found if value is not None]
+    if not values:
+        words = sorted({record.status if record.status != "done" else "no figure" for record, _ in found})
+        return Cell(word=", ".join(words))
+    used = [record for record, value in found if value is not None]
+    marks = {
+        "s": any(record.subset for record in used),
+        "g": any(is_generated(record) for record in used),
+        "d": any(data_identity(record) != usual_data for record in used),
+        "m": len({_settings(record) for record in used}) > 1,
+        "x": len(used) < len(found),
+    }
+    return replace(summarise(values), marks=frozenset(mark for mark, holds in marks.items() if holds))
+
+
+def average_cell(runs: dict[str, list[Run]], columns: Sequence[Column], cells: Sequence[Cell], evaluation: str) -> Cell:
+    """The average over `columns` (`cells` are the row's) of each seed that has them all; `n/8` where none has."""
+    by_seed: dict[int, list[float]] = {}
+    for column in columns:
+        for run in runs.get(column.task, []):
+            value = figure(run.record, column.metric, evaluation)
+            if value is not None:
+                by_seed.setdefault(run.record.seed, []).append(100 * value)
+    whole = [statistics.fmean(values) for values in by_seed.values() if len(values) == len(columns)]
+    if not whole:
+        return Cell(word=f"{max(map(len, by_seed.values()), default=0)}/{len(columns)}")
+    marks = frozenset().union(*(cell.marks for cell in cells))
+    return replace(summarise(whole), marks=marks - {"x", "f"} | ({"x"} if len(whole) < len(by_seed) else set()))
+
+
+def parameter_cell(runs: Iterable[Run], names: Sequence[str]) -> Cell:
+    """Mean over the runs that are done of the sum of these entries of the record's `parameters`."""
+    counts = [run.record.parameters for run in runs if run.record.status == "done"]
+    sums = [float(sum(count[name] for name in names)) for count in counts if set(names) <= set(count)]
+    return summarise(sums) if sums else Cell(word="–")
+
+
+def mark_fewer(column: Sequence[Cell]) -> list[Cell]:
+    """The same cells, those with fewer seeds than another one marked so."""
+    most = max((cell.n for cell in column), default=0)
+    return [replace(cell, marks=cell.marks | {"f"}) if 0 < cell.n < most else cell for cell in column]
+
+
+def is_generated(record: RunRecord) -> bool:
+    return record.data.get("source") == "generated" or record.scale == "tiny"
+
+
+def data_identity(record: RunRecord) -> str:
+    """What tells a run's data from another's: its files' content where that was recorded, else its revision."""
+    if is_generated(record):
+        return "generated"
+    data = record.data
+    return json.dumps(data.get("sha256") or [data.get("path"), data.get("revision")], sort_keys=True)
+
+
+def usual_data(runs: Iterable[Run]) -> str:
+    """The data that most of the runs saw; where two tie, the hub's."""
+    counts: Counter[tuple[bool, str]] = Counter()
+    for run in runs:
+        if run.record.data:
+            counts[run.record.data.get("source") == "hub", data_identity(run.record)] += 1
+    return max(counts, key=lambda key: (counts[key], key), default=(False, ""))[1]
+
+
+def _settings(record: RunRecord) -> str:
+    """The settings that the seeds of one cell share: all but the seeds and where things lie."""
+    own = {"seed", "data_seed", "output_root", "path", "data_dir"}
+    config = {key: value for key, value in record.config.items() if key not in own}
+    groups = {
+        key: {name: setting for name, setting in value.items() if name not in own}
+        for key, value in config.items()
+        if isinstance(value, dict)
+    }
+    return json.dumps(config | groups, sort_keys=True)

@@ -1,0 +1,56 @@
+"""Numbers as papers print them: `published/<file>.csv`, one line a number, with the table and row it stands in."""
+
+import csv
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+from flexlora.report.tables import Column, PaperRow
+
+
+@dataclass(frozen=True)
+class Published:
+    """A line of the file. `metric` and `row` are spelled as the paper spells them.
+
+    `params_of` says what the printed parameters count: `adapter`, `adapter+head` or `model`. `inferred` marks rows
+    whose label is our reading.
+    """
+
+    table: str
+    row: str
+    method: str
+    task: str
+    metric: str
+    value: float | None
+    params: str
+    params_of: str
+    note: str
+    inferred: bool
+
+
+@cache
+def read_published(name: str) -> tuple[Published, ...]:
+    """All lines of `published/<name>`, in the order of the file."""
+    text = resources.files("flexlora.report").joinpath("published", name).read_text(encoding="utf-8")
+    return tuple(
+        Published(
+            **{key: line[key] for key in ("table", "row", "method", "task", "metric", "params", "params_of", "note")},
+            value=float(line["value"]) if line["value"] else None,
+            inferred=line["inferred"] == "yes",
+        )
+        for line in csv.DictReader(text.splitlines())
+    )
+
+
+def lines_of(row: PaperRow, name: str) -> list[Published]:
+    """The lines of one row, those of its first table first."""
+    lines = [line for line in read_published(name) if line.row == row.row and line.table in row.tables]
+    return sorted(lines, key=lambda line: row.tables.index(line.table))
+
+
+def printed_value(lines: list[Published], column: Column) -> float | None:
+    """What the paper prints in this column, in percent; None where it prints nothing there."""
+    if column.published is None:
+        return None
+    wanted = (column.task, column.published)
+    return next((line.value for line in lines if (line.task, line.metric) == wanted and line.value is not None), None)

@@ -1,0 +1,174 @@
+"""A table as text for a terminal, as Markdown, and as CSV with one line a figure."""
+
+import csv
+import io
+import textwrap
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from flexlora.report.build import Row, Sheet
+from flexlora.report.cells import MARKS, Cell
+from flexlora.report.tables import Column
+
+SUPERSCRIPT = str.maketrans("sgdmxf", "ˢᵍᵈᵐˣᶠ")
+WHERE = ("table", "scale", "model", "source", "method", "variant", "task", "metric", "evaluation")
+CSV_COLUMNS = (*WHERE, "mean", "std", "n", "marks", "status", "paper", "difference")
+
+
+def as_text(sheets: Sequence[Sheet], width: int, colour: bool = False) -> str:
+    """Tables no wider than `width`: columns that find no room are printed below, under the same rows."""
+    file = io.StringIO()
+    console = Console(file=file, width=width, force_terminal=colour, highlight=False, emoji=False, markup=False)
+    for sheet in sheets:
+        for line in (sheet.title, *sheet.captions):
+            console.print(textwrap.fill(line, width), style="bold" if line is sheet.title else "")
+        for columns in _fitting(sheet, width):
+            console.print()
+            console.print(_rich_table(sheet, columns))
+        console.print()
+        for line in _legend(sheet):
+            console.print(textwrap.fill(line, width, subsequent_indent="   ", break_long_words=False), style="dim")
+        console.print()
+    return "\n".join(line.rstrip() for line in file.getvalue().rstrip().split("\n")) + "\n"
+
+
+def as_markdown(sheets: Sequence[Sheet]) -> str:
+    """Each table under its title as a heading, its notes as a list below."""
+    return "\n".join(_markdown(sheet) for sheet in sheets)
+
+
+def as_csv(sheets: Sequence[Sheet]) -> str:
+    """One line a figure. Scores are in percent, parameters in units; what is missing is empty, `status` says why."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, CSV_COLUMNS, lineterminator="\n", restval="")
+    writer.writeheader()
+    for sheet in sheets:
+        for row in (row for group in sheet.groups for row in group):
+            writer.writerows(_csv_lines(sheet, row))
+    return file.getvalue()
+
+
+def _rich_table(sheet: Sheet, columns: Sequence[int]) -> RichTable:
+    table = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("method", no_wrap=True)
+    for i in columns:
+        table.add_column("\n".join(sheet.columns[i].heading), justify="right", no_wrap=True)
+    spaced = any(len(group) > 1 for group in sheet.groups)
+    for group in sheet.groups:
+        for row in group:
+            for name, cells, style in _printed_lines(sheet, row):
+                if any(cells[i] for i in columns):  # the paper's rows may have nothing in this block
+                    table.add_row(name, *(cells[i] for i in columns), style=style)
+        if spaced:
+            table.add_section()
+    return table
+
+
+def _printed_lines(sheet: Sheet, row: Row) -> list[tuple[str, list[str], str]]:
+    """The lines of a row as name, cells and style: its own, and that of its difference from the paper's."""
+    own = [_cell_text(cell, column, row, sheet) for cell, column in zip(row.cells, sheet.columns, strict=True)]
+    lines = [(row.label, own, "dim" if row.kind == "paper" else "")]
+    if any(value is not None for value in row.difference):
+        lines.append(("  less the paper's", [_signed(value) for value in row.difference], "dim"))
+    return lines
+
+
+def _cell_text(cell: Cell, column: Column, row: Row, sheet: Sheet) -> str:
+    if row.kind == "paper" and column.unit == "count":
+        return row.params.get(column.metric, "")
+    if cell.mean is None:
+        return cell.word
+    if column.unit == "count":
+        return _count(cell.mean)
+    if row.kind == "paper":
+        return f"{cell.mean:.1f}"
+    spread = "" if cell.std is None else f" ± {cell.std:.1f}"
+    marks = "".join(mark for mark in MARKS if mark in cell.marks - sheet.common_marks)
+    return f"{_rounded(cell.mean)}{spread} ({cell.n}){marks.translate(SUPERSCRIPT)}"
+
+
+def _rounded(value: float) -> str:
+    return f"{round(value, 1) + 0.0:.1f}"  # no -0.0
+
+
+def _signed(value: float | None) -> str:
+    return "" if value is None else f"{round(value, 1) + 0.0:+.1f}"
+
+
+def _count(number: float) -> str:
+    """Three figures, as papers print parameters: 1.33M, 332k, 57."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            digits = max(0, 3 - len(str(int(number / size))))
+            return f"{number / size:.{digits}f}{unit}"
+    return f"{number:.0f}"
+
+
+def _legend(sheet: Sheet) -> list[str]:
+    rows = [row for group in sheet.groups for row in group]
+    used = frozenset[str]().union(*(cell.marks for row in rows for cell in row.cells)) - sheet.common_marks
+    lines = [f"{mark.translate(SUPERSCRIPT)}  {text}" for mark, text in MARKS.items() if mark in used]
+    words = {cell.word for row in rows for cell in row.cells}
+    if "–" in words:
+        lines.append("–  no run")
+    if any("/" in word for word in words):
+        lines.append("n/8  no average: only n of the tasks' main figures are there".replace("8", str(_mains(sheet))))
+    return [*lines, *(f"·  {note}" for note in sheet.notes)]
+
+
+def _mains(sheet: Sheet) -> int:
+    return sum(column.main for column in sheet.table.columns)
+
+
+def _fitting(sheet: Sheet, width: int) -> list[list[int]]:
+    """The columns in blocks that fit `width` beside the names; every block has one column at least."""
+    lines = [line for group in sheet.groups for row in group for line in _printed_lines(sheet, row)]
+    room = width - max(len(part) for name, _, _ in lines for part in name.split("\n"))
+    blocks: list[list[int]] = []
+    left = 0
+    for i, column in enumerate(sheet.columns):
+        needed = 3 + max(map(len, (*column.heading, *(cells[i] for _, cells, _ in lines))))
+        if needed > left or not blocks:
+            blocks.append([])
+            left = room
+        blocks[-1].append(i)
+        left -= needed
+    return blocks
+
+
+def _markdown(sheet: Sheet) -> str:
+    lines = [f"### {sheet.title}", "", *sheet.captions, ""]
+    lines.append(_markdown_line(["method", *(" ".join(filter(None, column.heading)) for column in sheet.columns)]))
+    lines.append("|---|" + "---:|" * len(sheet.columns))
+    for row in (row for group in sheet.groups for row in group):
+        for name, cells, _ in _printed_lines(sheet, row):
+            lines.append(_markdown_line([" ".join(name.split()), *cells]))
+    legend = _legend(sheet)
+    return "\n".join([*lines, *([""] if legend else []), *(f"- {line.removeprefix('·  ')}" for line in legend), ""])
+
+
+def _markdown_line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _csv_lines(sheet: Sheet, row: Row) -> Iterable[dict[str, object]]:
+    shared = {"table": sheet.table.name, "scale": sheet.scale, "model": sheet.model, "method": row.method}
+    for i, (cell, column) in enumerate(zip(row.cells, sheet.columns, strict=True)):
+        if row.kind == "paper" and cell.mean is None:
+            continue
+        figures: dict[str, object] = {
+            "source": row.kind,
+            "variant": row.variant,
+            "task": column.task,
+            "metric": column.metric,
+            "mean": cell.mean,
+        }
+        if row.kind == "ours":
+            figures |= {"evaluation": sheet.evaluation, "std": cell.std, "n": cell.n, "status": cell.word}
+            figures |= {"marks": "".join(mark for mark in MARKS if mark in cell.marks)}
+            figures |= {"paper": row.printed[i] if row.printed else None}
+            figures |= {"difference": row.difference[i] if row.difference else None}
+        yield shared | figures
