@@ -24,7 +24,7 @@ BEHAVIOURS = ("reset_moments", "drop_weight_decay", "rate_to_peak", "schedule_tw
 
 
 class FlexLoraReleasedMethod(FlexLoraMethod):
-    """The optimizer is changed in place, which amounts to a new one: whoever holds it (Accelerate, a scaler) still does.
+    """The optimizer is changed in place, which comes to the same: whoever holds it (Accelerate, a scaler) still does.
 
     Each behaviour is one setting:
 
