@@ -54,7 +54,9 @@ class TrainingSettings:
     warmup_ratio: float = MISSING
     max_grad_norm: float | None = MISSING
     precision: Precision = MISSING
+    tf32: bool = MISSING
     eval_every: int | None = MISSING
+    checkpoint_every: int | None = MISSING
     log_every: int = MISSING
 
 
@@ -101,6 +103,7 @@ class GlueTask:
     data_dir: str | None = MISSING
     max_train_rows: int | None = MISSING
     max_eval_rows: int | None = MISSING
+    token_cache: str | None = MISSING
     hub: HubData = MISSING
     tsv: TsvData = MISSING
 
@@ -226,6 +229,7 @@ class RunSettings:
     scale: str = MISSING
     variant: str | None = MISSING
     output_root: str = MISSING
+    trackers: list[str] = MISSING
 
 
 TASK_SCHEMAS: dict[str, type] = {"glue": GlueTask}
@@ -253,6 +257,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "training.weight_decay": (0, math.inf),
     "training.warmup_ratio": (0, 1),
     "training.eval_every": (1, math.inf),
+    "training.checkpoint_every": (1, math.inf),
     "training.log_every": (1, math.inf),
     "task.num_labels": (1, math.inf),
     "task.max_length": (1, math.inf),

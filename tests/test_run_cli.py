@@ -1,15 +1,12 @@
 """`flexlora-run` through the installed command, on data and a model that the tests make, and on real CoLA."""
 
 import json
-import os
-import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from runner_helpers import COMMAND, one_line
+from runner_helpers import one_line
 
 from flexlora.results.record import read_record
 
@@ -225,40 +222,6 @@ def test_a_sweep_goes_on_after_a_failed_run_and_says_so(flexlora_run, arguments,
     assert all(
         read_record(folder_of(tmp_path, "linear", tiny_bert, s) / "result.json").status == "done" for s in (0, 1)
     )
-
-
-def test_an_interrupted_run_says_so_and_starts_again(arguments, tiny_bert, flexlora_run, tmp_path):
-    command = [str(COMMAND), *arguments, "method=linear", f"output_root={tmp_path}"]
-    folder = folder_of(tmp_path, "linear", tiny_bert)
-    process = subprocess.Popen(
-        [*command, "training.epochs=100000"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        # Tests that a shell put in the background inherit SIGINT as ignored, and so would the command.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while not ((folder / "metrics.jsonl").is_file() and (folder / "metrics.jsonl").stat().st_size):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        held = flexlora_run(*command[1:])
-        assert held.returncode == 2
-        assert f"is held by process {process.pid} on " in one_line(held)
-        process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130, stderr
-    record = read_record(folder / "result.json")
-    assert record.status == "interrupted"
-    assert record.steps > 0
-    assert record.metrics["last"] is not None
-    assert flexlora_run(*command[1:]).returncode == 0
-    assert read_record(folder / "result.json").status == "done"
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 from collections import Counter
-from types import FrameType
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -18,19 +17,20 @@ from flexlora.conf_path import conf_dir
 from flexlora.errors import UserError
 from flexlora.settings import register_schemas, resolve
 from flexlora.training.progress import is_main_process, show_log
+from flexlora.training.stop import raise_interrupted
 
-REFUSED, FAILED, INTERRUPTED = 2, 1, 130
+REFUSED, FAILED = 2, 1
 
 
 def main() -> None:
     """Run what the command line says; the exit code is 0 if and only if every run is done.
 
     2 where every run that did not end well was refused for a setting, a folder or a file, 1 where one failed or
-    diverged, 130 where it was interrupted.
+    diverged, 130 or 143 where it was interrupted by SIGINT or SIGTERM.
     """
     register_schemas()
     logging.getLogger("flexlora").setLevel(logging.INFO)
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, raise_interrupted)
     show_tracebacks = bool(os.environ.get("HYDRA_FULL_ERROR"))
     # Hydra then hands its errors on instead of printing them its own way and leaving.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -52,9 +52,9 @@ def main() -> None:
             raise
         _say(explain(error))
         sys.exit(REFUSED)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         _say("interrupted")
-        sys.exit(INTERRUPTED)
+        sys.exit(128 + getattr(error, "number", signal.SIGINT))
     if len(endings) > 1 and is_main_process():
         counts = ", ".join(f"{count} {ending}" for ending, count in Counter(endings).items())
         print(f"{len(endings)} runs: {counts}")
@@ -78,10 +78,6 @@ def _run(config: DictConfig) -> str:
 def _say(what: object) -> None:
     if is_main_process():
         print(f"flexlora-run: {what}", file=sys.stderr)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":  # for `accelerate launch -m flexlora.cli.run`

@@ -1,11 +1,13 @@
 """Files that are whole or absent, and JSON that every reader takes."""
 
+import hashlib
 import json
 import math
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 def write_text(path: Path, text: str) -> None:
@@ -39,14 +41,39 @@ def _finite(value: Any) -> Any:
 
 
 class JsonLines:
-    """A file of one JSON object a line, begun afresh and flushed after each."""
+    """A file of one JSON object a line, flushed after each; begun afresh, or continued at an earlier `position`.
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("w", encoding="utf-8")
+    Raises:
+        ValueError: the file is no longer what it was at `position`.
+    """
+
+    def __init__(self, path: Path, position: Mapping[str, Any] | None = None) -> None:
+        self._hash = hashlib.sha256()
+        self._bytes = 0
+        if position is None:
+            self._file: BinaryIO = path.open("wb")
+            return
+        held = path.read_bytes()[: position["bytes"]] if path.is_file() else b""
+        self._count(held)
+        if self.position() != dict(position):
+            raise ValueError(f"{path} is not what it was when the run was stopped")
+        self._file = path.open("r+b")
+        self._file.truncate(self._bytes)
+        self._file.seek(self._bytes)
 
     def write(self, row: dict[str, Any]) -> None:
-        self._file.write(to_json(row) + "\n")
+        line = f"{to_json(row)}\n".encode()
+        self._file.write(line)
         self._file.flush()
+        self._count(line)
+
+    def position(self) -> dict[str, Any]:
+        """Where the file ends now, and the SHA-256 of all before."""
+        return {"bytes": self._bytes, "sha256": self._hash.hexdigest()}
 
     def close(self) -> None:
         self._file.close()
+
+    def _count(self, content: bytes) -> None:
+        self._hash.update(content)
+        self._bytes += len(content)

@@ -14,6 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from flexlora.errors import UserError
 from flexlora.results.files import to_json, write_text
@@ -25,7 +26,8 @@ PATH_KEYS = frozenset(
     {"task", "method", "model", "scale", "seed", "variant", "output_root", "model.path", "task.data_dir"}
 )
 LEFTOVERS = ("result.json", "metrics.jsonl", "ranks.jsonl", "config.yaml", "log.txt")
-# A run that ended so is kept; one that failed, or was killed before it could say how it ended, is begun again.
+CHECKPOINTS = "checkpoints"
+# A run that ended so is kept; one that failed, was interrupted or killed goes on from its newest checkpoint.
 KEPT = ("done", "diverged")
 
 
@@ -118,11 +120,31 @@ class RunFolder:
             )
         return record.status == "done"
 
+    def can_resume(self) -> bool:
+        """Whether an unfinished run of this config left checkpoints here.
+
+        Raises:
+            UserError: they are of another config; the message names the differing keys.
+        """
+        if not any((self.path / CHECKPOINTS).glob("step-*")):
+            return False
+        try:
+            before: Any = OmegaConf.to_container(OmegaConf.load(self.path / "config.yaml"))
+        except (OSError, ValueError, YAMLError):
+            return False
+        if not isinstance(before, dict) or config_hash(before) == config_hash(self.config):
+            return isinstance(before, dict)
+        raise UserError(
+            f"{self.path} holds an unfinished run of another config ({_differences(before, self.config)}): "
+            "move it away, or give variant=NAME."
+        )
+
     def begin(self) -> None:
         """Clear what an unfinished run left behind and write down what is going to run."""
         for name in LEFTOVERS:
             (self.path / name).unlink(missing_ok=True)
-        shutil.rmtree(self.path / "adapter", ignore_errors=True)
+        for name in ("adapter", CHECKPOINTS):
+            shutil.rmtree(self.path / name, ignore_errors=True)
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(self.config))))
 
     def _describe_holder(self) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from flexlora.errors import UserError, one_line
 from flexlora.results import environment
 from flexlora.results.files import JsonLines
-from flexlora.results.folder import RunFolder, cannot_write, config_hash, variant_name
+from flexlora.results.folder import CHECKPOINTS, KEPT, RunFolder, cannot_write, config_hash, variant_name
 from flexlora.results.record import RunRecord
 from flexlora.settings import Precision, RunSettings, TrainingSettings
 from flexlora.training.alarms import rank_alarms
@@ -69,24 +69,26 @@ def run_job(settings: RunSettings, config: dict[str, Any], overrides: Iterable[s
             log.info("%s is finished: skipped", path)
             return "skipped"
         try:
-            return _Job(settings, config, path).run()
+            return _Job(settings, config, path, resume=verdict[0] == "resumed").run()
         except OSError as error:  # the record itself could not be written
             raise cannot_write(path, error) from error
 
 
 def _open(folder: RunFolder, stack: contextlib.ExitStack) -> str | UserError:
-    """Take the folder until `stack` closes; or `skipped`, or why it is refused."""
+    """Take the folder until `stack` closes: `begun` or `resumed`; or `skipped`, or why it is refused."""
     try:
         stack.enter_context(folder)
         if folder.is_finished():
             return "skipped"
-        folder.begin()
+        resume = folder.can_resume()
+        if not resume:
+            folder.begin()
         stack.enter_context(_log_file(folder.path / "log.txt"))
     except UserError as error:
         return error
     except OSError as error:
         return cannot_write(folder.path, error)
-    return "begun"
+    return "resumed" if resume else "begun"
 
 
 class _QuietFileHandler(logging.FileHandler):
@@ -110,9 +112,10 @@ def _log_file(path: Path) -> Iterator[None]:
 class _Job:
     """One run in an open folder; `record` fills up as it goes and is written however it ends."""
 
-    def __init__(self, settings: RunSettings, config: dict[str, Any], path: Path) -> None:
+    def __init__(self, settings: RunSettings, config: dict[str, Any], path: Path, resume: bool) -> None:
         self.settings = settings
         self.path = path
+        self.resume = resume
         self.began = time.perf_counter()
         self.record = RunRecord(
             status="failed",
@@ -141,6 +144,8 @@ class _Job:
             raise
         except KeyboardInterrupt:
             record.status, record.error = "interrupted", f"interrupted at step {record.steps or 0}"
+            if any((self.path / CHECKPOINTS).glob("step-*")):
+                log.info("interrupted at step %d: the same command goes on from there", record.steps or 0)
             raise
         except Exception as error:
             if isinstance(error, OSError) and error.errno in NO_ROOM:
@@ -154,6 +159,8 @@ class _Job:
             if self.main:
                 record.write(self.path / "result.json")
         if self.main:
+            if record.status in KEPT:  # nothing is left to go on with
+                shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
             summarise(record, self.path)
         return record.status
 
@@ -163,6 +170,7 @@ class _Job:
         from flexlora.methods import build_method
         from flexlora.models import load_backbone
         from flexlora.tasks import load_task
+        from flexlora.training.checkpoint import Checkpoints
         from flexlora.training.loop import Loop
 
         settings, record, training = self.settings, self.record, self.settings.training
@@ -195,11 +203,18 @@ class _Job:
         model = method.wrap(backbone.model)
         record.parameters = dict(method.parameters(model))
 
-        with contextlib.ExitStack() as files:
+        checkpoints = Checkpoints(self.path / CHECKPOINTS)
+        saved = checkpoints.load() if self.resume else None
+        with contextlib.ExitStack() as stack:
             metrics_file = ranks_file = None
             if self.main:
-                metrics_file = files.enter_context(contextlib.closing(JsonLines(self.path / "metrics.jsonl")))
-                ranks_file = files.enter_context(contextlib.closing(JsonLines(self.path / "ranks.jsonl")))
+                positions = {} if saved is None else saved[1]["files"]
+                metrics_file, ranks_file = (
+                    stack.enter_context(
+                        contextlib.closing(_json_lines(self.path / f"{name}.jsonl", positions.get(name)))
+                    )
+                    for name in ("metrics", "ranks")
+                )
             # Dropout begins at the same place whatever a method drew to initialise, and differs between processes.
             set_seed(settings.seed + accelerator.process_index)
             loop = Loop(
@@ -212,7 +227,11 @@ class _Job:
                 data_seed=settings.data_seed,
                 metrics_file=metrics_file,
                 ranks_file=ranks_file,
+                checkpoints=checkpoints,
             )
+            if saved is not None:
+                loop.load_state_dict(*saved)
+                log.info("resumed after step %d", loop.outcome.steps)
             try:
                 loop.run()
             finally:
@@ -229,6 +248,7 @@ class _Job:
         record = self.record
         record.status, record.error = outcome.status, outcome.error
         record.steps, record.train_loss = outcome.steps, outcome.train_loss
+        record.resumed_at = outcome.resumed_at
         record.metrics = {"last": outcome.last, "best": outcome.best}
         record.history = outcome.history
         record.epochs = None if not outcome.history else outcome.history[-1]["epoch"]
@@ -272,6 +292,13 @@ def _events_summary(outcome: "Outcome", ranks: dict[str, int]) -> dict[str, Any]
     }
 
 
+def _json_lines(path: Path, position: dict[str, Any] | None) -> JsonLines:
+    try:
+        return JsonLines(path, position)
+    except ValueError as error:
+        raise UserError(f"{error}: move the run's folder away, or give variant=NAME") from error
+
+
 def _save(method: "Method", model: Any, path: Path) -> int:
     """Write `adapter/`, whole or not at all; its weights' size in bytes."""
     from safetensors import SafetensorError
@@ -281,11 +308,14 @@ def _save(method: "Method", model: Any, path: Path) -> int:
     part.mkdir()
     try:
         method.save(model, part)
+        for file in part.rglob("*"):
+            file.chmod(0o644)  # safetensors writes 0600, hidden from whoever shares the results
+        shutil.rmtree(adapter, ignore_errors=True)  # of a run that was killed before its record was written
+        part.replace(adapter)
     except SafetensorError as error:  # its own word for any failure of the file system
         raise UserError(f"cannot write {part}: {one_line(error)}") from error
-    for file in part.rglob("*"):
-        file.chmod(0o644)  # safetensors writes 0600, hidden from whoever shares the results
-    part.replace(adapter)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     return sum(file.stat().st_size for file in adapter.rglob("*.safetensors"))
 
 

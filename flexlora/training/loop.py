@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -12,13 +12,22 @@ from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import DataLoader
 
+from flexlora.errors import UserError
 from flexlora.methods import Method
 from flexlora.results.files import JsonLines
 from flexlora.settings import TrainingSettings
 from flexlora.tasks import Split, Task
 from flexlora.training import batching
+from flexlora.training.checkpoint import (
+    Checkpoints,
+    changing_tensors,
+    random_state,
+    restore_random_state,
+    restore_tensors,
+)
 from flexlora.training.progress import Progress
 from flexlora.training.schedule import linear_warmup_decay
+from flexlora.training.stop import Interrupted, StopRequest
 
 NEVER = 2**31 - 1
 REMEDY = "lower training.learning_rate, or take training.precision=fp32 or bf16, and model.dtype=float32"
@@ -41,6 +50,8 @@ class Outcome:
     tokens: dict[str, int] | None = None
     """Trained on until the last evaluation, on all processes: `real` ones, and `padded` with their padding."""
     events: list[dict[str, Any]] = field(default_factory=list)
+    resumed_at: list[int] = field(default_factory=list)
+    """Steps after which the training went on from a checkpoint."""
     losses: list[tuple[int, float]] = field(default_factory=list)
     """(step, mean training loss since the one before), as logged."""
 
@@ -60,6 +71,7 @@ class Loop:
         data_seed: int,
         metrics_file: JsonLines | None = None,
         ranks_file: JsonLines | None = None,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         self.task = task
         self.method = method
@@ -70,6 +82,8 @@ class Loop:
         self.outcome = Outcome()
         self._metrics_file = metrics_file
         self._ranks_file = ranks_file
+        self._checkpoints = checkpoints
+        self._stop = StopRequest()
 
         self.adapted = model.to(accelerator.device)
         self.method.prepare(self.adapted, self._first_batches())
@@ -88,51 +102,170 @@ class Loop:
         self._grad_norm = torch.full((), math.nan, device=accelerator.device)
         self._bad_step = torch.full((), NEVER, dtype=torch.int64, device=accelerator.device)
         self._steps_in_sum = 0
+        self._epoch = 0
         self._steps_in_epoch = 0
+        self._evaluation_due = False
         self._tokens = {"real": 0, "padded": 0}
-        self._bar = Progress(total_steps, task.main_metric, visible=accelerator.is_main_process)
 
     def run(self) -> Outcome:
-        """Train, evaluate, and say how it went; a loss that is not finite ends it with status `diverged`."""
+        """Train, evaluate, and say how it went; a loss that is not finite ends it with status `diverged`.
+
+        Raises:
+            Interrupted: SIGINT or SIGTERM came; the step was finished and a checkpoint kept.
+        """
+        done = self.outcome.steps
+        self._bar = Progress(
+            self.total_steps, self.task.main_metric, done=done, visible=self.accelerator.is_main_process
+        )
         try:
-            if self._train():
-                self.outcome.status, self.outcome.error = "done", None
+            with self._stop:
+                if self._train():
+                    self.outcome.status, self.outcome.error = "done", None
         finally:
             self._bar.close()
         return self.outcome
 
     def _train(self) -> bool:
         """Whether it came to its end; False where it diverged."""
-        epoch = 0
         size = self._epoch_size()
         self.model.train()
         self._began = time.perf_counter()
+        if self._evaluation_due and not self._evaluate_or_diverge():  # resumed where an evaluation was cut short
+            return False
         while self.outcome.steps < self.total_steps:
-            self._epoch_loss_sum.zero_()
-            self._steps_in_epoch = 0
-            steps = self._epoch_steps(epoch)
-            for number, (indices, batches) in enumerate(steps, start=1):
+            if self._steps_in_epoch == 0:
+                self._epoch_loss_sum.zero_()
+            for indices, batches in self._epoch_steps(self._epoch, done=self._steps_in_epoch):
                 self._step(indices, batches)
-                at_end = self.outcome.steps == self.total_steps
-                if at_end or self.outcome.steps % self.settings.log_every == 0:
-                    self._log(epoch + number / size)
-                    if self._diverged():
-                        return False
-                every = self.settings.eval_every
-                if at_end or (number == size if every is None else self.outcome.steps % every == 0):
-                    self._pause()
-                    if self._diverged():
-                        return False
-                    if at_end:
-                        self.method.finish(self.adapted)
-                    self._evaluate(epoch + number / size)
-                    if self._evaluation_diverged():
-                        return False
-                    self._began = time.perf_counter()
-                if at_end:
+                if not self._after_step(size):
+                    return False
+                if self.outcome.steps == self.total_steps:
                     return True
-            epoch += 1
+            self._epoch, self._steps_in_epoch = self._epoch + 1, 0
         return True
+
+    def _after_step(self, epoch_size: int) -> bool:
+        """Log, evaluate, keep a checkpoint, leave: whatever is due after a step. False where it diverged."""
+        steps, settings = self.outcome.steps, self.settings
+        at_end = steps == self.total_steps
+        logged = at_end or steps % settings.log_every == 0
+        if logged:
+            self._log()
+            if self._diverged():
+                return False
+        end_of_epoch = self._steps_in_epoch == epoch_size
+        self._evaluation_due = at_end or (
+            end_of_epoch if settings.eval_every is None else steps % settings.eval_every == 0
+        )
+        checkpoint_due = settings.checkpoint_every is not None and steps % settings.checkpoint_every == 0
+        self._leave_if_told(everyone_asks=logged or self._evaluation_due or checkpoint_due)
+        if self._evaluation_due:
+            return self._evaluate_or_diverge()
+        return not checkpoint_due or self._keep()
+
+    def _evaluate_or_diverge(self) -> bool:
+        """The evaluation that is due, and a checkpoint; False where a loss is not finite."""
+        self._pause()
+        if self._diverged():
+            return False
+        at_end = self.outcome.steps == self.total_steps
+        if at_end:
+            # Before the last evaluation, which may be long; after it the run is done and needs none.
+            self._keep()
+            self.method.finish(self.adapted)
+        self._evaluate()
+        self._evaluation_due = False
+        if self._evaluation_diverged():
+            return False
+        self._began = time.perf_counter()
+        return at_end or self._keep()
+
+    def _leave_if_told(self, everyone_asks: bool) -> None:
+        """Keep a checkpoint and raise `Interrupted` where a signal came. Several processes agree when all ask."""
+        number = self._stop.number or 0
+        if self.accelerator.num_processes > 1:
+            if not everyone_asks:
+                return
+            number = max(gather_object([number]))
+        if number:
+            self._keep()
+            raise Interrupted(number)
+
+    def _keep(self) -> bool:
+        """A checkpoint of this moment; False, and none, where the training diverged."""
+        if self._checkpoints is None:
+            return True
+        self._pause()
+        if self._diverged():
+            return False
+        state = self.state_dict()
+        if self.accelerator.is_main_process:
+            self._checkpoints.save(self.outcome.steps, changing_tensors(self.adapted), state)
+        self._began = time.perf_counter()
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """All but the model that the steps to come depend on, and the outcome so far. Every process must ask."""
+        outcome, scaler = self.outcome, self.accelerator.scaler
+        files = {"metrics": self._metrics_file, "ranks": self._ranks_file}
+        best = next((i for i, result in enumerate(outcome.history) if result is outcome.best), None)
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "method": self.method.state_dict(),
+            "random": gather_object([random_state()]),
+            "epoch": self._epoch,
+            "steps_in_epoch": self._steps_in_epoch,
+            "evaluation_due": self._evaluation_due,
+            "sums": {
+                "loss": self._loss_sum,
+                "epoch_loss": self._epoch_loss_sum,
+                "steps": self._steps_in_sum,
+                "grad_norm": self._grad_norm,
+            },
+            "tokens": gather_object([self._tokens]),
+            "files": {name: None if file is None else file.position() for name, file in files.items()},
+            "outcome": {
+                **{f.name: getattr(outcome, f.name) for f in fields(outcome) if f.name not in {"last", "best"}},
+                "best": best,
+            },
+        }
+
+    def load_state_dict(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken; `tensors` are the model's that training changes.
+
+        Raises:
+            UserError: it was taken with another number of processes.
+            ValueError: it is of another model.
+        """
+        mine, processes = self.accelerator.process_index, self.accelerator.num_processes
+        if len(state["random"]) != processes:
+            raise UserError(
+                f"the run was stopped on {len(state['random'])} processes and cannot go on with {processes}: "
+                "start it as before, or give variant=NAME"
+            )
+        restore_tensors(self.adapted, tensors)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.method.load_state_dict(state["method"])
+        restore_random_state(state["random"][mine])
+        self._epoch, self._steps_in_epoch = state["epoch"], state["steps_in_epoch"]
+        self._evaluation_due = state["evaluation_due"]
+        sums = state["sums"]
+        self._loss_sum.copy_(sums["loss"])
+        self._epoch_loss_sum.copy_(sums["epoch_loss"])
+        self._steps_in_sum = sums["steps"]
+        self._grad_norm = sums["grad_norm"].to(self.accelerator.device)
+        self._tokens = state["tokens"][mine]
+        kept = dict(state["outcome"])
+        best = kept.pop("best")
+        self.outcome = Outcome(**kept)
+        self.outcome.resumed_at = [*self.outcome.resumed_at, self.outcome.steps]
+        self.outcome.last = self.outcome.history[-1] if self.outcome.history else None
+        self.outcome.best = None if best is None else self.outcome.history[best]
 
     def _epoch_size(self) -> int:
         return batching.steps_per_epoch(
@@ -142,12 +275,18 @@ class Loop:
             self.accelerator.num_processes,
         )
 
-    def _epoch_steps(self, epoch: int) -> Iterator[tuple[list[list[int]], list[dict[str, torch.Tensor]]]]:
-        """Each optimizer step of the epoch: the indices of its batches on all processes, and this process's batches."""
+    def _epoch_steps(
+        self, epoch: int, done: int = 0
+    ) -> Iterator[tuple[list[list[int]], list[dict[str, torch.Tensor]]]]:
+        """Each optimizer step of the epoch: the indices of its batches on all processes, and this process's batches.
+
+        The first `done` steps are passed over, and their batches not even made.
+        """
         processes = self.accelerator.num_processes
         batches = batching.epoch_batches(
             self.task.train.lengths, self.settings.batch_size, seed=self.data_seed, epoch=epoch, processes=processes
         )
+        batches = batches[done * self.settings.gradient_accumulation * processes :]
         loader = iter(self._loader(self.task.train, batches[self.accelerator.process_index :: processes]))
         for indices in batching.optimizer_steps(batches, self.settings.gradient_accumulation, processes):
             yield indices, [next(loader) for _ in range(len(indices) // processes)]
@@ -222,13 +361,16 @@ class Loop:
             self._tokens["real"] += sum(lengths[i] for i in chosen)
             self._tokens["padded"] += longest * len(chosen)
 
-    def _log(self, epoch: float) -> None:
+    def _epoch_now(self) -> float:
+        return round(self._epoch + self._steps_in_epoch / self._epoch_size(), 4)
+
+    def _log(self) -> None:
         """A line of metrics.jsonl; the only place, with evaluations, where the host waits for the device."""
         loss = self._mean_over_processes(self._loss_sum / max(1, self._steps_in_sum))
         row = {
             "kind": "train",
             "step": self.outcome.steps,
-            "epoch": round(epoch, 4),
+            "epoch": self._epoch_now(),
             "loss": loss,
             "grad_norm": float(self._grad_norm),
             "learning_rate": self.scheduler.get_last_lr()[0],
@@ -272,14 +414,14 @@ class Loop:
         self.outcome.train_seconds = self._seconds_so_far()
         self._began = time.perf_counter()
 
-    def _evaluate(self, epoch: float) -> None:
+    def _evaluate(self) -> None:
         """Score every evaluation split; keep the result as the last one, and as the best one where it is."""
         began = time.perf_counter()
         outcome = self.outcome
         outcome.train_loss = self._mean_over_processes(self._epoch_loss_sum / max(1, self._steps_in_epoch))
         result: dict[str, Any] = {
             "step": outcome.steps,
-            "epoch": round(epoch, 4),
+            "epoch": self._epoch_now(),
             "train_loss": outcome.train_loss,
             "eval_loss": {},
         }
@@ -304,7 +446,7 @@ class Loop:
         if outcome.best is None or result[main] > outcome.best[main]:
             outcome.best = result
         self._write({"kind": "eval", **result})
-        self._bar.evaluation(outcome.steps, epoch, outcome.train_loss, result[main], ranks)
+        self._bar.evaluation(outcome.steps, result["epoch"], outcome.train_loss, result[main], ranks)
 
     @torch.no_grad()
     def _predict(self, split: Split) -> tuple[float, list[Any]]:
@@ -313,6 +455,8 @@ class Loop:
         mine = batches[self.accelerator.process_index :: self.accelerator.num_processes]
         losses, predictions = [], []
         for indices, batch in zip(mine, self._loader(split, mine), strict=True):
+            if self._stop.number is not None and self.accelerator.num_processes == 1:
+                self._leave_evaluation(self._stop.number)
             loss, predicted = self.task.predict(self.model, self._to_device(batch))
             losses.append(loss.float() * len(indices))
             predictions.append(predicted)
@@ -322,6 +466,13 @@ class Loop:
         total_loss = sum(gather_object([float(torch.stack(losses).sum()) if losses else 0.0]))
         ordered = [value for _, value in sorted(pairs, key=lambda pair: pair[0])]
         return total_loss / len(split), ordered
+
+    def _leave_evaluation(self, number: int) -> None:
+        """A signal came in an evaluation: it is begun anew when the run goes on."""
+        self._began = time.perf_counter()  # no time of training
+        if self.outcome.steps < self.total_steps:  # else there is a checkpoint of this moment
+            self._keep()
+        raise Interrupted(number)
 
     def _write(self, row: dict[str, Any]) -> None:
         if self._metrics_file is not None:

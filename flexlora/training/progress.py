@@ -32,14 +32,16 @@ def rank_range(ranks: dict[str, int]) -> str:
 class Progress:
     """A bar over optimizer steps with loss, metric, ranks and the time left."""
 
-    def __init__(self, total_steps: int, metric: str, visible: bool = True) -> None:
+    def __init__(self, total_steps: int, metric: str, done: int = 0, visible: bool = True) -> None:
         self.total_steps = total_steps
+        self._done_before = done
         self.metric = metric
         self._visible = visible
         self._began = time.monotonic()
         self._shown: dict[str, str] = {}
         self._bar = tqdm(
             total=total_steps,
+            initial=done,
             unit="step",
             dynamic_ncols=True,
             disable=not (visible and sys.stderr.isatty()),
@@ -69,7 +71,8 @@ class Progress:
         if ranks:
             parts.append(f"ranks {rank_range(ranks)}")
         if step < self.total_steps:
-            left = (time.monotonic() - self._began) / max(1, step) * (self.total_steps - step)
+            each = (time.monotonic() - self._began) / max(1, step - self._done_before)
+            left = each * (self.total_steps - step)
             parts.append(f"{duration(left)} left")
         log.info("  %s", "  ".join(parts))
 

@@ -1,0 +1,166 @@
+"""Checkpoints of a run: all that the steps to come depend on, whole or absent, and checked before it is believed."""
+
+import hashlib
+import json
+import logging
+import os
+import random
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from flexlora.results.files import to_json, write_text
+
+log = logging.getLogger("flexlora")
+
+KEPT = 2
+TENSORS, STATE, MANIFEST = "trained.safetensors", "state.pt", "manifest.json"
+
+
+class Checkpoints:
+    """`<run>/checkpoints/step-<n>/`, the newest two.
+
+    Each holds `trained.safetensors` (parameters that train, and every buffer: masks too), `state.pt` (optimizer,
+    schedule, random generators, position in the data, the method's own state; read with `weights_only=True`) and
+    `manifest.json` with the SHA-256 of both, written last. A folder gets its name when it is whole.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def exist(self) -> bool:
+        """Whether there is anything to resume from, damaged or not."""
+        return bool(self._newest_first())
+
+    def save(self, step: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
+        """Write the checkpoint of `step` and drop all but the newest two.
+
+        Raises:
+            OSError, SafetensorError: the disk is full or read-only; the older checkpoints are untouched.
+        """
+        part = self.folder / f".step-{step:09d}.part"
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        try:
+            save_file(dict(tensors), part / TENSORS)
+            torch.save(dict(state), part / STATE)
+            hashes = {}
+            for file in (part / TENSORS, part / STATE):
+                file.chmod(0o644)
+                _sync(file)
+                hashes[file.name] = _sha256(file)
+            write_text(part / MANIFEST, to_json({"step": step, "sha256": hashes}))
+            target = self.folder / f"step-{step:09d}"
+            shutil.rmtree(target, ignore_errors=True)
+            part.replace(target)
+            _sync(self.folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        for old in self._newest_first()[KEPT:]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def load(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+        """Tensors and state of the newest checkpoint that is whole, on the CPU; None without one.
+
+        A damaged one is passed over with a line in the log.
+        """
+        for folder in self._newest_first():
+            try:
+                _verify(folder)
+                tensors = load_file(folder / TENSORS)
+                return tensors, torch.load(folder / STATE, weights_only=True, map_location="cpu")
+            except (OSError, ValueError) as error:
+                log.warning("%s is damaged (%s): falling back to the one before", folder, error)
+        return None
+
+    def clear(self) -> None:
+        """Remove them all: the run is done, or begins again."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _newest_first(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*"), reverse=True) if self.folder.is_dir() else []
+
+
+def _verify(folder: Path) -> None:
+    """Raise ValueError where a file is not what the manifest says."""
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    hashes = manifest.get("sha256") if isinstance(manifest, dict) else None
+    if not isinstance(hashes, dict) or set(hashes) != {TENSORS, STATE}:
+        raise ValueError(f"{MANIFEST} is not a checkpoint's")
+    for name, expected in hashes.items():
+        if _sha256(folder / name) != expected:
+            raise ValueError(f"{name} is not what was written")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Have the system write `path` to the disk before what follows."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def changing_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Copies on the CPU of what a training may change: parameters that train, and all buffers (masks of ranks)."""
+    return {name: _cpu(tensor) for name, tensor in _changing(model)}
+
+
+def restore_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put `changing_tensors` back, in place.
+
+    Raises:
+        ValueError: the model has other parameters that train, or of other shapes.
+    """
+    held = dict(_changing(model))
+    strange = sorted(set(held) ^ set(tensors)) or [n for n in held if held[n].shape != tensors[n].shape]
+    if strange:
+        raise ValueError(f"the checkpoint is of another model: {strange[0]} differs")
+    with torch.no_grad():
+        for name, tensor in held.items():
+            tensor.copy_(tensors[name])
+
+
+def _changing(model: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
+    yield from ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    yield from model.named_buffers()
+
+
+def _cpu(tensor: torch.Tensor) -> torch.Tensor:
+    # A clone: safetensors refuses tensors that share memory, as a buffer and its view may.
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def random_state() -> dict[str, Any]:
+    """The generators of python, numpy and torch on this process, as tensors and plain values."""
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002 (whatever a library draws from)
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Put `random_state` back."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
