@@ -8,16 +8,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from flexlora.cache import cache_dir
 from flexlora.errors import UserError, did_you_mean, one_line
 from flexlora.hub import hub_is_offline
 from flexlora.settings import GlueTask
 from flexlora.tasks.base import Split
+from flexlora.tasks.glue_columns import find_split, hub_rows, read_files
 from flexlora.tasks.glue_tsv import read_tsv
 from flexlora.tasks.metrics import load_metric
-from flexlora.tasks.rows import Rows, as_number, check_labels
+from flexlora.tasks.rows import Rows, check_labels
+from flexlora.tasks.tokens import Examples, TokenCache, pad
 
-# A row of eight lets a GPU's matrix units work on whole tiles.
-PAD_TO_MULTIPLE_OF = 8
+# The value of `task.token_cache` that leaves the place to us.
+DEFAULT_CACHE = "default"
 
 
 @dataclass
@@ -48,28 +51,18 @@ class Glue:
 
     def tokenize(self, processor: Any) -> None:
         self.processor = processor
-        self.train = self._split("train", self.train_rows)
-        self.evaluation = [self._split(name, rows) for name, rows in self.evaluation_rows.items()]
+        cache = TokenCache(_cache_folder(self.settings.token_cache), processor)
+        self.train = self._split("train", self.train_rows, cache)
+        self.evaluation = [self._split(name, rows, cache) for name, rows in self.evaluation_rows.items()]
 
-    def _split(self, name: str, rows: Rows) -> Split:
+    def _split(self, name: str, rows: Rows, cache: TokenCache) -> Split:
         longest = min(self.settings.max_length, self.processor.model_max_length)
-        encoded = self.processor(*rows.texts, truncation=True, max_length=longest)
-        columns = {key: values for key, values in encoded.items() if key != "attention_mask"}
-        examples = [
-            {key: values[i] for key, values in columns.items()} | {"labels": label}
-            for i, label in enumerate(rows.labels)
-        ]
-        return Split(name, examples, [len(ids) for ids in encoded["input_ids"]])
+        tokens = cache.tokens(rows.texts, longest)
+        return Split(name, Examples(tokens, rows.labels), tokens.lengths)
 
     def collate(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        inputs = [{key: value for key, value in example.items() if key != "labels"} for example in examples]
-        # A dictionary of columns: given a list of rows, a fast tokenizer's `pad` warns of its own slowness.
-        columns = {key: [row[key] for row in inputs] for key in inputs[0]}
-        batch = self.processor.pad(
-            columns, padding="longest", pad_to_multiple_of=PAD_TO_MULTIPLE_OF, return_tensors="pt"
-        )
         labels = torch.tensor([example["labels"] for example in examples])
-        return {**batch, "labels": labels}
+        return {**pad(examples, self.processor), "labels": labels}
 
     def loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return model(**batch).loss
@@ -80,7 +73,7 @@ class Glue:
         return output.loss, logits.squeeze(-1) if self.num_labels == 1 else logits.argmax(dim=-1)
 
     def score(self, split: Split, predictions: Sequence[Any]) -> dict[str, float]:
-        references = [example["labels"] for example in split.examples]
+        references = self.evaluation_rows[split.name].labels
         scores = self._metric.compute(predictions=list(predictions), references=references)
         assert scores is not None
         return {f"{self._prefixes[split.name]}{name}": float(value) for name, value in scores.items()}
@@ -96,29 +89,63 @@ def load(settings: GlueTask) -> Glue:
     if settings.data_dir is None:
         train, evaluation, provenance = _from_hub(settings)
     else:
-        train, evaluation, provenance = _from_folder(settings, Path(settings.data_dir).expanduser())
-    whole = [len(rows.labels) for rows in (train, *evaluation.values())]
+        try:
+            train, evaluation, provenance = _from_folder(settings, Path(settings.data_dir).expanduser())
+        except OSError as error:
+            raise UserError(f"task.data_dir: cannot read {error.filename}: {error.strerror}") from error
+    whole = [len(rows) for rows in (train, *evaluation.values())]
     train = train.first(settings.max_train_rows)
     evaluation = {name: rows.first(settings.max_eval_rows) for name, rows in evaluation.items()}
-    kept = [len(rows.labels) for rows in (train, *evaluation.values())]
+    kept = [len(rows) for rows in (train, *evaluation.values())]
     return Glue(settings, train, evaluation, provenance, subset=kept != whole)
 
 
+def _cache_folder(setting: str | None) -> Path | None:
+    if setting is None:
+        return None
+    return cache_dir("tokens") if setting == DEFAULT_CACHE else Path(setting).expanduser()
+
+
 def _from_folder(settings: GlueTask, root: Path) -> tuple[Rows, dict[str, Rows], dict[str, Any]]:
+    """From the first of the folders that has a file to train on; what lies there decides how it is read."""
     if not root.is_dir():
         raise UserError(f"task.data_dir: there is no folder {root}")
-    folder = next((f for f in (root / settings.tsv.folder, root) if (f / settings.tsv.train).is_file()), None)
-    if folder is None:
-        raise UserError(
-            f"task.data_dir: neither {root / settings.tsv.folder} nor {root} has a {settings.tsv.train} "
-            "(the classic GLUE download is expected)"
-        )
-    files = {"train": settings.tsv.train, **settings.tsv.evaluation}
-    rows = {name: read_tsv(folder / file, settings) for name, file in files.items()}
-    hashes = {file: sha256 for split in rows.values() for file, sha256 in split.sha256.items()}
-    left_out = {file: lines for split in rows.values() for file, lines in split.left_out.items()}
-    provenance = {"source": "folder", "path": str(folder), "revision": None, "sha256": hashes, "left_out": left_out}
-    return rows.pop("train"), rows, provenance
+    tsv, hub = settings.tsv, settings.hub
+    for folder in dict.fromkeys([root / tsv.folder, root / (hub.name or tsv.folder), root]):
+        if not folder.is_dir():
+            continue
+        classic, files = (folder / tsv.train).is_file(), find_split(folder, hub.train)
+        if classic and files:
+            raise UserError(
+                f"task.data_dir: {folder} has both {tsv.train} and {files[0].name}: leave one of them there"
+            )
+        if classic:
+            paths = {"train": tsv.train, **tsv.evaluation}
+            rows = {name: read_tsv(folder / file, settings) for name, file in paths.items()}
+            layout = "classic"
+        elif files:
+            rows = {"train": read_files(files, settings)}
+            for name, split in hub.evaluation.items():
+                found = find_split(folder, split)
+                if not found:
+                    raise UserError(f"task.data_dir: {folder} has no file of split '{split}', such as {split}.parquet")
+                rows[name] = read_files(found, settings)
+            layout = "columns"
+        else:
+            continue
+        provenance = {
+            "source": "folder",
+            "layout": layout,
+            "path": str(folder),
+            "revision": None,
+            "sha256": {file: sha256 for split in rows.values() for file, sha256 in split.sha256.items()},
+            "left_out": {file: lines for split in rows.values() for file, lines in split.left_out.items()},
+        }
+        return rows.pop("train"), rows, provenance
+    raise UserError(
+        f"task.data_dir: neither {root / tsv.folder} nor {root} has a {tsv.train} (the classic GLUE download) "
+        f"or a {hub.train}.parquet, .json, .jsonl or .csv (the hub's columns)"
+    )
 
 
 def _from_hub(settings: GlueTask) -> tuple[Rows, dict[str, Rows], dict[str, Any]]:
@@ -141,26 +168,6 @@ def _from_hub(settings: GlueTask) -> tuple[Rows, dict[str, Rows], dict[str, Any]
     for split in splits.values():
         if split not in loaded:
             raise UserError(f"{hub.path} ({hub.name}) has no split '{split}': it has {', '.join(loaded)}")
-    rows = {name: _hub_rows(loaded[split], settings, split) for name, split in splits.items()}
+    rows = {name: hub_rows(loaded[split], settings, split) for name, split in splits.items()}
     provenance = {"source": "hub", "path": f"{hub.path}/{hub.name}", "revision": hub.revision, "sha256": None}
     return rows.pop("train"), rows, provenance
-
-
-def _hub_rows(split: Any, settings: GlueTask, name: str) -> Rows:
-    for column in (*settings.text, "label"):
-        if column not in split.column_names:
-            raise UserError(f"split '{name}' has no column '{column}': it has {', '.join(split.column_names)}")
-    labels = list(split["label"])
-    if settings.num_labels == 1:
-        numbers = [as_number(label, settings) for label in labels]
-        wrong = next((i for i, number in enumerate(numbers) if isinstance(number, str)), None)
-        if wrong is not None:
-            raise UserError(f"split '{name}', row {wrong}: {numbers[wrong]}")
-        labels = numbers
-    else:
-        wrong = next((i for i, label in enumerate(labels) if label not in range(settings.num_labels)), None)
-        if wrong is not None:
-            raise UserError(
-                f"split '{name}', row {wrong}: label {labels[wrong]!r} is none of 0 to {settings.num_labels - 1}"
-            )
-    return Rows(tuple(list(split[column]) for column in settings.text), labels)

@@ -1,0 +1,176 @@
+"""GLUE's splits by the hub's columns: from the hub itself, and from parquet, JSON or CSV files of the same columns."""
+
+import csv
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flexlora.errors import UserError, one_line
+from flexlora.settings import GlueTask
+from flexlora.tasks.rows import Rows, as_class, as_number
+
+LABEL = "label"
+# Of a file that the hub splits in parts: train-00000-of-00002.parquet
+PART = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<parts>\d{5})")
+
+
+@dataclass
+class Table:
+    """Columns as they were read; `names` are the classes' names where the file says them."""
+
+    columns: Mapping[str, Sequence[Any]]
+    names: Sequence[str] | None = None
+
+
+def find_split(folder: Path, split: str) -> list[Path]:
+    """The files of one split in `folder`, in order: `<split>.parquet` (.json, .jsonl, .csv), whole or in parts.
+
+    Raises:
+        UserError: several files could be meant, or a part is missing.
+    """
+    whole, parts = [], []
+    for path in sorted(folder.iterdir()):
+        part = PART.fullmatch(path.stem)
+        if path.suffix.lower() not in READERS or not path.is_file():
+            continue
+        if path.stem == split:
+            whole.append(path)
+        elif part and part["split"] == split:
+            parts.append((path, int(part["number"]), int(part["parts"])))
+    if len(whole) + bool(parts) > 1:
+        names = ", ".join(path.name for path in [*whole, *(path for path, _, _ in parts)])
+        raise UserError(f"task.data_dir: {folder} has split '{split}' more than once: {names}")
+    if parts:
+        count = parts[0][2]
+        if [(number, total) for _, number, total in parts] != [(number, count) for number in range(count)]:
+            found = ", ".join(path.name for path, _, _ in parts)
+            raise UserError(f"task.data_dir: split '{split}' in {folder} is not whole: there are {found}")
+    return whole or [path for path, _, _ in parts]
+
+
+def read_files(paths: Sequence[Path], settings: GlueTask) -> Rows:
+    """The rows of one split from its files.
+
+    Raises:
+        UserError: a file cannot be read, lacks a column, or has a broken row; the message names file and row.
+    """
+    every = [_read_file(path, settings) for path in paths]
+    texts = tuple([text for rows in every for text in rows.texts[i]] for i in range(len(settings.text)))
+    labels = [label for rows in every for label in rows.labels]
+    if not labels:
+        raise UserError(f"{paths[0]} has no rows")
+    return Rows(texts, labels, {name: sha256 for rows in every for name, sha256 in rows.sha256.items()})
+
+
+def hub_rows(split: Any, settings: GlueTask, name: str) -> Rows:
+    """The rows of a split of the `datasets` library.
+
+    Raises:
+        UserError: a column is missing, or a row is broken; the message names split and row.
+    """
+    wanted = [column for column in (*settings.text, LABEL) if column in split.column_names]
+    columns = dict.fromkeys(split.column_names, ()) | split.select_columns(wanted)[:]
+    return _rows(Table(columns, getattr(split.features.get(LABEL), "names", None)), settings, f"split '{name}'")
+
+
+def _read_file(path: Path, settings: GlueTask) -> Rows:
+    try:
+        content = path.read_bytes()
+        table = READERS[path.suffix.lower()](content)
+    except (OSError, ValueError, csv.Error) as error:  # pyarrow's and JSON's errors and those of UTF-8 are ValueErrors
+        raise UserError(f"cannot read {path}: {one_line(error)}") from error
+    rows = _rows(table, settings, str(path))
+    rows.sha256[path.name] = hashlib.sha256(content).hexdigest()
+    return rows
+
+
+def _rows(table: Table, settings: GlueTask, where: str) -> Rows:
+    for column in (*settings.text, LABEL):
+        if column not in table.columns:
+            raise UserError(f"{where} has no column '{column}': it has {', '.join(map(str, table.columns))}")
+    # Texts of our own in another order: every label would mean another class.
+    if table.names is not None and set(table.names) == set(settings.labels) and [*table.names] != settings.labels:
+        order, ours = ", ".join(table.names), ", ".join(settings.labels)
+        raise UserError(f"{where} has its classes in the order {order}, not {ours}")
+    for column in settings.text:
+        for number, text in enumerate(table.columns[column], start=1):
+            if not isinstance(text, str):
+                what = "null" if text is None else f"{text!r}, not a text"
+                raise UserError(f"{where}, row {number}: {column} is {what}")
+    as_label = as_number if settings.num_labels == 1 else _class
+    labels: list[Any] = []
+    for number, value in enumerate(table.columns[LABEL], start=1):
+        label = as_label(value, settings)
+        if isinstance(label, str):
+            raise UserError(f"{where}, row {number}: {label}")
+        labels.append(label)
+    return Rows(tuple(list(table.columns[column]) for column in settings.text), labels)
+
+
+def _class(label: Any, settings: GlueTask) -> int | str:
+    """A class by its number or its text; where it is neither, what to say of it."""
+    if isinstance(label, str) and label in settings.labels:
+        return as_class(label, settings)
+    number = int(label) if isinstance(label, str) and label.isdecimal() else label
+    if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < settings.num_labels:
+        return number
+    shown = f"'{label}'" if isinstance(label, str) else repr(label)
+    unlabelled = ", which on the hub means that there is none" if number == -1 else ""
+    return f"label {shown} is none of 0 to {settings.num_labels - 1}{unlabelled}"
+
+
+def _parquet(content: bytes) -> Table:
+    import pyarrow.parquet
+    from datasets import ClassLabel, Features
+
+    table = pyarrow.parquet.read_table(io.BytesIO(content))
+    feature = Features.from_arrow_schema(table.schema).get(LABEL)
+    return Table(table.to_pydict(), feature.names if isinstance(feature, ClassLabel) else None)
+
+
+def _json(content: bytes) -> Table:
+    """A list of objects, or one object a line."""
+    text = content.decode("utf-8-sig")
+    if text.lstrip().startswith("["):
+        rows = json.loads(text)
+    else:
+        rows = []
+        for number, line in enumerate(text.split("\n"), start=1):
+            try:
+                rows += [json.loads(line)] if line.strip() else []
+            except json.JSONDecodeError as error:
+                raise ValueError(f"line {number}: {error.msg}") from error
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise ValueError(f"row {number} is no object")
+    # A key that only some rows have is null in the others, and then refused by its row.
+    names = dict.fromkeys(name for row in rows for name in row)
+    return Table({name: [row.get(name) for row in rows] for name in names})
+
+
+def _csv(content: bytes) -> Table:
+    """Commas, a header, and fields in quotes where they need them."""
+    reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
+    try:
+        header = next(reader, [])
+        rows = []
+        for row in reader:
+            if row and len(row) != len(header):
+                raise ValueError(f"line {reader.line_num}: {len(row)} columns where {len(header)} are expected")
+            rows += [row] if row else []
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num}: {error}") from error
+    return Table({name: [row[i] for row in rows] for i, name in enumerate(header)})
+
+
+READERS: dict[str, Callable[[bytes], Table]] = {
+    ".parquet": _parquet,
+    ".json": _json,
+    ".jsonl": _json,
+    ".csv": _csv,
+}

@@ -1,0 +1,228 @@
+"""Texts as token ids: made once, kept in a file named after their content, padded batch by batch."""
+
+import hashlib
+import itertools
+import json
+import logging
+import math
+import os
+import tempfile
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+log = logging.getLogger("flexlora")
+
+# A row of eight lets a GPU's matrix units work on whole tiles.
+PAD_TO_MULTIPLE_OF = 8
+# Part of every file's name: raised whenever what a file holds changes.
+FORMAT = 1
+# Texts tokenised in one go: a tokenizer answers in lists of Python integers, ten times the size of the arrays.
+CHUNK = 10_000
+OFFSETS = "offsets"
+
+Array = npt.NDArray[Any]
+
+
+@dataclass
+class Tokens:
+    """What a tokenizer makes of many examples, each column as one flat array.
+
+    Example i has `columns[name][offsets[i] : offsets[i + 1]]`. There is no attention mask: it is all ones.
+    """
+
+    columns: dict[str, Array]
+    offsets: Array
+    """(examples + 1,), int64."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each example."""
+        lengths: list[int] = np.diff(self.offsets).tolist()
+        return lengths
+
+
+class Examples(Sequence[dict[str, Any]]):
+    """Tokens with their labels; an example is a dictionary of views into the arrays, and its label."""
+
+    def __init__(self, tokens: Tokens, labels: Sequence[Any]) -> None:
+        self.tokens = tokens
+        self.labels = labels
+        self._ends = tokens.offsets.tolist()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        part = slice(self._ends[index], self._ends[index + 1])
+        return {name: column[part] for name, column in self.tokens.columns.items()} | {"labels": self.labels[index]}
+
+
+def tokenize(processor: Any, texts: tuple[list[str], ...], max_length: int) -> Tokens:
+    """One or two texts an example as tokens, at most `max_length` of them (the longer text of a pair is cut first)."""
+    chunks: dict[str, list[Array]] = {}
+    lengths: list[int] = []
+    for first in range(0, len(texts[0]), CHUNK):
+        part = [text[first : first + CHUNK] for text in texts]
+        encoded = processor(*part, truncation=True, max_length=max_length, return_attention_mask=False)
+        for name, rows in encoded.items():
+            chunks.setdefault(name, []).append(np.fromiter(itertools.chain.from_iterable(rows), dtype=np.int64))
+        lengths += [len(row) for row in encoded["input_ids"]]
+    columns = {name: _smallest(np.concatenate(parts)) for name, parts in chunks.items()}
+    return Tokens(columns, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+
+
+def _smallest(values: Array) -> Array:
+    """The same numbers in the smallest unsigned type that holds them."""
+    return values.astype(np.min_scalar_type(int(values.max(initial=0))))
+
+
+def pad(examples: Sequence[dict[str, Any]], processor: Any) -> dict[str, torch.Tensor]:
+    """A batch of `Examples` as the tokenizer's own `pad` would make it, without its work per example.
+
+    (examples, width) int64 each, with an attention mask; the width is that of the longest example, rounded up to a
+    multiple of 8 but not above what the tokenizer says its model takes.
+    """
+    lengths = np.fromiter((len(example["input_ids"]) for example in examples), dtype=np.int64, count=len(examples))
+    longest = int(lengths.max())
+    rounded = PAD_TO_MULTIPLE_OF * math.ceil(longest / PAD_TO_MULTIPLE_OF)
+    width = max(longest, min(rounded, processor.model_max_length))
+    left = processor.padding_side == "left"
+    batch = {}
+    for name in examples[0]:
+        if name == "labels":
+            continue
+        padding = {"input_ids": processor.pad_token_id, "token_type_ids": processor.pad_token_type_id}.get(name, 0)
+        column = np.full((len(examples), width), padding, dtype=np.int64)
+        for row, example, length in zip(column, examples, lengths.tolist(), strict=True):
+            row[width - length if left else 0 : width if left else length] = example[name]
+        batch[name] = torch.from_numpy(column)
+    places = np.arange(width)
+    mask = places >= (width - lengths)[:, None] if left else places < lengths[:, None]
+    batch["attention_mask"] = torch.from_numpy(mask.astype(np.int64))
+    return batch
+
+
+class TokenCache:
+    """Tokens by content: the same texts under the same tokenizer and length are tokenised once.
+
+    One safetensors file an entry. It is written beside its name and moved there, so that another process meets a whole
+    file or none; one that is damaged all the same is noticed by its checksum and made anew. A folder that cannot be
+    written only costs time.
+    """
+
+    def __init__(self, folder: Path | None, processor: Any) -> None:
+        self._folder = folder
+        self._fingerprint = None if folder is None else _fingerprint(processor)
+        self._processor = processor
+
+    def tokens(self, texts: tuple[list[str], ...], max_length: int) -> Tokens:
+        """The tokens of `texts`, one or two an example, from the cache where they are in it."""
+        if self._folder is None or self._fingerprint is None:
+            return tokenize(self._processor, texts, max_length)
+        path = self._folder / f"{_key(self._fingerprint, texts, max_length)}.safetensors"
+        tokens = _read(path, len(texts[0]))
+        if tokens is None:
+            if len(texts[0]) > CHUNK:  # a matter of seconds, or of a minute
+                log.info("tokenising %d examples; the next start finds them in %s", len(texts[0]), self._folder)
+            tokens = tokenize(self._processor, texts, max_length)
+            try:
+                _write(path, tokens)
+            except OSError as error:
+                reason = error.strerror or error
+                log.warning("tokens are not kept, %s cannot be written: %s (task.token_cache)", self._folder, reason)
+                self._folder = None
+        return tokens
+
+
+def _fingerprint(processor: Any) -> str | None:
+    """A hash of everything that decides what a tokenizer answers; None for one that cannot say."""
+    import tokenizers
+    import transformers
+
+    backend = getattr(processor, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    rules = json.loads(backend.to_str())
+    # What an earlier call left behind; each call sets its own.
+    rules.pop("truncation", None)
+    rules.pop("padding", None)
+    facts = {
+        "format": FORMAT,
+        "tokenizers": tokenizers.__version__,
+        "transformers": transformers.__version__,
+        "class": type(processor).__name__,
+        "inputs": processor.model_input_names,
+        "truncation_side": processor.truncation_side,
+        "rules": rules,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _key(fingerprint: str, texts: Iterable[Sequence[str]], max_length: int) -> str:
+    digest = hashlib.sha256(f"{fingerprint} {max_length}".encode())
+    for column in texts:
+        # With its length each text is told from its neighbours, whatever is in it.
+        encoded = [text.encode("utf-8", "surrogatepass") for text in column]
+        digest.update(np.array([len(encoded), *map(len, encoded)], dtype="<i8").tobytes())
+        digest.update(b"".join(encoded))
+    return digest.hexdigest()[:40]
+
+
+def _read(path: Path, examples: int) -> Tokens | None:
+    """The tokens in a file, None where there is none or it is not whole."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            checksum = (file.metadata() or {}).get("crc32")
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError, ValueError) as error:
+        log.warning("%s is damaged and made anew: %s", path, error)
+        return None
+    if checksum != _checksum(arrays) or len(arrays[OFFSETS]) != examples + 1:
+        log.warning("%s is damaged and made anew", path)
+        return None
+    return Tokens({name: array for name, array in arrays.items() if name != OFFSETS}, arrays[OFFSETS])
+
+
+def _write(path: Path, tokens: Tokens) -> None:
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {**tokens.columns, OFFSETS: tokens.offsets}
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    part = Path(name)
+    try:
+        save_file(arrays, part, metadata={"crc32": _checksum(arrays)})
+        part.chmod(0o644)  # mkstemp's own 0600 would hide a shared cache from its readers
+        part.replace(path)
+    except SafetensorError as error:  # how safetensors says that a disk is full
+        raise OSError(str(error)) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _checksum(arrays: dict[str, Array]) -> str:
+    crc = 0
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        crc = zlib.crc32(array.data, zlib.crc32(f"{name} {array.dtype}".encode(), crc))
+    return f"{crc:08x}"
