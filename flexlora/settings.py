@@ -104,7 +104,6 @@ class GlueTask:
     max_train_rows: int | None = MISSING
     max_eval_rows: int | None = MISSING
     token_cache: str | None = MISSING
-    token_cache: str | None = MISSING
     hub: HubData = MISSING
     tsv: TsvData = MISSING
 
