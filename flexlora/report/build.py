@@ -106,7 +106,7 @@ def _title(table: Table, scale: str, model: str, is_paper: bool, generated: bool
     if is_paper:
         return f"{table.paper_title} · {model}"
     if scale == "tiny":
-        why = "generated data and a small model"
+        why = "generated data and a small model" if generated else "a small model"
     elif generated:
         why = "generated data"
     elif model != table.paper_model:

@@ -100,6 +100,7 @@ def _signed(value: float | None) -> str:
 
 def _count(number: float) -> str:
     """Three figures, as papers print parameters: 1.33M, 332k, 57."""
+    number = float(f"{number:.3g}")
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:
             digits = max(0, 3 - len(str(int(number / size))))

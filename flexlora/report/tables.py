@@ -67,7 +67,7 @@ GLUE = Table(
         Column("glue/qqp", ("QQP", "Acc."), "accuracy", "Acc.", main=True),
         Column("glue/qqp", ("QQP", "F1"), "f1"),
     ),
-    methods=("full", "linear", "bitfit", "lora", "adalora", "flexlora", "flexlora_released"),
+    methods=("full", "linear", "bitfit", "lora", "adalora", "adalora_r8", "flexlora", "flexlora_released"),
     published="glue.csv",
     paper_rows=(
         PaperRow("full", "Full FT", ("4", "1")),

@@ -1,0 +1,404 @@
+"""`flexlora-report` as installed: what the table says of runs that ended well, badly, or not at all."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from report_helpers import HUB, SCORES, figures, line_of, report, write_run
+
+TINY = {"scale": "tiny", "model": "tiny_encoder", "data": {"source": "generated"}}
+PAPER = {"scale": "paper", "model": "deberta_v3_base"}
+
+
+def refusal(result: subprocess.CompletedProcess[str]) -> str:
+    """The only line of a command that had nothing to show."""
+    assert result.returncode == 2
+    assert result.stdout == ""
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("flexlora-report: ")
+    return line
+
+
+def score(
+    *arguments: object, metric: str = "matthews_correlation", source: str = "ours", **where: str
+) -> dict[str, str]:
+    """The one line of the CSV of this metric."""
+    lines = [row for row in figures(*arguments) if row["metric"] == metric and row["source"] == source]
+    (line,) = [row for row in lines if all(row[key] == value for key, value in where.items())]
+    return line
+
+
+def test_mean_deviation_and_number_of_seeds(tmp_path):
+    for seed, value in enumerate((0.50, 0.52, 0.57)):
+        write_run(tmp_path, value, seed=seed)
+    text = report(tmp_path).stdout
+    assert "1 of 8 tasks" in text
+    assert "CoLA" in text
+    assert "MNLI" not in text
+    assert line_of(text, "lora") == ["lora", "1.33M", "1.92M", "53.0", "±", "3.6", "(3)"]
+    line = score(tmp_path)
+    assert (line["n"], float(line["mean"])) == ("3", pytest.approx(53.0))
+    assert float(line["std"]) == pytest.approx(3.605551)
+    counts = {row["metric"]: float(row["mean"]) for row in figures(tmp_path) if row["task"] == ""}
+    assert counts == {"adapter_parameters": 1_327_680, "trainable_parameters": 1_919_810}
+
+
+def test_one_seed_has_no_deviation_and_no_minus_zero(tmp_path):
+    write_run(tmp_path, -0.0001)
+    assert line_of(report(tmp_path).stdout, "lora")[3:] == ["0.0", "(1)"]
+
+
+def test_the_last_evaluation_counts_unless_the_best_is_asked_for(tmp_path):
+    write_run(tmp_path, 0.5, best=0.75)
+    assert float(score(tmp_path)["mean"]) == 50
+    assert "BEST" not in report(tmp_path).stdout
+    assert float(score(tmp_path, "--metric", "best")["mean"]) == 75
+    assert "BEST evaluation" in report(tmp_path, "--metric", "best").stdout.splitlines()[0]
+
+
+def test_every_metric_of_every_task_and_the_average_over_the_main_ones(tmp_path):
+    for place, task in enumerate(SCORES):
+        write_run(tmp_path, place / 10, task=task)
+    lines = figures(tmp_path)
+    keys = [(row["task"], row["metric"]) for row in lines if row["task"].startswith("glue/")]
+    assert sorted(keys) == sorted((f"glue/{task}", key) for task, names in SCORES.items() for key in names)
+    assert float(score(tmp_path, metric="average")["mean"]) == pytest.approx(35)
+    assert "8 of 8 tasks" in report(tmp_path).stdout
+
+
+def test_the_average_is_of_the_seeds_that_have_all_tasks(tmp_path):
+    for task in SCORES:
+        for seed, value in enumerate((0.5, 0.7, 0.9)):
+            if (task, seed) != ("rte", 2):
+                write_run(tmp_path, value, task=task, seed=seed)
+    line = score(tmp_path, metric="average")
+    assert (float(line["mean"]), line["n"]) == (pytest.approx(60), "2")
+    assert "x" in line["marks"]
+
+
+def test_an_average_of_fewer_tasks_is_not_given(tmp_path):
+    for task in ("cola", "rte", "qnli"):
+        write_run(tmp_path, 0.5, task=task)
+    line = score(tmp_path, metric="average")
+    assert (line["mean"], line["status"]) == ("", "3/8")
+    text = report(tmp_path).stdout
+    assert line_of(text, "lora")[-1] == "3/8"
+    assert "only n of the tasks" in text
+
+
+def test_all_tasks_on_demand(tmp_path):
+    write_run(tmp_path)
+    text = report(tmp_path, "--all-tasks").stdout
+    assert all(name in text for name in ("MNLI-mm", "Spearman", "QQP", "Avg."))
+    assert "–  no run" in text
+    assert score(tmp_path, "--all-tasks", task="glue/rte", metric="accuracy")["status"] == "–"
+
+
+@pytest.mark.parametrize("status", ["failed", "diverged", "interrupted"])
+def test_a_run_that_did_not_end_well_gives_no_figure(tmp_path, status):
+    write_run(tmp_path, 0.9, status=status, error="the reason")
+    result = report(tmp_path)
+    assert result.returncode == 0
+    assert line_of(result.stdout, "lora")[-1] == status
+    assert f"{status}: glue/cola lora seed 0: the reason" in result.stdout
+    assert score(tmp_path)["mean"] == ""
+
+
+def test_seeds_that_did_not_end_well_are_left_out_and_marked(tmp_path):
+    write_run(tmp_path, 0.5, seed=0)
+    write_run(tmp_path, 0.9, seed=1, status="diverged")
+    line = score(tmp_path)
+    assert (float(line["mean"]), line["n"], line["marks"]) == (50, "1", "x")
+    write_run(tmp_path, 0.5, method="flexlora")
+    text = report(tmp_path).stdout
+    assert line_of(text, "lora")[3:] == ["50.0", "(1)ˣ"]
+    assert line_of(text, "flexlora")[3:] == ["50.0", "(1)"]
+    assert "ˣ  without seeds that did not end well" in text
+
+
+def test_a_done_run_without_the_figure_says_so(tmp_path):
+    write_run(tmp_path, value=None)
+    assert score(tmp_path)["status"] == "no figure"
+
+
+def test_a_run_without_a_result_is_still_running_or_was_killed(tmp_path):
+    folder = write_run(tmp_path)
+    (folder / "config.yaml").write_text(
+        "scale: local\ntask: {name: glue/cola}\nmethod: {name: lora}\nseed: 0\ndata_seed: 0\n"
+    )
+    (folder / "result.json").unlink()
+    result = report(tmp_path)
+    assert result.returncode == 0
+    assert line_of(result.stdout, "lora")[-1] == "interrupted"
+    assert "still running, or killed" in result.stdout
+
+
+def test_fewer_seeds_than_another_row(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path, 0.5, seed=seed, method="flexlora")
+    write_run(tmp_path, 0.5, method="lora")
+    assert score(tmp_path, method="lora")["marks"] == "f"
+    assert score(tmp_path, method="flexlora")["marks"] == ""
+    text = report(tmp_path).stdout
+    assert line_of(text, "lora")[-1] == "(1)ᶠ"
+    assert "ᶠ  fewer seeds than another row" in text
+
+
+def test_subsets_are_marked_and_what_holds_for_all_is_said_once(tmp_path):
+    write_run(tmp_path, subset=True, method="lora")
+    text = report(tmp_path).stdout
+    assert "All figures: subset" in text
+    assert "ˢ" not in text
+    write_run(tmp_path, method="flexlora")
+    text = report(tmp_path).stdout
+    assert "All figures" not in text
+    assert line_of(text, "lora")[-1] == "(1)ˢ"
+    assert line_of(text, "flexlora")[-1] == "(1)"
+
+
+def test_other_data_than_most_runs_of_the_task(tmp_path):
+    folder = {"source": "folder", "path": "/somewhere", "revision": None, "sha256": {"train.tsv": "1", "dev.tsv": "2"}}
+    moved = folder | {"path": "/elsewhere"}
+    changed = folder | {"sha256": {"train.tsv": "1", "dev.tsv": "3"}}
+    for method, data in (("lora", folder), ("adalora", moved), ("flexlora", changed)):
+        write_run(tmp_path, method=method, data=data)
+    marks = {method: score(tmp_path, method=method)["marks"] for method in ("lora", "adalora", "flexlora")}
+    assert marks == {"lora": "", "adalora": "", "flexlora": "d"}
+
+
+def test_of_a_folder_and_the_hub_the_folder_is_the_other_data(tmp_path):
+    write_run(tmp_path, method="lora", data={"source": "folder", "path": "z", "sha256": {"train.tsv": "f"}})
+    write_run(tmp_path, method="flexlora", data=HUB)
+    assert score(tmp_path, method="lora")["marks"] == "d"
+    assert score(tmp_path, method="flexlora")["marks"] == ""
+
+
+def test_seeds_of_different_settings_are_marked(tmp_path):
+    config = {"method": {"name": "lora", "r": 8}, "model": {"path": "a"}, "output_root": "x"}
+    write_run(
+        tmp_path, seed=0, variant="mine", config={**config, "seed": 0, "output_root": "y", "model": {"path": "b"}}
+    )
+    write_run(tmp_path, seed=1, variant="mine", config={**config, "seed": 1})
+    assert score(tmp_path)["marks"] == ""
+    write_run(tmp_path, seed=2, variant="mine", config={**config, "seed": 2, "method": {"name": "lora", "r": 2}})
+    assert score(tmp_path)["marks"] == "m"
+
+
+def test_variants_are_rows_of_their_own_and_what_they_share_is_said_once(tmp_path):
+    for variant in ("method.r-2+training.epochs-3", "method.r-4+training.epochs-3"):
+        write_run(tmp_path, 0.25 if "r-2" in variant else 0.5, variant=variant)
+    text = report(tmp_path).stdout
+    assert "All rows: training.epochs-3." in text
+    assert text.count("training.epochs-3") == 1
+    assert line_of(text, "  method.r-2") == ["method.r-2"]
+    assert float(score(tmp_path, variant="method.r-4+training.epochs-3")["mean"]) == 50
+    markdown = report(tmp_path, "--format", "markdown").stdout
+    assert "| lora method.r-2 | 1.33M | 1.92M | 25.0 (1) |" in markdown
+
+
+def test_methods_keep_the_tables_order_and_unknown_ones_follow(tmp_path):
+    for method in ("my_own", "flexlora", "linear", "lora"):
+        write_run(tmp_path, method=method)
+    rows = [row["method"] for row in figures(tmp_path) if row["metric"] == "matthews_correlation"]
+    assert rows == ["linear", "lora", "flexlora", "my_own"]
+
+
+def test_one_table_for_each_scale_and_model_and_only_the_papers_has_its_title(tmp_path):
+    write_run(tmp_path, **TINY)
+    write_run(tmp_path, model="minilm")
+    write_run(tmp_path, scale="paper", model="roberta_base")
+    write_run(tmp_path, **PAPER)
+    titles = [line for line in report(tmp_path).stdout.splitlines() if line.startswith("GLUE")]
+    assert titles[0] == "GLUE, as Table 1 of the FlexLoRA paper · deberta_v3_base"
+    assert len(titles) == 4
+    assert all(title.endswith("these figures say nothing about the paper") for title in titles[1:])
+    assert "scale=tiny: generated data and a small model" in titles[3]
+    papers = {row["model"] for row in figures(tmp_path) if row["source"] == "paper" or row["paper"]}
+    assert papers == {"deberta_v3_base"}
+
+
+@pytest.mark.parametrize("fields", [{"data": {"source": "generated"}}, {"subset": True}])
+def test_the_papers_model_on_other_data_is_not_under_the_papers_title(tmp_path, fields):
+    write_run(tmp_path, **PAPER, **fields)
+    text = report(tmp_path).stdout
+    assert "Table 1" not in text
+    assert "say nothing about the paper" in text.splitlines()[0]
+    assert all(row["source"] == "ours" and row["difference"] == "" for row in figures(tmp_path))
+
+
+def test_the_papers_rows_stand_beside_ours_with_the_difference(tmp_path):
+    write_run(tmp_path, 0.72, method="flexlora", **PAPER)
+    write_run(tmp_path, 0.60, method="linear", **PAPER)
+    line = score(tmp_path, method="flexlora")
+    assert (float(line["paper"]), float(line["difference"])) == (71.8, pytest.approx(0.2))
+    assert score(tmp_path, method="linear")["paper"] == ""
+    assert float(score(tmp_path, source="paper", method="adalora")["mean"]) == 70.0
+    text = report(tmp_path).stdout
+    lines = text.splitlines()
+    at = next(i for i, row in enumerate(lines) if row.startswith("flexlora"))
+    assert lines[at + 1].split() == ["less", "the", "paper's", "+0.2"]
+    assert lines[at + 2].split() == ["paper:", "FlexLoRA", "1.9M", "71.8"]
+    assert "Our copy of the paper prints no scores in Table 1" in text
+    assert "QQP" not in text  # neither a column nor a footnote of a task that was not run
+
+
+def test_a_figure_on_a_subset_has_no_difference(tmp_path):
+    write_run(tmp_path, 0.72, method="flexlora", variant="task.max_train_rows-9", subset=True, **PAPER)
+    write_run(tmp_path, 0.72, method="flexlora", **PAPER)
+    by_variant = {row["variant"]: row["difference"] for row in figures(tmp_path) if row["difference"] or row["marks"]}
+    assert by_variant["task.max_train_rows-9"] == ""
+    assert float(by_variant["default"]) == pytest.approx(0.2)
+
+
+def test_all_eight_tasks_have_the_papers_figures(tmp_path):
+    for task in SCORES:
+        write_run(tmp_path, 0.9, task=task, method="flexlora", **PAPER)
+    printed = {row["task"]: row["paper"] for row in figures(tmp_path) if row["paper"]}
+    expected = {
+        "cola": 71.8,
+        "mnli": 90.0,
+        "mrpc": 90.9,
+        "rte": 88.8,
+        "qnli": 94.2,
+        "sst2": 95.2,
+        "stsb": 91.5,
+        "qqp": 90.3,
+    }
+    assert {task: float(value) for task, value in printed.items()} == {
+        **{f"glue/{task}": value for task, value in expected.items()},
+        "average": 89.1,
+    }
+
+
+def test_a_copied_run_counts_once(tmp_path):
+    write_run(tmp_path / "a", 0.5, started="2026-01-01T00:00:00+00:00")
+    write_run(tmp_path / "b", 0.7, started="2026-01-02T00:00:00+00:00")
+    line = score(tmp_path)
+    assert (line["n"], float(line["mean"])) == ("1", 70)
+    assert "left out" in report(tmp_path).stdout
+
+
+@pytest.mark.parametrize("columns", [80, 100, 140])
+def test_text_keeps_to_the_width_and_loses_no_figure(tmp_path, columns):
+    for task in SCORES:
+        for method in ("lora", "flexlora"):
+            write_run(tmp_path, 0.123, task=task, method=method, **PAPER)
+    text = report(tmp_path, columns=columns).stdout
+    table = text[: text.index("·  ")]
+    assert max(map(len, table.splitlines())) <= columns
+    assert table.count("12.3 (1)") == 2 * 14
+
+
+def test_the_format_follows_the_files_ending(tmp_path):
+    write_run(tmp_path / "outputs")
+    for name, start in (("t.md", "### GLUE"), ("t.csv", "table,scale,"), ("t.txt", "GLUE,")):
+        result = report(tmp_path / "outputs", "--output", tmp_path / name)
+        assert result.returncode == 0
+        assert result.stdout.strip() == f"{tmp_path / name}: 1 table"
+        assert (tmp_path / name).read_text().startswith(start)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["outputs", "t.csv", "t.md", "t.txt"]
+
+
+def test_outputs_is_where_it_looks_by_default(tmp_path):
+    write_run(tmp_path / "outputs", 0.5)
+    assert "50.0 (1)" in report(cwd=tmp_path).stdout
+
+
+def test_methods_can_be_chosen(tmp_path):
+    for method in ("lora", "flexlora"):
+        write_run(tmp_path, method=method)
+    assert {row["method"] for row in figures(tmp_path, "--method", "lora")} == {"lora"}
+    assert "Did you mean flexlora?" in refusal(report(tmp_path, "--method", "flexlor"))
+
+
+def test_a_broken_record_is_named_and_the_others_are_shown(tmp_path):
+    write_run(tmp_path, 0.5)
+    bad = [write_run(tmp_path, method=f"m{i}") / "result.json" for i in range(4)]
+    values = json.loads(bad[0].read_text())
+    bad[0].write_text("{")
+    bad[1].write_text("[]")
+    bad[2].write_text(json.dumps(values | {"metrics": "good"}))
+    bad[3].write_text(json.dumps(values | {"seed": None}))
+    result = report(tmp_path)
+    assert result.returncode == 1
+    assert "50.0 (1)" in result.stdout
+    lines = result.stderr.strip().splitlines()
+    assert [str(path) in line for path, line in zip(bad, lines, strict=True)] == [True] * 4
+    assert "'metrics' cannot be 'good'" in lines[2]
+
+
+def test_a_record_of_an_older_version_is_read(tmp_path):
+    path = write_run(tmp_path, 0.5) / "result.json"
+    values = json.loads(path.read_text())
+    for key in ("flops", "parameters", "data", "subset", "tokens"):
+        del values[key]
+    path.write_text(json.dumps(values))
+    result = report(tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert line_of(result.stdout, "lora") == ["lora", "–", "–", "50.0", "(1)"]
+
+
+def test_only_broken_records(tmp_path):
+    (write_run(tmp_path) / "result.json").write_text("{}")
+    result = report(tmp_path)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "is not the record of a run" in result.stderr
+
+
+def test_nothing_to_show_is_one_line(tmp_path):
+    assert "there is no folder" in refusal(report(tmp_path / "nowhere"))
+    assert "flexlora-run -m task=glue/cola" in refusal(report(tmp_path))
+    (write_run(tmp_path) / "result.json").write_text(
+        (tmp_path / "local/glue/cola/small/lora/default/seed0/result.json").read_text().replace("glue/cola", "vtab/dtd")
+    )
+    assert "vtab/dtd" in refusal(report(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["--table", "gleu"], "there is no table 'gleu'. Did you mean glue?"),
+        (["--tabel", "glue"], "--tabel"),
+        (["--metric", "worst"], "worst"),
+        (["--output", "table.xlsx"], ".csv"),
+        (["--output", "/nonexistent/table.md"], "cannot write /nonexistent/table.md"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(tmp_path, arguments, what):
+    write_run(tmp_path)
+    assert what in refusal(report(tmp_path, *arguments))
+
+
+def test_help_says_what_there_is():
+    result = report("--help")
+    assert result.returncode == 0
+    assert all(word in result.stdout for word in ("--table", "--format", "--metric", "--all-tasks", "outputs", "glue"))
+
+
+def test_a_reader_that_stops_early_is_no_traceback(tmp_path):
+    for method in map(str, range(300)):
+        write_run(tmp_path, method=f"m{method}")
+    from report_helpers import COMMAND
+
+    script = f'"{COMMAND}" "{tmp_path}" --all-tasks | head -1'
+    result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert result.stderr == ""
+
+
+def test_the_report_imports_nothing_heavy(tmp_path):
+    write_run(tmp_path, **PAPER)
+    code = (
+        "import sys\n"
+        "from flexlora.cli.report import main\n"
+        "try:\n"
+        "    main()\n"
+        "except SystemExit as end:\n"
+        "    assert end.code == 0\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'peft', 'numpy', 'hydra', 'accelerate'} & set(sys.modules)\n"
+        "sys.exit(', '.join(sorted(heavy)) or 0)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "paper: FlexLoRA" in result.stdout

@@ -1,0 +1,64 @@
+"""The arithmetic behind a cell, against numpy; how figures are printed."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from report_helpers import write_run
+
+from flexlora.report.cells import Cell, average_cell, mark_fewer, score_cell, summarise
+from flexlora.report.render import _count
+from flexlora.report.tables import TABLES
+from flexlora.results.collect import collect
+
+FIGURES = st.floats(-100, 100, allow_subnormal=False)
+
+
+@given(st.lists(FIGURES, min_size=1, max_size=30))
+def test_mean_and_sample_deviation_are_numpys(values):
+    cell = summarise(values)
+    assert cell.n == len(values)
+    assert cell.mean == pytest.approx(np.mean(values), abs=1e-9)
+    if len(values) == 1:
+        assert cell.std is None
+    else:
+        assert cell.std == pytest.approx(np.std(values, ddof=1), abs=1e-9)
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=8))
+def test_exactly_the_cells_with_fewer_seeds_are_marked(counts):
+    marked = mark_fewer([Cell(mean=1.0, n=n) if n else Cell(word="–") for n in counts])
+    assert ["f" in cell.marks for cell in marked] == [0 < n < max(counts) for n in counts]
+
+
+def test_the_average_is_seed_by_seed(tmp_path):
+    """Seeds that rise in one task and fall in the other: the averages agree, and so their deviation is 0."""
+    for seed, value in enumerate((0.2, 0.4, 0.6)):
+        write_run(tmp_path, value, task="cola", seed=seed)
+        write_run(tmp_path, 0.8 - value, task="rte", seed=seed)
+    runs: dict = {}
+    for run in collect(tmp_path).runs:
+        runs.setdefault(run.record.task, []).append(run)
+    columns = [c for c in TABLES["glue"].columns if c.main and c.task in ("glue/cola", "glue/rte")]
+    cells = [score_cell(runs[column.task], column, "last", "") for column in columns]
+    average = average_cell(runs, columns, cells, "last")
+    assert (average.mean, average.std, average.n) == (pytest.approx(40), pytest.approx(0), 3)
+    assert [cell.std for cell in cells] == [pytest.approx(20), pytest.approx(20)]
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0"),
+        (999, "999"),
+        (1_000, "1.00k"),
+        (99_990, "100k"),
+        (331_776, "332k"),
+        (999_999, "1.00M"),
+        (1_327_680, "1.33M"),
+        (184_423_682, "184M"),
+        (8e9, "8.00G"),
+    ],
+)
+def test_counts_have_three_figures(number, text):
+    assert _count(number) == text
