@@ -48,6 +48,9 @@ class AdaLoraMethod(PeftMethod):
         assert isinstance(wrapped.base_model, AdaLoraModel)
         self._tuner = wrapped.base_model
         self._layers = {n: m for n, m in self._tuner.model.named_modules() if isinstance(m, AdaLoraLayer)}
+        for layer in self._layers.values():
+            # A constant that PEFT keeps as a parameter; moved to another device or type it would begin to train.
+            layer.ranknum[ADAPTER].requires_grad_(False)
         # PEFT's forward is the base's, and then adds the penalty to `.loss`: in evaluations too, once for every
         # accumulated batch, and not at all where the output has no loss. `regularise` adds its gradient instead.
         self._tuner.forward = self._tuner.model.forward
@@ -77,7 +80,7 @@ class AdaLoraMethod(PeftMethod):
         """`adapter_allocated` has init_r directions a module, `adapter_active` those that the latest mask kept."""
         count = flexlora.count_parameters(model)
         spare = count.adapter_allocated - self._active_parameters(self.ranks(model))
-        ranknum = len(self._layers)  # PEFT keeps init_r, a constant, as a parameter of every module
+        ranknum = len(self._layers)  # one constant a module
         return {
             "adapter_active": count.adapter_allocated - spare,
             "adapter_allocated": count.adapter_allocated,

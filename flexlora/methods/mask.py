@@ -1,11 +1,13 @@
-"""Methods that add nothing and choose which of the backbone's own parameters train: linear probe and its kin."""
+"""Methods that add nothing and choose which of the backbone's own parameters train: all, its biases, only the head."""
 
 import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import nn
+from transformers import PreTrainedModel
 
 from flexlora.errors import UserError, did_you_mean
 from flexlora.methods.base import Method, RunContext
@@ -21,26 +23,45 @@ class MaskMethod(Method):
         self.head_modules = head_modules
 
     def wrap(self, model: nn.Module) -> nn.Module:
+        """Set `requires_grad`.
+
+        Raises:
+            UserError: a pattern matches nothing, or what would train is not float32.
+        """
         names = [name for name, _ in model.named_parameters()]
         for pattern in self.patterns:
             if not any(pattern.fullmatch(name) for name in names):
                 near = did_you_mean(pattern.pattern, names)
                 raise UserError(f"method.trainable: '{pattern.pattern}' is no parameter's whole name.{near}")
         for name, parameter in model.named_parameters():
-            in_head = not set(self.head_modules).isdisjoint(name.split("."))
-            parameter.requires_grad_(in_head or any(pattern.fullmatch(name) for pattern in self.patterns))
+            parameter.requires_grad_(self._in_head(name) or any(pattern.fullmatch(name) for pattern in self.patterns))
+            if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+                dtype = str(parameter.dtype).removeprefix("torch.")
+                raise UserError(
+                    f"this method trains the model's own weights, and small steps on {dtype} weights vanish: "
+                    "set model.dtype=float32 (training.precision=bf16 makes the arithmetic as fast)"
+                )
         return model
 
     def parameters(self, model: nn.Module) -> dict[str, int]:
+        """`adapter_active` and `adapter_allocated` are all that trains outside the head: of full fine-tuning the whole
+        encoder, so that the two columns mean the same for every method."""
         sizes = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
-        head = sum(size for name, size in sizes.items() if not set(self.head_modules).isdisjoint(name.split(".")))
+        head = sum(size for name, size in sizes.items() if self._in_head(name))
         others = sum(sizes.values()) - head
         total = sum(parameter.numel() for parameter in model.parameters())
         return {"adapter_active": others, "adapter_allocated": others, "head": head, "total": total}
 
     def save(self, model: nn.Module, folder: Path) -> None:
+        """A model that trained whole as `from_pretrained` loads it; else only what trained, for `load_state_dict`."""
+        if isinstance(model, PreTrainedModel) and all(parameter.requires_grad for parameter in model.parameters()):
+            model.save_pretrained(folder)
+            return
         trained = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
         save_file(trained, folder / SAVED)
+
+    def _in_head(self, name: str) -> bool:
+        return not set(self.head_modules).isdisjoint(name.split("."))
 
 
 def build(fields: dict[str, Any], context: RunContext) -> Method:
