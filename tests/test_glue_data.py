@@ -48,7 +48,8 @@ def test_windows_line_ends_and_a_byte_order_mark_are_no_part_of_a_row(settings, 
 
 def test_a_header_names_columns_and_labels_are_texts(settings, tmp_path):
     """What the other tasks' YAML will say, with no code of their own: here RTE's layout, and STS-B's float."""
-    layout = TsvData("RTE", "train.tsv", {"validation": "dev.tsv"}, True, ["sentence1", "sentence2"], "label", None)
+    files = {"validation": "dev.tsv"}
+    layout = TsvData("RTE", "train.tsv", files, True, ["sentence1", "sentence2"], "label", None, 0)
     rte = dataclasses.replace(settings, labels=["entailment", "not_entailment"], tsv=layout)
     path = write(tmp_path / "r.tsv", b"index\tsentence1\tsentence2\tlabel\n0\tA b.\tC.\tnot_entailment\n")
     rows = read_tsv(path, rte)
