@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from flexlora.report.published import Published, lines_of, printed_value, read_published
 from flexlora.report.tables import TABLES
@@ -107,3 +108,18 @@ def test_the_row_of_flexlora_is_whole():
     values = [printed_value(lines, column) for column in table.columns if column.main]
     assert values == [71.8, 90.0, 90.9, 88.8, 94.2, 95.2, 91.5, 90.3]
     assert [printed_value(lines, column) for column in table.columns if not column.main] == [None] * 5
+
+
+def test_the_glue_tables_columns_are_figures_that_the_tasks_give():
+    """Each task's main figure is the one that its YAML names, every other one is recorded too."""
+    from flexlora.conf_path import conf_dir
+    from flexlora.tasks.metrics import METRICS
+
+    for task in TASKS:
+        values = yaml.safe_load((conf_dir() / "task" / "glue" / f"{task}.yaml").read_text(encoding="utf-8"))
+        splits = values["hub"]["evaluation"]
+        prefixes = [f"{name}_" for name in splits] if len(splits) > 1 else [""]
+        given = {f"{prefix}{score}" for prefix in prefixes for score in METRICS[values["metric"]].scores}
+        columns = [column for column in TABLES["glue"].columns if column.task == values["name"]]
+        assert {column.metric for column in columns} <= given
+        assert [column.metric for column in columns if column.main] == [values["main_metric"]]
