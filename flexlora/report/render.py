@@ -114,7 +114,7 @@ def _legend(sheet: Sheet) -> list[str]:
     lines = [f"{mark.translate(SUPERSCRIPT)}  {text}" for mark, text in MARKS.items() if mark in used]
     words = {cell.word for row in rows for cell in row.cells}
     if "–" in words:
-        lines.append("–  no run")
+        lines.append("–  no run, or none that is done")
     if any("/" in word for word in words):
         lines.append("n/8  no average: only n of the tasks' main figures are there".replace("8", str(_mains(sheet))))
     return [*lines, *(f"·  {note}" for note in sheet.notes)]
