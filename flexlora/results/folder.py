@@ -143,7 +143,7 @@ class RunFolder:
         """Clear what an unfinished run left behind and write down what is going to run."""
         for name in LEFTOVERS:
             (self.path / name).unlink(missing_ok=True)
-        for name in ("adapter", CHECKPOINTS):
+        for name in ("adapter", "tensorboard", CHECKPOINTS):
             shutil.rmtree(self.path / name, ignore_errors=True)
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(self.config))))
 

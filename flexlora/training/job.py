@@ -16,10 +16,11 @@ from flexlora.results import environment
 from flexlora.results.files import JsonLines
 from flexlora.results.folder import CHECKPOINTS, KEPT, RunFolder, cannot_write, config_hash, variant_name
 from flexlora.results.record import RunRecord
-from flexlora.settings import Precision, RunSettings, TrainingSettings
+from flexlora.settings import Precision, RunSettings
 from flexlora.training.alarms import rank_alarms
 from flexlora.training.plan import plan_steps, run_context, windows_line
 from flexlora.training.progress import duration, rank_range
+from flexlora.training.trackers import require_trackers, tracked
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -55,6 +56,7 @@ def run_job(settings: RunSettings, config: dict[str, Any], overrides: Iterable[s
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
+    require_trackers(settings.trackers)
     path = run_path(settings, overrides)
     folder = RunFolder(path, config)
     with contextlib.ExitStack() as stack:
@@ -174,7 +176,7 @@ class _Job:
         from flexlora.training.loop import Loop
 
         settings, record, training = self.settings, self.record, self.settings.training
-        accelerator = _accelerator(training)
+        accelerator = _accelerator(settings, self.path)
         self.main = accelerator.is_main_process
         environment.reset_peak_memory()
         log.info("%s · %s · %s · seed %d → %s", record.task, record.method, record.model, record.seed, self.path)
@@ -206,6 +208,8 @@ class _Job:
         checkpoints = Checkpoints(self.path / CHECKPOINTS)
         saved = checkpoints.load() if self.resume else None
         with contextlib.ExitStack() as stack:
+            name = f"{record.task} {record.method} {record.model} {record.variant} seed{record.seed}"
+            stack.enter_context(tracked(accelerator, name, record.config, self.path))
             metrics_file = ranks_file = None
             if self.main:
                 positions = {} if saved is None else saved[1]["files"]
@@ -265,18 +269,27 @@ def _on_cpu() -> bool:
     return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
 
 
-def _accelerator(training: TrainingSettings) -> "Accelerator":
+def _accelerator(settings: RunSettings, path: Path) -> "Accelerator":
+    import torch
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState, GradientState
+    from accelerate.utils import ProjectConfiguration
 
     # The runs of a sweep share one process, and a second Accelerator of another precision would be refused.
     AcceleratorState._reset_state()
     GradientState._reset_state()
+    training = settings.training
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = training.tf32
     precision = "no" if training.precision is Precision.fp32 else training.precision.value
     try:
-        # Masks of active directions are buffers, and alike on all processes already.
-        ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
-        return Accelerator(cpu=_on_cpu(), mixed_precision=precision, kwargs_handlers=[ddp])
+        return Accelerator(
+            cpu=_on_cpu(),
+            mixed_precision=precision,
+            log_with=settings.trackers or None,
+            project_config=ProjectConfiguration(logging_dir=str(path / "tensorboard")),
+            # Masks of active directions are buffers, and alike on all processes already.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
     except ValueError as error:
         raise UserError(f"training.precision={training.precision.value}: {one_line(error)}") from error
 

@@ -28,6 +28,7 @@ from flexlora.training.checkpoint import (
 from flexlora.training.progress import Progress
 from flexlora.training.schedule import linear_warmup_decay
 from flexlora.training.stop import Interrupted, StopRequest
+from flexlora.training.trackers import scalars
 
 NEVER = 2**31 - 1
 REMEDY = "lower training.learning_rate, or take training.precision=fp32 or bf16, and model.dtype=float32"
@@ -477,3 +478,4 @@ class Loop:
     def _write(self, row: dict[str, Any]) -> None:
         if self._metrics_file is not None:
             self._metrics_file.write(row)
+        self.accelerator.log(scalars(row), step=row["step"])
