@@ -1,0 +1,79 @@
+"""What `flexlora-run` and `flexlora-doctor` share: Hydra composes, an error is one line, the exit code tells."""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from flexlora.cli.explain import explain, require_task
+from flexlora.conf_path import conf_dir
+from flexlora.errors import UserError
+from flexlora.settings import RunSettings, register_schemas, resolve
+from flexlora.training.progress import is_main_process
+from flexlora.training.stop import raise_interrupted
+
+REFUSED, FAILED = 2, 1
+
+Job = Callable[[RunSettings, dict[str, Any], list[str]], str]
+
+
+def call_with_settings(program: str, job: Job, overrides: Sequence[str] = ()) -> list[str]:
+    """Call `job(settings, the same as plain data, the command line's overrides)` for every run of the command line.
+
+    `job` imports what is heavy itself, so that a bad setting is answered before. Settings that cannot be composed, and
+    an interruption, leave the program with a line and an exit code (2; 130 or 143).
+
+    Args:
+        program: what lines on stderr begin with.
+        job: returns how it ended; a `UserError` of its own becomes a line on stderr and the ending `refused`.
+        overrides: Hydra's, of the program itself, such as what `--help` says.
+
+    Returns:
+        How each run ended, in order.
+    """
+    register_schemas()
+    logging.getLogger("flexlora").setLevel(logging.INFO)
+    signal.signal(signal.SIGTERM, raise_interrupted)
+    show_tracebacks = bool(os.environ.get("HYDRA_FULL_ERROR"))
+    # Hydra then hands its errors on instead of printing them its own way and leaving.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    # What the program sets for itself comes first: the command line is stronger.
+    sys.argv[1:1] = overrides
+    endings: list[str] = []
+
+    def run(config: DictConfig) -> None:
+        try:
+            require_task(config)
+            settings, plain = resolve(config)
+            endings.append(job(settings, plain, list(HydraConfig.get().overrides.task)))
+        except UserError as error:
+            if show_tracebacks:
+                raise
+            say(program, error)
+            endings.append("refused")
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(run)()
+    except (HydraException, OmegaConfBaseException) as error:
+        if show_tracebacks:
+            raise
+        say(program, explain(error))
+        sys.exit(REFUSED)
+    except KeyboardInterrupt as error:
+        say(program, "interrupted")
+        sys.exit(128 + getattr(error, "number", signal.SIGINT))
+    return endings
+
+
+def say(program: str, what: object) -> None:
+    """A line on stderr, by the main process alone."""
+    if is_main_process():
+        print(f"{program}: {what}", file=sys.stderr)
