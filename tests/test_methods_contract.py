@@ -1,0 +1,179 @@
+"""What every method must keep, whoever writes it: a YAML in conf/method is tested here without being listed.
+
+Only the exact parameter count at DeBERTaV3-base's shape has to be added for a new one.
+"""
+
+import shutil
+
+import pytest
+import torch
+from method_helpers import (
+    METHODS,
+    TOTAL_STEPS,
+    context,
+    load_saved,
+    logits,
+    make_loop,
+    settings_of,
+    tiny,
+    train,
+    wrapped,
+)
+
+from flexlora.errors import UserError
+from flexlora.methods import build_method
+from flexlora.models.random_init import random_init
+from flexlora.training.checkpoint import Checkpoints
+
+ARCHITECTURES = ("bert", "roberta", "deberta-v2")
+QUERY = {"bert": "query", "roberta": "query", "deberta-v2": "query_proj"}
+HEAD = 592_130  # pooler and classifier of DeBERTaV3-base with two classes
+BACKBONE = 184_423_682
+# Trainable parameters outside the head: 165,888 a unit of rank for two factors, and 72 more for λ or E.
+ADAPTER = {
+    "adalora": 12 * (165_888 + 72),
+    "adalora_r8": 1_327_680,
+    "bitfit": 102_912,
+    "flexlora": 1_327_680,
+    "flexlora_released": 1_327_680,
+    "full": BACKBONE - HEAD,
+    "linear": 0,
+    "lora": 1_327_104,
+}
+MASKS = {name for name in METHODS if "trainable" in settings_of(name).method}
+ADAPTERS = [name for name in METHODS if "target_modules" in settings_of(name).method]
+
+every_method = pytest.mark.parametrize("name", METHODS)
+every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
+
+
+@every_method
+@every_architecture
+def test_the_output_is_the_backbone_s_at_the_start(name, architecture):
+    base = tiny(architecture)
+    _, model = wrapped(name, architecture, base=base)
+    assert torch.equal(logits(model), logits(base))
+
+
+@every_method
+@every_architecture
+def test_two_steps_move_all_that_trains_and_nothing_else(name, architecture):
+    """Two, because a factor that starts at 0 leaves its partner without a gradient in the first."""
+    method, model = wrapped(name, architecture)
+    before = {key: value.detach().clone() for key, value in model.named_parameters()}
+    make_loop(method, model, settings_of(name), total_steps=2).run()
+    trains = {key for key, value in model.named_parameters() if value.requires_grad}
+    moved = {key for key, value in model.named_parameters() if not torch.equal(value, before[key])}
+    assert moved == trains
+    counted = method.parameters(model)
+    assert counted["adapter_allocated"] + counted["head"] == sum(before[key].numel() for key in trains)
+
+
+@every_method
+@every_architecture
+def test_what_is_saved_loads_into_a_fresh_backbone(name, architecture, tmp_path):
+    method, model = train(name, architecture)
+    method.save(model, tmp_path)
+    assert not logits(model).allclose(logits(tiny(architecture)), atol=1e-3)  # there was something to save
+    loaded = load_saved(tiny(architecture), tmp_path)
+    torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-5, atol=1e-6)
+    files = {file.suffix for file in tmp_path.iterdir()}
+    assert ".safetensors" in files
+    assert files <= {".safetensors", ".json", ".md"}
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+@every_architecture
+def test_merging_keeps_the_output(name, architecture):
+    _, model = train(name, architecture)
+    before = logits(model)
+    merged = model.merge_and_unload()
+    torch.testing.assert_close(logits(merged), before, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+@every_architecture
+def test_target_modules_can_be_set(name, architecture):
+    _, model = wrapped(name, architecture, f"method.target_modules=[{QUERY[architecture]}]")
+    head = settings_head(architecture)
+    adapted = {key for key, value in model.named_parameters() if value.requires_grad and not head & set(key.split("."))}
+    assert len(adapted) >= 2
+    assert all(f".{QUERY[architecture]}." in key for key in adapted)
+
+
+def settings_head(architecture: str) -> set[str]:
+    return set(context(architecture).head_modules)
+
+
+@every_method
+def test_parameters_at_the_shape_of_deberta_v3_base(name):
+    assert name in ADAPTER, f"add the exact number of trainable parameters of {name} to ADAPTER"
+    method = build_method(settings_of(name).method, context("deberta-v2"))
+    model = method.wrap(random_init("deberta_v3_base", device="meta"))
+    counted = method.parameters(model)
+    assert (counted["adapter_active"], counted["head"]) == (ADAPTER[name], HEAD)
+    # PEFT trains a copy of the head and keeps the original.
+    assert counted["total"] == BACKBONE + (0 if name in MASKS else ADAPTER[name] + HEAD)
+
+
+@pytest.mark.parametrize("name", sorted(set(METHODS) - MASKS))
+def test_a_bfloat16_backbone_trains_a_float32_adapter(name):
+    method, model = wrapped(name, "bert", base=tiny("bert").to(torch.bfloat16))
+    head = settings_head("bert")
+    trains = {key: p.dtype for key, p in model.named_parameters() if p.requires_grad and not head & set(key.split("."))}
+    assert set(trains.values()) == {torch.float32}
+    assert make_loop(method, model, settings_of(name)).run().status == "done"
+    assert logits(model).isfinite().all()
+
+
+@pytest.mark.parametrize("name", sorted(MASKS))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_that_train_must_be_float32(name, dtype):
+    """At a learning rate of 1e-5 nearly every step on a bfloat16 weight would round to nothing."""
+    with pytest.raises(UserError, match=r"set model\.dtype=float32") as refused:
+        wrapped(name, "bert", base=tiny("bert").to(dtype))
+    assert "\n" not in str(refused.value)
+
+
+@every_method
+def test_a_resumed_training_is_the_one_that_never_stopped(name, tmp_path):
+    """Stopped between two rank events, in the middle of dropout's and the data's random numbers."""
+    settings = settings_of(name, "training.checkpoint_every=3", "training.eval_every=6")
+    checkpoints = Checkpoints(tmp_path)
+    method, straight = wrapped(name, "bert")
+    whole = make_loop(method, straight, settings, checkpoints=checkpoints)
+    whole.run()
+    shutil.rmtree(tmp_path / f"step-{TOTAL_STEPS:09d}")
+
+    method, model = wrapped(name, "bert")
+    resumed = make_loop(method, model, settings, checkpoints=checkpoints)
+    with torch.no_grad():  # nothing may be left of a fresh start
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(1.0)
+    loaded = checkpoints.load()
+    assert loaded is not None
+    resumed.load_state_dict(*loaded)
+    assert resumed.outcome.steps == 3
+    resumed.run()
+    assert resumed.outcome.steps == TOTAL_STEPS
+    expected = dict(straight.named_parameters())
+    assert [key for key, value in model.named_parameters() if not torch.equal(value, expected[key])] == []
+    assert resumed.outcome.events == whole.outcome.events
+    assert resumed.method.ranks(model) == whole.method.ranks(straight)
+    assert resumed.outcome.last is not None
+    assert resumed.outcome.last["eval_loss"] == whole.outcome.last["eval_loss"]
+
+
+def test_the_resumed_training_had_rank_events_on_both_sides() -> None:
+    """Else the test above would say nothing about a method's own state."""
+    for name in ("adalora", "adalora_r8", "flexlora", "flexlora_released"):
+        method, model = wrapped(name, "bert")
+        outcome = make_loop(method, model, settings_of(name)).run()
+        steps = [event["step"] for event in outcome.events]
+        assert min(steps) <= 3 < max(steps), name
+
+
+def test_the_methods_of_issue_b_are_there() -> None:
+    wanted = {"flexlora", "flexlora_released", "lora", "adalora", "adalora_r8", "full", "linear", "bitfit"}
+    assert wanted <= set(METHODS)
