@@ -72,6 +72,12 @@ class AdaLoraMethod(PeftMethod):
         pattern = {name.partition(".lora_E")[0]: sum(kept) for name, kept in (self.config.rank_pattern or {}).items()}
         return {name: pattern.get(name, self.config.init_r) for name in self._layers}
 
+    def planned_events(self) -> list[tuple[int, int]]:
+        """(step, directions that its mask keeps in all), the last one frozen."""
+        budgets = {step: self._tuner.rankallocator.budget_schedule(step) for step in range(1, self._last_mask)}
+        masks = [(step, budget) for step, (budget, masked) in budgets.items() if masked]
+        return [*masks, (self._last_mask, self._tuner.rankallocator.target_bgt)]
+
     def rank_events(self) -> list[dict[str, Any]]:
         events, self._events = self._events, []
         return events

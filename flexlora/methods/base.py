@@ -71,6 +71,10 @@ class Method:
         """The rank events since this was last asked, JSON-ready."""
         return []
 
+    def planned_events(self) -> list[tuple[int, int]]:
+        """The rank events that are going to be held: (step, b(t) or budget); known once the model is wrapped."""
+        return []
+
     def ranks(self, model: nn.Module) -> dict[str, int]:
         """The current rank of every adapted module; empty where there is no such thing."""
         return {}

@@ -23,6 +23,10 @@ class FlexLoraMethod(PeftMethod):
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self._handle = flexlora.attach(model, optimizer, step=0)
 
+    def planned_events(self) -> list[tuple[int, int]]:
+        assert isinstance(self.config, flexlora.FlexLoraConfig)
+        return [(step, self.config.budget(step)) for step in self.config.event_steps()]
+
     def ranks(self, model: nn.Module) -> dict[str, int]:
         return flexlora.module_ranks(model)
 
