@@ -11,6 +11,12 @@ from runner_helpers import ADVERBS, COMMAND, NOUNS, VERBS, write_cola
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test meets, or leaves anything in, the user's own cache; commands that a test starts inherit it."""
+    os.environ["FLEXLORA_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def cola(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in the classic GLUE layout, 64 sentences to train on and 40 to evaluate on."""

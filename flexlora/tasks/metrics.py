@@ -43,8 +43,9 @@ class MatthewsCorrelation(_Metric):
     scores = ("matthews_correlation",)
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        # scikit-learn gives 0.0 for a constant side itself, and nan for no examples at all.
-        return {"matthews_correlation": float(matthews_corrcoef(np.asarray(references), np.asarray(predictions)))}
+        # scikit-learn gives 0.0 for a constant side itself, but warns at length where both sides are one class.
+        one_class = len({*predictions, *references}) == 1
+        return {"matthews_correlation": 0.0 if one_class else float(matthews_corrcoef(references, predictions))}
 
 
 class Accuracy(_Metric):
