@@ -52,7 +52,7 @@ def tracked(accelerator: "Accelerator", name: str, config: Mapping[str, Any], fo
     try:
         accelerator.init_trackers(PROJECT, config=plain, init_kwargs=options)
     except Exception as error:  # each has its own kinds
-        raise UserError(f"trackers: {one_line(error).rstrip(".")}; leave it out, or set it up first") from error
+        raise UserError(f"trackers: {one_line(error).rstrip('.')}; leave it out, or set it up first") from error
     try:
         yield
     finally:
