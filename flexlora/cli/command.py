@@ -45,8 +45,7 @@ def call_with_settings(program: str, job: Job, overrides: Sequence[str] = ()) ->
     show_tracebacks = bool(os.environ.get("HYDRA_FULL_ERROR"))
     # Hydra then hands its errors on instead of printing them its own way and leaving.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    # What the program sets for itself comes first: the command line is stronger.
-    sys.argv[1:1] = overrides
+    _insert(overrides)
     endings: list[str] = []
 
     def run(config: DictConfig) -> None:
@@ -71,6 +70,12 @@ def call_with_settings(program: str, job: Job, overrides: Sequence[str] = ()) ->
         say(program, "interrupted")
         sys.exit(128 + getattr(error, "number", signal.SIGINT))
     return endings
+
+
+def _insert(overrides: Sequence[str]) -> None:
+    """Put the program's own overrides before the user's: argparse takes them in one row only, options around it."""
+    place = next((i for i, item in enumerate(sys.argv) if i and "=" in item and item[0] != "-"), len(sys.argv))
+    sys.argv[place:place] = overrides
 
 
 def say(program: str, what: object) -> None:

@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     DebertaV2Config,
     LlamaConfig,
+    RobertaConfig,
 )
 
 # microsoft/deberta-v3-base
@@ -44,6 +45,24 @@ DEBERTA_V3_BASE: dict[str, Any] = {
     "pooler_hidden_act": "gelu",
     "pad_token_id": 0,
 }
+# FacebookAI/roberta-base
+ROBERTA_BASE: dict[str, Any] = {
+    "vocab_size": 50265,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "max_position_embeddings": 514,
+    "type_vocab_size": 1,
+    "initializer_range": 0.02,
+    "layer_norm_eps": 1e-5,
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+}
 # meta-llama/Meta-Llama-3-8B
 LLAMA3_8B: dict[str, Any] = {
     "vocab_size": 128256,
@@ -68,7 +87,7 @@ def random_init(
     """Build a backbone at its exact shapes with random weights.
 
     Args:
-        name: deberta_v3_base, llama3_8b or vit_b16.
+        name: deberta_v3_base, roberta_base, llama3_8b or vit_b16.
         num_labels: classes of the head (a causal LM has none of its own).
         layers: use fewer transformer layers than the real model.
         device: 'meta' to count parameters without memory.
@@ -80,12 +99,17 @@ def random_init(
         if name == "deberta_v3_base":
             config = DebertaV2Config(**_shorter(DEBERTA_V3_BASE | {"num_labels": num_labels}, layers))
             return AutoModelForSequenceClassification.from_config(config)
+        if name == "roberta_base":
+            roberta = RobertaConfig(**_shorter(ROBERTA_BASE | {"num_labels": num_labels}, layers))
+            return AutoModelForSequenceClassification.from_config(roberta)
         if name == "llama3_8b":
             return AutoModelForCausalLM.from_config(LlamaConfig(**_shorter(LLAMA3_8B, layers)))
         if name == "vit_b16":
             depth: dict[str, Any] = {} if layers is None else {"depth": layers}
             return timm.create_model(VIT_B16, pretrained=False, num_classes=num_labels, **depth)
-    raise ValueError(f"there is no exact shape for '{name}'; there are deberta_v3_base, llama3_8b and vit_b16.")
+    raise ValueError(
+        f"there is no exact shape for '{name}'; there are deberta_v3_base, roberta_base, llama3_8b and vit_b16."
+    )
 
 
 def _shorter(config: dict[str, Any], layers: int | None) -> Any:

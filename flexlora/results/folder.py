@@ -21,10 +21,10 @@ from flexlora.results.files import to_json, write_text
 from flexlora.results.record import read_record
 from flexlora.settings import flat_keys
 
+# Settings that say where things are written, and nothing of what is run.
+WHEREABOUTS = frozenset({"output_root", "task.token_cache"})
 # Overrides that a run's path spells in folders of their own, or that say where things lie and not what is run.
-PATH_KEYS = frozenset(
-    {"task", "method", "model", "scale", "seed", "variant", "output_root", "model.path", "task.data_dir"}
-)
+PATH_KEYS = WHEREABOUTS | {"task", "method", "model", "scale", "seed", "variant", "model.path", "task.data_dir"}
 LEFTOVERS = ("result.json", "metrics.jsonl", "ranks.jsonl", "config.yaml", "log.txt")
 CHECKPOINTS = "checkpoints"
 # A run that ended so is kept; one that failed, was interrupted or killed goes on from its newest checkpoint.
@@ -50,14 +50,19 @@ def variant_name(overrides: Iterable[str]) -> str:
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """A name for a resolved config that does not depend on the order of its keys or on where results go."""
-    compared = {key: value for key, value in config.items() if key != "output_root"}
+    """A name for a resolved config that does not depend on the order of its keys or on where things are written."""
+    compared = {key: value for key, value in flat_keys(config).items() if key not in WHEREABOUTS}
     return hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:
     """What to tell a user of a disk that is full, a folder that is not theirs."""
     return UserError(f"cannot write to {path}: {error.strerror or error}. Set output_root=DIR.")
+
+
+def held_by(path: Path, holder: str) -> str:
+    """What to tell a user whose run's folder another process holds."""
+    return f"{path} is held by {holder}: wait for it, or give variant=NAME."
 
 
 class RunFolder:
@@ -84,9 +89,7 @@ class RunFolder:
             since = datetime.now(UTC).isoformat(timespec="seconds")
             write_text(self._holder, to_json({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
         except Timeout as error:
-            raise UserError(
-                f"{self.path} is held by {self._describe_holder()}: wait for it, or give variant=NAME."
-            ) from error
+            raise UserError(held_by(self.path, self._describe_holder())) from error
         except OSError as error:
             self._lock.release()
             raise cannot_write(self.path, error) from error
@@ -97,6 +100,19 @@ class RunFolder:
     ) -> None:
         self._holder.unlink(missing_ok=True)
         self._lock.release()
+
+    def holder(self) -> str | None:
+        """Who holds the folder, None where nobody does. Writes nothing, and does not wait."""
+        try:
+            import fcntl
+
+            with (self.path / ".lock").open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return self._describe_holder()
+        except (OSError, ImportError):  # no lock there yet, or a system without flock
+            return None
+        return None
 
     def is_finished(self) -> bool:
         """Whether this very run is done already.
@@ -158,6 +174,6 @@ class RunFolder:
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     old, new = flat_keys(before), flat_keys(now)
     absent = object()
-    keys = [key for key in sorted(old | new) if old.get(key, absent) != new.get(key, absent) and key != "output_root"]
+    keys = [key for key in sorted(old | new) if old.get(key, absent) != new.get(key, absent) and key not in WHEREABOUTS]
     shown = [f"{key}: {old.get(key, 'absent')} → {new.get(key, 'absent')}" for key in keys[:6]]
     return ", ".join([*shown, f"and {len(keys) - 6} more"] if len(keys) > 6 else shown)

@@ -176,7 +176,7 @@ class _Job:
         from flexlora.training.loop import Loop
 
         settings, record, training = self.settings, self.record, self.settings.training
-        accelerator = _accelerator(settings, self.path)
+        accelerator = make_accelerator(settings, self.path)
         self.main = accelerator.is_main_process
         environment.reset_peak_memory()
         log.info("%s · %s · %s · seed %d → %s", record.task, record.method, record.model, record.seed, self.path)
@@ -269,7 +269,12 @@ def _on_cpu() -> bool:
     return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
 
 
-def _accelerator(settings: RunSettings, path: Path) -> "Accelerator":
+def make_accelerator(settings: RunSettings, path: Path) -> "Accelerator":
+    """The accelerator of one run whose folder is `path`.
+
+    Raises:
+        UserError: the precision is not to be had on this device.
+    """
     import torch
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState, GradientState

@@ -1,0 +1,84 @@
+"""`flexlora-doctor`: could this run start here, and what would it do? It trains nothing and touches no run's folder."""
+
+import logging
+import sys
+import tempfile
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from flexlora.cli.command import FAILED, REFUSED, call_with_settings
+from flexlora.settings import RunSettings
+from flexlora.training.checkup import Finding, Mark, checkup
+from flexlora.training.progress import is_main_process
+
+PROGRAM = "flexlora-doctor"
+WIDTH = 100
+HEADER = f"""{PROGRAM} says whether a run could start here, and what it would do. It takes what flexlora-run takes.
+
+  {PROGRAM} task=glue/cola method=flexlora
+  {PROGRAM} task=glue/cola method=lora model=local model.path=DIR task.data_dir=DIR
+"""
+FOOTER = "Exit code: 0 if the run could start; 1 if not; 2 where the settings are refused."
+
+
+def main() -> None:
+    """Print a page on every run of the command line; the exit code is 0 if and only if all of them could start.
+
+    1 where one could not, 2 where the settings themselves are refused.
+    """
+    with tempfile.TemporaryDirectory() as scratch:  # Hydra keeps a sweep's multirun.yaml there, and not among the runs
+        ours = {"job.name": PROGRAM, "sweep.dir": scratch, "help.header": HEADER, "help.footer": FOOTER}
+        endings = call_with_settings(PROGRAM, _examine, [f"hydra.{key}='{value}'" for key, value in ours.items()])
+    bad = set(endings) - {"ready"}
+    sys.exit(0 if not bad else REFUSED if "refused" in bad else FAILED)
+
+
+def _examine(settings: RunSettings, plain: dict[str, Any], overrides: list[str]) -> str:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from flexlora.training.job import run_path
+
+    path = run_path(settings, overrides)
+    findings = checkup(settings, plain, path)
+    ready = all(finding.mark is not Mark.problem for finding in findings)
+    if is_main_process():
+        model, method = path.parents[2].name, settings.method["name"]
+        print(f"{settings.task.name} · {method} · {model} · seed {settings.seed}\n")
+        print(page(findings))
+    return "ready" if ready else "not ready"
+
+
+def page(findings: Sequence[Finding], width: int = WIDTH) -> str:
+    """The findings in aligned columns of at most `width` characters, and the verdict last."""
+    column = max(len(finding.name) for finding in findings)
+    lines: list[str] = []
+    for section in dict.fromkeys(finding.section for finding in findings):
+        lines.append(section)
+        lines += [line for f in findings if f.section == section for line in _lines(f, column, width)]
+        lines.append("")
+    problems = [finding for finding in findings if finding.mark is Mark.problem]
+    warnings = sum(finding.mark is Mark.warning for finding in findings)
+    if not problems:
+        return "\n".join([*lines, "ready to run" + (f", {_count(warnings, 'warning')}" if warnings else "")])
+    return "\n".join([*lines, f"cannot run: {_count(len(problems), 'problem')}, marked {Mark.problem.value}"])
+
+
+def _lines(finding: Finding, column: int, width: int) -> list[str]:
+    start = f"  {finding.mark.value} {finding.name.ljust(column)}  "
+    # A path, or a problem's line that is to be copied, stays whole: only spaces are broken at.
+    return textwrap.wrap(
+        finding.text,
+        width,
+        initial_indent=start,
+        subsequent_indent=" " * len(start),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,348 @@
+"""Whether a run could start here, and what it would do: asked of the very code that runs it, up to the first step."""
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flexlora.errors import UserError, one_line
+from flexlora.results import environment
+from flexlora.results.folder import CHECKPOINTS, RunFolder, cannot_write, held_by
+from flexlora.results.record import read_record
+from flexlora.settings import Precision, RunSettings
+from flexlora.training.plan import Steps, plan_steps, run_context, windows_line
+
+if TYPE_CHECKING:
+    from flexlora.methods import Method
+    from flexlora.models import Backbone
+    from flexlora.tasks import Split, Task
+
+# Of the bytes that train: the adapter, and two checkpoints with two moments each.
+KEPT_COPIES = 1 + 2 * 3
+
+
+class Mark(Enum):
+    """What a finding means for the run."""
+
+    good = "✓"
+    told = " "
+    warning = "!"
+    problem = "✗"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the page."""
+
+    section: str
+    name: str
+    text: str
+    mark: Mark = Mark.told
+
+
+def checkup(settings: RunSettings, config: Mapping[str, Any], path: Path) -> list[Finding]:
+    """All there is to say about a run before it starts; its folder `path` is looked at and not touched.
+
+    A problem does not end it: what can be said without the part that is missing is said.
+    """
+    return _Checkup(settings, config, path).run()
+
+
+class _Checkup:
+    def __init__(self, settings: RunSettings, config: Mapping[str, Any], path: Path) -> None:
+        self.settings = settings
+        self.config = config
+        self.path = path
+        self.findings: list[Finding] = []
+        self.device, self.processes = "cpu", 1
+        self.task: Task | None = None
+        self.backbone: Backbone | None = None
+        self.steps: Steps | None = None
+        self.trained_bytes = 0
+
+    def run(self) -> list[Finding]:
+        from flexlora.methods import check_method
+
+        self._machine()
+        self._try("method", "settings", lambda: check_method(self.settings))
+        self._try("data", "rows", self._data)
+        self._try("model", "backbone", self._model)
+        self._try("data", "tokens", self._tokens)
+        self._steps()
+        self._try("method", "adapter", self._method)
+        self._try("folder", "state", self._folder)
+        return self.findings
+
+    def _say(self, section: str, name: str, text: str, mark: Mark = Mark.told) -> None:
+        self.findings.append(Finding(section, name, text, mark))
+
+    def _try(self, section: str, name: str, look: Callable[[], None]) -> None:
+        try:
+            look()
+        except UserError as error:
+            self._say(section, name, str(error), Mark.problem)
+
+    # --- the machine ----------------------------------------------------------------------------------------------
+
+    def _machine(self) -> None:
+        import torch
+
+        from flexlora.training.job import make_accelerator
+        from flexlora.training.memory import free_memory
+        from flexlora.training.trackers import require_trackers
+
+        versions = environment.versions()
+        self._say("machine", "versions", ", ".join(f"{name} {version}" for name, version in versions.items()))
+        precision = self.settings.training.precision
+        try:
+            accelerator = make_accelerator(self.settings, self.path)
+            self.device, self.processes = str(accelerator.device), accelerator.num_processes
+        except UserError as error:
+            self._say("machine", "precision", str(error), Mark.problem)
+            self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        facts = environment.hardware(self.device, self.processes)
+        text = facts["accelerator"] or f"CPU, {facts['cpu_count']} cores, {facts['torch_threads']} threads"
+        memory = free_memory(self.device)
+        if memory is not None:
+            text += f", {size(memory[0])} free of {size(memory[1])}"
+        if self.processes > 1:
+            text += f", {self.processes} processes"
+        self._say("machine", "device", text)
+        if not any(finding.name == "precision" for finding in self.findings):
+            self._precision(precision)
+        self._try("machine", "trackers", lambda: require_trackers(self.settings.trackers))
+
+    def _precision(self, precision: Precision) -> None:
+        import torch
+
+        on_gpu, tf32 = self.device.startswith("cuda"), self.settings.training.tf32
+        text, mark = precision.value, Mark.good
+        if precision is Precision.bf16 and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+            text, mark = "bf16 is emulated on this GPU: take fp16, or fp32", Mark.warning
+        elif precision is not Precision.fp32 and not on_gpu:
+            text, mark = f"{precision.value} on a CPU: it runs, and is often slower than fp32", Mark.warning
+        elif tf32:
+            text += ", TF32 on" if on_gpu else ", training.tf32 has no effect on a CPU"
+        elif on_gpu and precision is Precision.fp32:
+            text += ", TF32 off (training.tf32=true is faster)"
+        self._say("machine", "precision", text, mark)
+
+    # --- data and model -------------------------------------------------------------------------------------------
+
+    def _data(self) -> None:
+        from flexlora.tasks import load_task
+
+        self.task = task = load_task(self.settings.task)
+        facts = task.provenance
+        source = {"hub": "from the hub or its cache", "folder": "from"}.get(facts["source"], facts["source"])
+        where = facts["path"] or ""
+        self._say("data", "source", f"{source} {where}".strip(), Mark.good)
+
+    def _model(self) -> None:
+        from flexlora.hub import hub_is_offline
+        from flexlora.models import load_backbone
+        from flexlora.models.outline import is_cached, outline
+
+        model = self.settings.model
+        labels = self.settings.task.num_labels
+        from_hub = model.path is not None and model.revision is not None and not Path(model.path).expanduser().is_dir()
+        cached = from_hub and is_cached(model)
+        if from_hub and not cached:
+            if hub_is_offline():
+                try:
+                    load_backbone(model, labels)  # for what the run itself would say
+                except UserError as error:
+                    self._say("model", "backbone", str(error), Mark.problem)
+            else:
+                self._say("model", "backbone", f"{model.path}, fetched from the hub by the first run", Mark.good)
+            self.backbone, source = outline(model, labels)
+            self._say("model", "shapes", source)
+            return
+        self.backbone = load_backbone(model, labels)
+        if from_hub:
+            text = f"{model.path} at {str(model.revision)[:7]}, in the local cache"
+        else:
+            text = f"from {model.path}" if model.path else f"{model.name}, ours, revision {self.backbone.revision}"
+        self._say("model", "backbone", text, Mark.good)
+        self.backbone.model.to("meta")
+
+    def _tokens(self) -> None:
+        if self.task is None or self.backbone is None or self.backbone.processor is None:
+            return
+        from flexlora.training.batching import epoch_batches
+
+        task, training = self.task, self.settings.training
+        task.tokenize(self.backbone.processor)
+        held = ", ".join(f"{len(split):,} {split.name}" for split in task.evaluation)
+        self._say("data", "rows", f"{len(task.train):,} to train on, {held} to evaluate on", Mark.good)
+        lengths = task.train.lengths
+        try:
+            batches = epoch_batches(
+                lengths, training.batch_size, seed=self.settings.data_seed, epoch=0, processes=self.processes
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
+        mean = sum(lengths) / len(lengths)
+        self._say(
+            "data", "tokens", f"{mean:.1f} a row, {max(lengths)} at most, {1 - sum(lengths) / padded:.0%} padding"
+        )
+
+    # --- what it will do ------------------------------------------------------------------------------------------
+
+    def _steps(self) -> None:
+        training = self.settings.training
+        if self.task is None or not hasattr(self.task, "train"):
+            self._say("steps", "training", "not known without data and tokenizer")
+            return
+        self.steps = steps = plan_steps(training, len(self.task.train), self.processes)
+        self._say("steps", "training", str(steps))
+        accumulated = f", {training.gradient_accumulation} batches a step" if training.gradient_accumulation > 1 else ""
+        self._say("steps", "batches", f"{steps.batches:,} an epoch of {training.batch_size} rows at most{accumulated}")
+        peak = f"{training.learning_rate:g}"
+        self._say("steps", "warmup", f"{steps.warmup:,} steps up to a learning rate of {peak}, then linearly to 0")
+        every = training.eval_every or steps.per_epoch
+        self._say("steps", "evaluations", f"{math.ceil(steps.total / every):,}, every {every:,} steps and at the end")
+
+    def _method(self) -> None:
+        if self.backbone is None:
+            self._say("parameters", "adapter", "not known without the model")
+            return
+        from flexlora.methods import build_method
+
+        total = self.settings.training.max_steps or self.settings.paper_steps
+        if self.steps is not None:
+            total = self.steps.total
+        elif total is not None:
+            self._say("steps", "assumed", f"{total:,} optimizer steps, the recipe's, in what follows")
+        method = build_method(self.settings.method, run_context(self.settings, self.backbone, total or 1))
+        try:
+            model = method.wrap(self.backbone.model)
+            count = method.parameters(model)
+        except NotImplementedError as error:  # a method that looks at the weights' values
+            self._say("parameters", "adapter", f"not known without training: {one_line(error)}")
+            return
+        self._events(method)
+        spare = count["adapter_allocated"] - count["adapter_active"]
+        held = f" active, {count['adapter_allocated']:,} allocated" if spare else ""
+        self._say("parameters", "adapter", f"{count['adapter_active']:,}{held}")
+        self._say("parameters", "head", f"{count['head']:,}")
+        trained = count["adapter_active"] + count["head"]
+        share = trained / count["total"]
+        self._say("parameters", "trained", f"{trained:,} of {count['total']:,} in all ({share:.2%})")
+        self._memory(model, method)
+
+    def _events(self, method: "Method") -> None:
+        if method.schedule is None:
+            return
+        self._say("rank events", "windows", windows_line(method.schedule).removeprefix("windows "))
+        events = method.planned_events()
+        if not events:
+            self._say("rank events", "events", "none: ranks stay as they are", Mark.warning)
+            return
+        (first, most), (last, least) = events[0], events[-1]
+        every = f", every {events[1][0] - first:,} steps" if len(events) > 1 else ""
+        self._say("rank events", "events", f"{len(events):,}: the first at step {first:,}, the last at {last:,}{every}")
+        self._say("rank events", "budget", f"{most:,} at the first, {least:,} at the last")
+        capacity = getattr(getattr(method, "config", None), "max_rank", None)
+        if capacity is not None:
+            self._say("rank events", "capacity", f"rank {capacity} at most a module")
+
+    def _memory(self, model: Any, method: "Method") -> None:
+        import torch
+
+        from flexlora.training.memory import CPU_FRAGMENTS, free_memory, step_memory
+
+        training = self.settings.training
+        device = torch.device(self.device).type
+        if self.task is not None and self.steps is not None:
+            train_batch = _largest(self.task, [self.task.train], training.batch_size)
+            eval_batch = _largest(self.task, self.task.evaluation, training.eval_batch_size)
+        else:
+            longest = self.settings.task.max_length
+            train_batch, eval_batch = (_made(size, longest) for size in (training.batch_size, training.eval_batch_size))
+        rows, width = _shape(train_batch)
+        need = step_memory(model, method, training, train_batch, eval_batch, device)
+        self.trained_bytes = need.trained
+        self._say("memory", "parameters", f"{size(need.frozen)} frozen, {size(need.trained)} that train")
+        self._say("memory", "gradients", f"{size(need.gradients)}, and {size(need.optimizer)} of the optimizer's state")
+        self._say("memory", "activations", f"{size(need.activations)} of the largest batch, {rows} × {width}")
+        free = free_memory(self.device)
+        by = "an evaluation" if need.evaluation_decides else "a training step"
+        text = f"{size(need.peak)} at most, in {by}"
+        on_cpu = device == "cpu"
+        if on_cpu:
+            text += f" (up to {size(CPU_FRAGMENTS * need.peak)} with malloc's fragments)"
+        if free is None:
+            self._say("memory", "peak", text)
+        elif need.peak > free[0]:
+            remedy = "lower training.batch_size and raise training.gradient_accumulation"
+            remedy = "lower training.eval_batch_size" if need.evaluation_decides else remedy
+            self._say("memory", "peak", f"{size(need.peak)} needed, {size(free[0])} free: {remedy}", Mark.problem)
+        elif on_cpu and CPU_FRAGMENTS * need.peak > free[0]:
+            self._say("memory", "peak", f"{text}, {size(free[0])} free: it may not fit", Mark.warning)
+        else:
+            self._say("memory", "peak", f"{text}, {size(free[0])} free", Mark.good)
+
+    # --- its folder -----------------------------------------------------------------------------------------------
+
+    def _folder(self) -> None:
+        self._say("folder", "path", str(self.path))
+        folder = RunFolder(self.path, self.config)
+        there = next(parent for parent in (self.path, *self.path.parents) if parent.exists())
+        if not there.is_dir():
+            raise cannot_write(self.path, NotADirectoryError(20, "Not a directory"))
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise cannot_write(self.path, PermissionError(13, f"{there} is not writable"))
+        holder = folder.holder()
+        if holder is not None:
+            raise UserError(held_by(self.path, holder))
+        if folder.is_finished():
+            self._say("folder", "state", "holds this very run, finished: it is skipped", Mark.good)
+        elif folder.can_resume():
+            steps = [int(step.name.removeprefix("step-")) for step in (self.path / CHECKPOINTS).glob("step-*")]
+            self._say("folder", "state", f"holds this run, unfinished: it goes on after step {max(steps):,}", Mark.good)
+        else:
+            self._say("folder", "state", self._unfinished(), Mark.good)
+        free, need = shutil.disk_usage(there).free, KEPT_COPIES * self.trained_bytes
+        text = f"{size(free)} free, {size(need)} needed for adapter and checkpoints"
+        if free < need:
+            raise UserError(f"{text}: set output_root=DIR")
+        self._say("folder", "disk", text, Mark.good)
+
+    def _unfinished(self) -> str:
+        result = self.path / "result.json"
+        if not result.is_file():
+            return "new"
+        return f"holds a run that is {read_record(result).status}: it begins again"
+
+
+def _largest(task: "Task", splits: "list[Split]", rows: int) -> Any:
+    """A batch of the longest examples of the split that has the longest: no batch of a run is larger."""
+    split = max(splits, key=lambda split: max(split.lengths))
+    order = sorted(range(len(split)), key=lambda i: -split.lengths[i])
+    return task.collate([split.examples[i] for i in order[:rows]])
+
+
+def _made(rows: int, tokens: int) -> Any:
+    import torch
+
+    ids = torch.ones(rows, tokens, dtype=torch.long)
+    return {"input_ids": ids, "attention_mask": ids}
+
+
+def _shape(batch: Mapping[str, Any]) -> tuple[int, int]:
+    return max(tuple(value.shape) for value in batch.values() if value.dim() == 2)
+
+
+def size(count: float) -> str:
+    """Bytes as `21.3 GiB`, `703 MiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1000 or unit == "GiB":
+            break
+        count /= 1024
+    return f"{count:.1f} {unit}" if count < 100 and unit in ("MiB", "GiB") else f"{count:.0f} {unit}"
