@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from runner_helpers import NOUNS, VERBS
 from transformers import AutoTokenizer
 
+from flexlora.results.folder import config_hash, variant_name
 from flexlora.tasks import load_task
 from flexlora.tasks import tokens as module
 from flexlora.tasks.tokens import Examples, TokenCache, pad, tokenize
@@ -226,3 +227,11 @@ def _stsb(tmp_path):
     from glue_helpers import write_download
 
     return write_download(tmp_path / "glue_data")
+
+
+def test_where_tokens_are_kept_is_no_part_of_a_runs_identity():
+    config = {"task": {"name": "glue/cola", "token_cache": "default"}, "seed": 0, "output_root": "outputs"}
+    moved = {"task": {"name": "glue/cola", "token_cache": None}, "seed": 0, "output_root": "/elsewhere"}
+    other = {"task": {"name": "glue/rte", "token_cache": None}, "seed": 0, "output_root": "outputs"}
+    assert config_hash(config) == config_hash(moved) != config_hash(other)
+    assert variant_name(["task.token_cache=null"]) == "default"
