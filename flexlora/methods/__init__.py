@@ -4,8 +4,12 @@ from typing import Any
 
 from flexlora.methods.base import Method, RunContext
 from flexlora.plugins import load_plugin
+from flexlora.settings import RunSettings, Schedule
 
-__all__ = ["Method", "RunContext", "build_method"]
+__all__ = ["Method", "RunContext", "build_method", "check_method"]
+
+# Of a run whose steps are not known yet: as many as any window needs.
+UNKNOWN_STEPS = 2**31 - 1
 
 
 def build_method(settings: dict[str, Any], context: RunContext) -> Method:
@@ -17,3 +21,24 @@ def build_method(settings: dict[str, Any], context: RunContext) -> Method:
     fields = dict(settings)
     fields.pop("name")
     return load_plugin("flexlora.methods", fields.pop("kind"), "method.kind", "build")(fields, context)
+
+
+def check_method(run: RunSettings) -> None:
+    """Refuse what `build_method` would refuse whatever the data and the model, before either is loaded.
+
+    Windows are held against `training.max_steps` under schedule=absolute, and against the paper's own steps under
+    schedule=scaled; what only the real number of steps shows is left to `build_method`.
+
+    Raises:
+        UserError: as `build_method`.
+    """
+    scaled = run.schedule is Schedule.scaled and run.paper_steps is not None
+    steps = run.paper_steps if scaled else run.training.max_steps
+    context = RunContext(
+        total_steps=steps or UNKNOWN_STEPS,
+        schedule=run.schedule,
+        paper_steps=run.paper_steps,
+        seed=run.seed,
+        target_modules=".*",
+    )
+    build_method(run.method, context)

@@ -11,7 +11,7 @@ from torch import nn
 import flexlora
 from flexlora.errors import UserError
 from flexlora.methods.base import Method, RunContext
-from flexlora.methods.peft import PeftMethod, peft_config
+from flexlora.methods.peft import PeftMethod, peft_config, scale_windows
 from flexlora.tuner.orthogonality import add_orthogonality_gradient, orthogonality_error
 
 ADAPTER = "default"
@@ -157,6 +157,14 @@ def build(fields: dict[str, Any], context: RunContext) -> Method:
     Raises:
         UserError: a setting out of range, or windows that leave no step to lower the ranks in.
     """
+    scaled = dict(fields)
+    scale_windows(scaled, context)
+    tinit, tfinal = scaled.get("tinit", 0), scaled.get("tfinal", 0)
+    if tinit + tfinal >= context.total_steps:
+        raise UserError(
+            f"method.tinit={tinit} and method.tfinal={tfinal} leave no step to lower the ranks in: "
+            f"the run has {context.total_steps} optimizer steps"
+        )
     config, schedule = peft_config(fields, context)
     assert isinstance(config, AdaLoraConfig)
     if config.target_r < 1:

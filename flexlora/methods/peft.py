@@ -59,7 +59,7 @@ def peft_config(fields: dict[str, Any], context: RunContext) -> tuple[PeftConfig
             raise UserError(f"there is no setting 'method.{name}': {config_class.__name__} has no such field.{near}")
         if not _fits(value, hints[name]):
             raise UserError(f"method.{name}: {value!r} is not {_spell(hints[name])}")
-    schedule = _scale_windows(fields, context)
+    schedule = scale_windows(fields, context)
     by_run = {"total_step": context.total_steps, "seed": context.seed, "task_type": context.task_type}
     fields |= {name: value for name, value in by_run.items() if name in known and fields.get(name) is None}
     if "target_modules" in known and fields.get("target_modules") is None:
@@ -80,8 +80,12 @@ def _config_class(peft_type: str) -> type[PeftConfig]:
     return by_name[peft_type]
 
 
-def _scale_windows(fields: dict[str, Any], context: RunContext) -> dict[str, Any] | None:
-    """Bring the windows in `fields` from the paper's steps to this run's; what was done, or None without windows."""
+def scale_windows(fields: dict[str, Any], context: RunContext) -> dict[str, Any] | None:
+    """Bring the windows in `fields` from the paper's steps to this run's; what was done, or None without windows.
+
+    Raises:
+        UserError: a window below what it may be.
+    """
     before = {name: fields[name] for name in WINDOWS if fields.get(name) is not None}
     if not before:
         return None

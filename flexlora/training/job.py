@@ -169,7 +169,7 @@ class _Job:
     def _train(self) -> None:
         from accelerate.utils import set_seed
 
-        from flexlora.methods import build_method
+        from flexlora.methods import build_method, check_method
         from flexlora.models import load_backbone
         from flexlora.tasks import load_task
         from flexlora.training.checkpoint import Checkpoints
@@ -181,6 +181,7 @@ class _Job:
         environment.reset_peak_memory()
         log.info("%s · %s · %s · seed %d → %s", record.task, record.method, record.model, record.seed, self.path)
 
+        check_method(settings)
         task = load_task(settings.task)
         set_seed(settings.seed)
         backbone = load_backbone(settings.model, task.num_labels)
