@@ -1,19 +1,32 @@
-"""conf/method/flexlora.yaml says what FlexLoraConfig says."""
+"""conf/method/*.yaml says what the library and PEFT say, and every key is explained."""
 
 import dataclasses
-from pathlib import Path
+from typing import Any
 
+import pytest
 import yaml
+from method_helpers import METHODS, settings_of
+from peft import AdaLoraConfig, LoraConfig
 
 from flexlora import FlexLoraConfig
+from flexlora.conf_path import conf_dir
+from flexlora.methods.flexlora_released import BEHAVIOURS
+from flexlora.settings import METHOD_SCHEMAS
 
-FILE = Path(__file__).parent.parent / "conf" / "method" / "flexlora.yaml"
+FOLDER = conf_dir() / "method"
+FILE = FOLDER / "flexlora.yaml"
 # PEFT's own fields, those the runner fills in, and those of a base model's layout: set with +method.<field>=.
 BEYOND = {
     "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
     "total_step", "seed", "exclude_modules", "fan_in_fan_out", "bias", "layers_to_transform", "layers_pattern",
     "rank_pattern", "alpha_pattern", "init_weights",
 }  # fmt: skip
+# Where AdaLoRA's YAML leaves PEFT's defaults: the scale and the penalty are the paper's and the authors' scripts'.
+OURS = {"lora_alpha", "orth_reg_weight"}
+
+
+def values_of(name: str) -> dict[str, Any]:
+    return yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def test_every_field_of_the_method_is_a_setting() -> None:
@@ -27,3 +40,38 @@ def test_the_defaults_are_the_library_s() -> None:
     given = {key: value for key, value in values.items() if value != "???" and hasattr(config, key)}
     assert len(given) > 20
     assert {key: getattr(config, key) for key in given} == given
+
+
+def test_what_is_released_differs_from_flexlora_in_these_settings_only() -> None:
+    ours, released = settings_of("flexlora").method, settings_of("flexlora_released").method
+    differing = {key for key in released if released[key] != ours.get(key, ...)}
+    assert differing == {
+        "name", "kind", "prune_by", "all_zero", "selection", "growth_std", "budget_schedule", "orth_reg_weight",
+        *BEHAVIOURS,
+    }  # fmt: skip
+    assert set(ours) < set(released)
+
+
+@pytest.mark.parametrize(("name", "config"), [("adalora", AdaLoraConfig(total_step=9)), ("lora", LoraConfig())])
+def test_the_defaults_are_peft_s(name: str, config: Any) -> None:
+    values = {key: value for key, value in values_of(name).items() if value not in ("???", None) and key not in OURS}
+    given = {key: value for key, value in values.items() if hasattr(config, key) and key != "peft_type"}
+    assert len(given) >= 5
+    assert {key: getattr(config, key) for key in given} == given
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_key_has_its_comment_and_the_file_its_name(name: str) -> None:
+    lines = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    keys = [line for line in lines if line[:1].isalpha() and not line.startswith("defaults:")]
+    assert keys
+    assert [line for line in keys if "  # " not in line] == []
+    assert lines[0].startswith("# ")
+    assert values_of(name)["name"] == name
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_schema_knows_every_setting(name: str) -> None:
+    settings = settings_of(name).method
+    fitting = [s for s in METHOD_SCHEMAS.values() if {f.name for f in dataclasses.fields(s)} == set(settings)]
+    assert len(fitting) == 1
