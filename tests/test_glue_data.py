@@ -130,3 +130,56 @@ def test_the_genuine_cola(settings, shared):
     assert (len(task.train_rows.labels), len(dev.labels)) == (8551, 1043)
     assert sum(dev.labels) == 721  # acceptable sentences of the published dev set
     assert dev.texts[0][0] == "The sailors rode the breeze clear of the rocks."
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"text": []}, "task.text names one or two columns, not 0"),
+        ({"text": ["a", "b", "c"]}, "task.text names one or two columns, not 3"),
+        ({"text": ["a", "b"]}, "task.text has 2 columns, task.tsv.text has 1"),
+        ({"labels": ["0"]}, "task.num_labels is 2, task.labels has 1"),
+        ({"label_range": [5.0, 0.0]}, r"task.label_range is the lowest and the highest label, not \[5.0, 0.0\]"),
+        ({"label_range": [1.0]}, r"task.label_range is the lowest and the highest label, not \[1.0\]"),
+    ],
+)
+def test_settings_that_do_not_fit_each_other_are_refused(settings, cola, change, message):
+    with pytest.raises(UserError, match=message):
+        load_task(dataclasses.replace(settings, data_dir=str(cola), **change))
+
+
+def test_a_length_without_room_for_a_word_is_refused(settings, cola, tiny_bert):
+    """A tokenizer asked for fewer tokens than it adds itself cuts nothing."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    task = load_task(dataclasses.replace(settings, data_dir=str(cola), max_length=2))
+    with pytest.raises(UserError, match=r"task.max_length must be above the 2 tokens"):
+        task.tokenize(tokenizer)
+    task = load_task(dataclasses.replace(settings, data_dir=str(cola), max_length=3))
+    task.tokenize(tokenizer)
+    assert max(task.train.lengths) == 3
+
+
+def test_the_command_takes_a_score_and_a_pair_to_a_record(shared, tiny_bert, flexlora_run, tmp_path):
+    """STS-B through the installed command: a float to learn, both correlations recorded."""
+    import json
+
+    result = flexlora_run(
+        "task=glue/stsb",
+        "method=lora",
+        "model=local",
+        f"model.path={tiny_bert}",
+        f"task.data_dir={shared / 'data' / 'glue'}",
+        "task.max_train_rows=16",
+        "task.max_eval_rows=8",
+        "training.max_steps=2",
+        f"output_root={tmp_path}",
+    )
+    assert result.returncode == 0, result.stderr
+    (path,) = tmp_path.rglob("result.json")
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert record["main_metric"] == "pearson_spearman_mean"
+    assert {"pearson", "spearman", "pearson_spearman_mean"} <= record["metrics"]["last"].keys()
+    assert record["subset"] is True
+    assert set(record["data"]["sha256"]) == {"train.tsv", "dev.tsv"}

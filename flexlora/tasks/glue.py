@@ -16,7 +16,7 @@ from flexlora.tasks.base import Split
 from flexlora.tasks.glue_columns import find_split, hub_rows, read_files
 from flexlora.tasks.glue_tsv import read_tsv
 from flexlora.tasks.metrics import load_metric
-from flexlora.tasks.rows import Rows, check_labels
+from flexlora.tasks.rows import Rows, check_columns, check_labels
 from flexlora.tasks.tokens import Examples, TokenCache, pad
 
 # The value of `task.token_cache` that leaves the place to us.
@@ -50,6 +50,9 @@ class Glue:
             )
 
     def tokenize(self, processor: Any) -> None:
+        own = processor.num_special_tokens_to_add(pair=len(self.settings.text) == 2)
+        if self.settings.max_length <= own:  # the tokenizer would then cut nothing at all
+            raise UserError(f"task.max_length must be above the {own} tokens that this tokenizer adds itself")
         self.processor = processor
         cache = TokenCache(_cache_folder(self.settings.token_cache), processor)
         self.train = self._split("train", self.train_rows, cache)
@@ -85,6 +88,7 @@ def load(settings: GlueTask) -> Glue:
     Raises:
         UserError: the folder, a file or a split is missing, a row is broken, the hub is out of reach.
     """
+    check_columns(settings)
     check_labels(settings)
     if settings.data_dir is None:
         train, evaluation, provenance = _from_hub(settings)
@@ -93,6 +97,11 @@ def load(settings: GlueTask) -> Glue:
             train, evaluation, provenance = _from_folder(settings, Path(settings.data_dir).expanduser())
         except OSError as error:
             raise UserError(f"task.data_dir: cannot read {error.filename}: {error.strerror}") from error
+    return glue(settings, train, evaluation, provenance)
+
+
+def glue(settings: GlueTask, train: Rows, evaluation: dict[str, Rows], provenance: dict[str, Any]) -> Glue:
+    """The task over these rows, or over the first of them where the settings want no more."""
     whole = [len(rows) for rows in (train, *evaluation.values())]
     train = train.first(settings.max_train_rows)
     evaluation = {name: rows.first(settings.max_eval_rows) for name, rows in evaluation.items()}

@@ -48,6 +48,18 @@ def as_class(label: Any, settings: GlueTask) -> int | str:
     return settings.labels.index(label)
 
 
+def check_columns(settings: GlueTask) -> None:
+    """Refuse text columns that do not fit each other.
+
+    Raises:
+        UserError: neither one nor two, or another number of them in the TSV files.
+    """
+    if len(settings.text) not in (1, 2):
+        raise UserError(f"task.text names one or two columns, not {len(settings.text)}")
+    if len(settings.tsv.text) != len(settings.text):
+        raise UserError(f"task.text has {len(settings.text)} columns, task.tsv.text has {len(settings.tsv.text)}")
+
+
 def check_labels(settings: GlueTask) -> None:
     """Refuse labels that do not fit each other.
 
