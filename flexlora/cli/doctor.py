@@ -10,7 +10,7 @@ from typing import Any
 from flexlora.cli.command import FAILED, REFUSED, call_with_settings
 from flexlora.settings import RunSettings
 from flexlora.training.checkup import Finding, Mark, checkup
-from flexlora.training.progress import is_main_process
+from flexlora.training.progress import is_main_process, show_log
 
 PROGRAM = "flexlora-doctor"
 WIDTH = 100
@@ -36,6 +36,7 @@ def main() -> None:
 
 def _examine(settings: RunSettings, plain: dict[str, Any], overrides: list[str]) -> str:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    show_log()
     from flexlora.training.job import run_path
 
     path = run_path(settings, overrides)

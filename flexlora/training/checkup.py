@@ -84,7 +84,8 @@ class _Checkup:
         try:
             look()
         except UserError as error:
-            self._say(section, name, str(error), Mark.problem)
+            if all(finding.text != str(error) for finding in self.findings):
+                self._say(section, name, str(error), Mark.problem)
 
     # --- the machine ----------------------------------------------------------------------------------------------
 
@@ -105,7 +106,7 @@ class _Checkup:
             self._say("machine", "precision", str(error), Mark.problem)
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
         facts = environment.hardware(self.device, self.processes)
-        text = facts["accelerator"] or f"CPU, {facts['cpu_count']} cores, {facts['torch_threads']} threads"
+        text = facts["accelerator"] or f"CPU, {facts['cpu_count']} cores, torch uses {facts['torch_threads']}"
         memory = free_memory(self.device)
         if memory is not None:
             text += f", {size(memory[0])} free of {size(memory[1])}"
@@ -273,20 +274,18 @@ class _Checkup:
         self._say("memory", "activations", f"{size(need.activations)} of the largest batch, {rows} × {width}")
         free = free_memory(self.device)
         by = "an evaluation" if need.evaluation_decides else "a training step"
-        text = f"{size(need.peak)} at most, in {by}"
-        on_cpu = device == "cpu"
-        if on_cpu:
-            text += f" (up to {size(CPU_FRAGMENTS * need.peak)} with malloc's fragments)"
-        if free is None:
-            self._say("memory", "peak", text)
-        elif need.peak > free[0]:
+        fragments = CPU_FRAGMENTS * need.peak if device == "cpu" else 0
+        text = f"{size(need.peak)} at most, in {by}" + (f"; {size(free[0])} free" if free else "")
+        if free is not None and need.peak > free[0]:
             remedy = "lower training.batch_size and raise training.gradient_accumulation"
             remedy = "lower training.eval_batch_size" if need.evaluation_decides else remedy
-            self._say("memory", "peak", f"{size(need.peak)} needed, {size(free[0])} free: {remedy}", Mark.problem)
-        elif on_cpu and CPU_FRAGMENTS * need.peak > free[0]:
-            self._say("memory", "peak", f"{text}, {size(free[0])} free: it may not fit", Mark.warning)
-        else:
-            self._say("memory", "peak", f"{text}, {size(free[0])} free", Mark.good)
+            self._say("memory", "peak", f"{text}: {remedy}", Mark.problem)
+            return
+        self._say("memory", "peak", text, Mark.good if free else Mark.told)
+        if fragments:
+            tight = free is not None and fragments > free[0]
+            text = f"up to {size(fragments)} with what malloc does not give back" + (": may not fit" if tight else "")
+            self._say("memory", "resident", text, Mark.warning if tight else Mark.told)
 
     # --- its folder -----------------------------------------------------------------------------------------------
 
@@ -309,7 +308,7 @@ class _Checkup:
         else:
             self._say("folder", "state", self._unfinished(), Mark.good)
         free, need = shutil.disk_usage(there).free, KEPT_COPIES * self.trained_bytes
-        text = f"{size(free)} free, {size(need)} needed for adapter and checkpoints"
+        text = f"{size(free)} free" + (f", {size(need)} needed for adapter and checkpoints" if need else "")
         if free < need:
             raise UserError(f"{text}: set output_root=DIR")
         self._say("folder", "disk", text, Mark.good)

@@ -1,0 +1,183 @@
+"""The memory estimate against what a real training step holds, and against exact counts."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from test_plan import training
+from transformers import AutoModelForSequenceClassification, BertConfig, DebertaV2Config
+
+from flexlora.methods import RunContext, build_method
+from flexlora.models.architectures import ARCHITECTURES
+from flexlora.models.random_init import DEBERTA_V3_BASE, random_init
+from flexlora.settings import Precision, Schedule
+from flexlora.training.checkup import size
+from flexlora.training.memory import free_memory, step_memory
+
+SHAPE = {"hidden_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 1024}
+CONFIGS = {
+    "bert": BertConfig(**SHAPE, vocab_size=500),
+    "deberta": DebertaV2Config(**(DEBERTA_V3_BASE | SHAPE | {"pooler_hidden_size": 256, "vocab_size": 500})),
+}
+LORA = {"name": "lora", "kind": "peft", "peft_type": "LORA", "r": 8, "lora_alpha": 16}
+FLEXLORA = {"name": "flexlora", "kind": "flexlora", "peft_type": "FLEXLORA", "tinit": 10, "tfinal": 10, "deltaT": 5}
+LINEAR = {"name": "linear", "kind": "mask", "trainable": []}
+FULL = {"name": "full", "kind": "mask", "trainable": [".*"]}
+
+
+def adapted(config, fields, device):
+    """A model as the doctor has it (on meta) or as a run has it, and its method."""
+    architecture = ARCHITECTURES[config.model_type]
+    with torch.device(device):
+        model = AutoModelForSequenceClassification.from_config(config)
+    context = RunContext(
+        total_steps=100,
+        schedule=Schedule.absolute,
+        paper_steps=None,
+        seed=0,
+        target_modules=architecture.target_modules,
+        head_modules=list(architecture.head_modules),
+        task_type="SEQ_CLS",
+    )
+    method = build_method(fields, context)
+    return method.wrap(model), method
+
+
+def batch(rows, tokens):
+    ids = torch.ones(rows, tokens, dtype=torch.long)
+    return {"input_ids": ids, "attention_mask": ids, "labels": torch.zeros(rows, dtype=torch.long)}
+
+
+def estimate(config, fields, rows=32, tokens=64, eval_rows=1, precision=Precision.fp32):
+    model, method = adapted(config, fields, "meta")
+    settings = training(rows)
+    settings.precision = precision
+    return step_memory(model, method, settings, batch(rows, tokens), batch(eval_rows, 8))
+
+
+MEASURE = """
+import json, sys, torch
+sys.path.insert(0, {tests!r})
+from test_memory import CONFIGS, FULL, LORA, adapted, batch
+from pathlib import Path
+
+def resident(key):
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) * 1024
+
+model, method = adapted(CONFIGS[{name!r}], {fields}, "cpu")
+optimizer = method.optimizer(method.parameter_groups(model, 1e-3), 1e-3, 0.0)
+tiny, big = batch(1, 8), batch(32, 64)
+def step(inputs):
+    model(**inputs).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+model.train()
+step(tiny)  # what libraries allocate once
+before = resident("VmRSS:")
+Path("/proc/self/clear_refs").write_text("5")
+for _ in range(2):
+    step(big)
+print(json.dumps(resident("VmHWM:") - before))
+"""
+
+
+@pytest.mark.parametrize(("name", "fields"), [("bert", "LORA"), ("deberta", "LORA"), ("bert", "FULL")])
+def test_the_peak_is_what_a_real_step_holds(name, fields):
+    """Resident bytes of a process whose malloc gives memory back at once, above those before the step."""
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("this system does not reset a process's peak of resident memory")
+    program = MEASURE.format(tests=os.path.dirname(__file__), name=name, fields=fields)  # noqa: PTH120
+    variables = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, **variables},
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    measured = json.loads(result.stdout.splitlines()[-1])
+    told = estimate(CONFIGS[name], globals()[fields])
+    # Parameters and optimizer state were there before.
+    rest = told.peak - told.frozen - told.trained - told.optimizer
+    assert rest > 50 * 2**20
+    assert measured == pytest.approx(rest, rel=0.15)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_activations_are_what_autograd_saves(name):
+    """Autograd's own hooks see every tensor that is kept for the backward."""
+    model, _ = adapted(CONFIGS[name], LORA, "cpu")
+    model.train()
+    own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
+    saved: dict[int, int] = {}
+    kept = []
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+            kept.append(tensor)
+        return tensor
+
+    inputs = {key: value for key, value in batch(16, 32).items() if key != "labels"}
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        logits = model(**inputs).logits
+    assert logits.requires_grad
+    told = estimate(CONFIGS[name], LORA, rows=16, tokens=32)
+    assert told.activations == pytest.approx(sum(saved.values()), rel=0.05)
+
+
+def test_parts_are_counted_exactly():
+    told = estimate(CONFIGS["bert"], LORA)
+    model, _ = adapted(CONFIGS["bert"], LORA, "cpu")
+    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    assert told.trained == told.gradients == trained
+    assert told.frozen == sum(t.nbytes for t in (*model.parameters(), *model.buffers())) - trained
+    # Two moments, and a step count a tensor.
+    assert 0 <= told.optimizer - 2 * trained < 64 * len(list(model.parameters()))
+
+
+def test_memory_follows_batch_precision_and_method():
+    bert = CONFIGS["bert"]
+    lora = estimate(bert, LORA)
+    assert estimate(bert, LORA, rows=64).activations == pytest.approx(2 * lora.activations, rel=0.02)
+    assert estimate(bert, LORA, precision=Precision.bf16).activations < 0.8 * lora.activations
+    assert estimate(bert, LINEAR).activations < 0.02 * lora.activations
+    assert estimate(bert, FLEXLORA).trained > lora.trained
+
+
+def test_an_evaluation_of_a_large_batch_decides():
+    assert estimate(CONFIGS["bert"], LINEAR, rows=1, tokens=8, eval_rows=512).evaluation_decides
+    assert not estimate(CONFIGS["bert"], LORA).evaluation_decides
+
+
+@pytest.mark.parametrize(
+    ("name", "total"), [("deberta_v3_base", 184_423_682), ("roberta_base", 124_647_170), ("llama3_8b", 8_030_261_248)]
+)
+def test_the_exact_shapes_have_the_published_counts(name, total):
+    model = random_init(name, device="meta")
+    assert sum(parameter.numel() for parameter in model.parameters()) == total
+
+
+def test_free_memory_is_of_this_machine():
+    free, total = free_memory("cpu") or (0, 0)
+    assert 0 < free < total < 2**50
+
+
+def test_free_memory_of_a_gpu_is_the_drivers(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3, 5) if device.type == "cuda" else None)
+    assert free_memory("cuda:0") == (3, 5)
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (1024**2, "1.0 MiB"), (703 * 2**20, "703 MiB"), (3.84 * 2**30, "3.8 GiB")],
+)
+def test_sizes_are_read_at_a_glance(count, text):
+    assert size(count) == text
