@@ -230,10 +230,11 @@ class RunSettings:
     variant: str | None = MISSING
     output_root: str = MISSING
     trackers: list[str] = MISSING
+    adapter: str | None = MISSING
 
 
-TASK_SCHEMAS: dict[str, type] = {"glue": GlueTask}
-MODEL_SCHEMAS: dict[str, type] = {"sequence_classifier": SequenceClassifier}
+TASK_SCHEMAS: dict[str, type] = {"glue": GlueTask, "synthetic": GlueTask}
+MODEL_SCHEMAS: dict[str, type] = {"sequence_classifier": SequenceClassifier, "tiny": SequenceClassifier}
 METHOD_SCHEMAS: dict[str, type] = {
     "lora": LoraSettings,
     "flexlora": FlexLoraSettings,

@@ -156,9 +156,8 @@ def test_did_you_mean(word, options, answer):
         ("paper_steps=0", "paper_steps must be at least 1, not 0"),
         ("seed=-1", "seed must be between 0 and 2147483647, not -1"),
         ("variant=../x", "variant names one folder of a run's path: '../x' is no folder's name"),
-        ("scale=", "scale names one folder of a run's path: '' is no folder's name"),
-        ("task.family=glu", "there is no task.family 'glu'. Did you mean glue? There are: glue."),
-        ("model.kind=llm", "there is no model.kind 'llm'. There are: sequence_classifier."),
+        ("task.family=glu", "there is no task.family 'glu'. Did you mean glue? There are: glue, synthetic."),
+        ("model.kind=llm", "there is no model.kind 'llm'. There are: sequence_classifier, tiny."),
         ("data_seed=99999999999", "data_seed must be between 0 and 2147483647, not 99999999999"),
     ],
 )

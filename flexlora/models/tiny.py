@@ -1,0 +1,248 @@
+"""`scale=tiny`: small relatives of the paper's encoders, of the same classes, pretrained here once and kept.
+
+A cached encoder is a folder as `save_pretrained` writes it, named after a hash of everything that makes it what it is,
+and loaded as any encoder from a folder is.
+"""
+
+import hashlib
+import inspect
+import json
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from flexlora.cache import cache_dir
+from flexlora.errors import UserError
+from flexlora.models import Backbone, sequence_classifier
+from flexlora.models.tiny_pretraining import Pretraining
+from flexlora.settings import SequenceClassifier
+
+log = logging.getLogger("flexlora")
+
+SPECIAL = {
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "unk_token": "[UNK]",
+    "mask_token": "[MASK]",
+}
+ROBERTA_SPECIAL = {
+    "cls_token": "<s>",
+    "pad_token": "<pad>",
+    "sep_token": "</s>",
+    "unk_token": "<unk>",
+    "mask_token": "<mask>",
+}
+LONGEST = 64
+
+_SHAPE: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "initializer_range": 0.05,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+_DEBERTA: dict[str, Any] = {
+    "model_type": "deberta-v2",
+    "special": SPECIAL,
+    "config": _SHAPE
+    | {
+        "max_position_embeddings": LONGEST,
+        "type_vocab_size": 0,
+        "relative_attention": True,
+        "position_buckets": 32,
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "position_biased_input": False,
+        "pos_att_type": ["p2c", "c2p"],
+        "pooler_hidden_size": 64,
+        "pooler_dropout": 0,
+        "pooler_hidden_act": "gelu",
+    },
+}
+_ROBERTA: dict[str, Any] = {
+    "model_type": "roberta",
+    "special": ROBERTA_SPECIAL,
+    # Positions are counted from the padding's id + 1.
+    "config": _SHAPE | {"max_position_embeddings": LONGEST + 2, "type_vocab_size": 1},
+}
+RELATIVES = {"deberta_v3_base": _DEBERTA, "roberta_base": _ROBERTA}
+"""By `model.name`: the architecture, the special tokens and the shape of the small relative."""
+
+CHECKSUM = "sha256.json"
+
+
+def load(settings: SequenceClassifier, num_labels: int) -> Backbone:
+    """The small relative of `model.name`, with a fresh head; pretrained first where the cache does not have it.
+
+    Raises:
+        UserError: a model of one's own is asked for too.
+    """
+    relative = RELATIVES.get(settings.name or "")
+    if relative is None or settings.path is not None:
+        raise UserError(
+            "scale=tiny makes its own small model: leave out model=local and model.path, or scale=tiny "
+            f"(there are small relatives of {' and '.join(RELATIVES)})"
+        )
+    pretraining = Pretraining()
+    revision = content_hash(relative, pretraining)
+    with _folder(settings.name or "", revision, lambda folder: make(folder, relative, pretraining)) as folder:
+        backbone = sequence_classifier.load(replace(settings, path=str(folder)), num_labels)
+    return replace(backbone, revision=revision)
+
+
+def content_hash(relative: dict[str, Any], pretraining: Pretraining) -> str:
+    """A name for what `make` makes of this: its settings, the generator's source, our own, and torch's version."""
+    import torch
+    import transformers
+
+    from flexlora.tasks.generator import source_hash
+
+    facts = {
+        "relative": relative,
+        "pretraining": asdict(pretraining),
+        "generator": source_hash(),
+        "source": _own_source(),
+        "versions": [".".join(library.__version__.split(".")[:2]) for library in (torch, transformers)],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@cache
+def _own_source() -> str:
+    """What decides the weights: how the tokenizer and the encoder are built, and how it is pretrained."""
+    from flexlora.models import tiny_pretraining
+
+    parts = [inspect.getsource(part) for part in (tiny_pretraining, make, _tokenizer)]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def make(folder: Path, relative: dict[str, Any], pretraining: Pretraining) -> None:
+    """Pretrain a small encoder and save it with its tokenizer in `folder`, which exists.
+
+    The process's random numbers are as they were afterwards: a run does not depend on who pretrained.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModel
+    from transformers.utils import logging as transformers_logging
+
+    from flexlora.models.tiny_pretraining import pretrain
+    from flexlora.tasks.generator import corpus
+
+    tokenizer = _tokenizer(relative["special"])
+    config = AutoConfig.for_model(
+        relative["model_type"],
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.cls_token_id,
+        eos_token_id=tokenizer.sep_token_id,
+        **relative["config"],
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(pretraining.seed)
+        # Its own pooler is the head's, which every run begins afresh.
+        without_pooler = {"add_pooling_layer": False} if relative["model_type"] == "roberta" else {}
+        encoder = AutoModel.from_config(config, **without_pooler)
+        pretrain(encoder, tokenizer, corpus(pretraining.texts), pretraining)
+    transformers_logging.disable_progress_bar()
+    encoder.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _tokenizer(special: dict[str, str]) -> Any:
+    """One token a word, with the family's special tokens around them."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    from flexlora.tasks.generator import VOCABULARY
+
+    ids = {word: number for number, word in enumerate([*special.values(), *VOCABULARY])}
+    begin, end = special["cls_token"], special["sep_token"]
+    is_roberta = begin == "<s>"
+    backend = Tokenizer(models.WordLevel(ids, unk_token=special["unk_token"]))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A {end}",
+        pair=f"{begin} $A {end} {end} $B {end}" if is_roberta else f"{begin} $A {end} $B:1 {end}:1",
+        special_tokens=[(begin, ids[begin]), (end, ids[end])],
+    )
+    inputs = ["input_ids", "attention_mask"] if is_roberta else ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, model_max_length=LONGEST, model_input_names=inputs, **special
+    )
+
+
+@contextmanager
+def _folder(name: str, revision: str, build: Callable[[Path], None]) -> Iterator[Path]:
+    """The folder of a small encoder: the cache's, or for this time a temporary one where there is no writing there."""
+    folder = cache_dir("tiny") / f"{name}-{revision}"
+    try:
+        _ensure(folder, name, build)
+    except OSError as error:
+        reason = error.strerror or error
+        log.warning("the small encoder is not kept, %s cannot be written: %s (FLEXLORA_CACHE)", folder.parent, reason)
+        with tempfile.TemporaryDirectory(prefix="flexlora-tiny-") as temporary:
+            _announced(name, build, Path(temporary))
+            yield Path(temporary)
+        return
+    yield folder
+
+
+def _ensure(folder: Path, name: str, build: Callable[[Path], None]) -> None:
+    """Build what `folder` should hold, unless it is there; one process builds, the others wait for it."""
+    if _is_whole(folder):
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):  # it dies with its process
+        if not _is_whole(folder):
+            _build_in(folder, name, build)
+
+
+def _build_in(folder: Path, name: str, build: Callable[[Path], None]) -> None:
+    """Build beside `folder` and move it there whole; what was there, or was left half-built, goes."""
+    if folder.exists():
+        log.warning("%s is damaged and made anew", folder)
+    for left_behind in folder.parent.glob(f".{folder.name}.*.part"):
+        shutil.rmtree(left_behind, ignore_errors=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+    try:
+        _announced(name, build, part)
+        (part / CHECKSUM).write_text(json.dumps(_checksums(part)), encoding="utf-8")
+        part.chmod(0o755)
+        for file in part.iterdir():
+            file.chmod(0o644)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.replace(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _announced(name: str, build: Callable[[Path], None], folder: Path) -> None:
+    log.info("pretraining the small %s on generated text: this happens once and takes about half a minute", name)
+    began = time.perf_counter()
+    build(folder)
+    log.info("pretrained in %.0f s", time.perf_counter() - began)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether every file is there as it was written."""
+    try:
+        return bool(json.loads((folder / CHECKSUM).read_text(encoding="utf-8")) == _checksums(folder))
+    except (OSError, ValueError):
+        return False
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    files = sorted(file for file in folder.iterdir() if file.name != CHECKSUM)
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
