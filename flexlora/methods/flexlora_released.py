@@ -1,6 +1,6 @@
 """FlexLoRA with what its released code does to the optimizer and the schedule at every rank event.
 
-Chongjie-Si/Subspace-Tuning at 2c63d06, NLU/src/transformers/trainer.py, lines 1119 to 1186. In every step: optimizer
+Chongjie-Si/Subspace-Tuning at 2c63d06, NLU/src/transformers/trainer.py, lines 1112 to 1188. In every step: optimizer
 step, schedule step, rank event. After an event the trainer makes `type(optimizer)(model.parameters(),
 **optimizer.defaults)`: one group at the rate given at the start, whose weight decay is the class's default of 0, since
 the real one was in the old groups only. The state it means to carry over is looked up by `id(p)` among the positions
