@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 WORKERS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-fast lint format constraints clean
+.PHONY: help setup demo test test-fast lint format constraints clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -21,6 +21,17 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $(STAMP)
 	@echo "Ready. Try: $(BIN)/flexlora-run --help"
+
+# Shown at the end of the demo, and where `make demo` is run again everything is there already.
+DEMO := task=glue/cola method=lora,flexlora scale=tiny
+demo: $(STAMP) ## Train LoRA and FlexLoRA offline and print their table (a few minutes)
+	$(BIN)/flexlora-run -m $(DEMO)
+	@echo
+	$(BIN)/flexlora-report outputs/tiny
+	@echo
+	@echo "Each run's record lies under outputs/tiny/glue/cola/deberta_v3_base/<method>/default/seed0: result.json first."
+	@echo "Next, the same on your own data and encoder:"
+	@echo "  $(BIN)/flexlora-run task=glue/cola method=flexlora model=local model.path=DIR task.data_dir=DIR"
 
 test: $(STAMP) ## Run all tests (sets up first)
 	$(BIN)/python -m pytest -n $(WORKERS)

@@ -15,7 +15,7 @@ from flexlora.conf_path import conf_dir
 from flexlora.errors import UserError, did_you_mean, one_line
 from flexlora.settings import flat_keys
 
-GROUPS = ("task", "method", "model", "scale")
+GROUPS = ("task", "method", "model", "scale", "experiment")
 
 
 def require_task(config: DictConfig) -> None:

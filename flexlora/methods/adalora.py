@@ -1,5 +1,6 @@
 """AdaLoRA (Zhang et al., 2023): PEFT's tuner, its penalty once an optimizer step, its ranks on the record."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,6 +56,10 @@ class AdaLoraMethod(PeftMethod):
         # accumulated batch, and not at all where the output has no loss. `regularise` adds its gradient instead.
         self._tuner.forward = self._tuner.model.forward
         return wrapped
+
+    def load(self, model: nn.Module, folder: Path) -> None:
+        """Refused: the directions that were masked are not saved, and all of them take part from the first step."""
+        raise UserError(f"adapter: AdaLoRA cannot start from a saved adapter ({folder}): take adapter=null")
 
     def regularise(self, model: nn.Module) -> None:
         # All directions, masked ones too, as PEFT has it: they may come back.

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 import flexlora
+from flexlora.errors import UserError
 from flexlora.settings import Schedule
 
 
@@ -98,6 +99,16 @@ class Method:
             "head": count.head,
             "total": count.total,
         }
+
+    def load(self, model: nn.Module, folder: Path) -> None:
+        """Start from what `save` wrote into `folder`, in a model that `wrap` has adapted.
+
+        A head of other shapes, of a task with another number of classes, is left as it is.
+
+        Raises:
+            UserError: there is no adapter, it is another method's or of another backbone, or this method cannot.
+        """
+        raise UserError(f"adapter: this method cannot start from a saved adapter ({folder})")
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write what was trained into `folder`, which exists and is empty, as safetensors."""

@@ -1,16 +1,20 @@
 """Methods that add nothing and choose which of the backbone's own parameters train: all, its biases, only the head."""
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from flexlora.errors import UserError, did_you_mean
+from flexlora.errors import UserError, did_you_mean, one_line
 from flexlora.methods.base import Method, RunContext
+
+log = logging.getLogger("flexlora")
 
 SAVED = "trained.safetensors"
 
@@ -51,6 +55,30 @@ class MaskMethod(Method):
         others = sum(sizes.values()) - head
         total = sum(parameter.numel() for parameter in model.parameters())
         return {"adapter_active": others, "adapter_allocated": others, "head": head, "total": total}
+
+    def load(self, model: nn.Module, folder: Path) -> None:
+        file = folder / SAVED
+        if not file.is_file():
+            raise UserError(
+                f"adapter: {folder} has no {SAVED}: it is another method's, or of a model that trained whole "
+                "(model=local model.path=DIR starts from one)"
+            )
+        try:
+            saved = load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"adapter: cannot load {file}: {one_line(error)}") from error
+        held = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        strange = sorted(saved.keys() ^ held.keys())
+        if strange:
+            raise UserError(f"adapter: {folder} is of another method or model: {strange[0]}")
+        with torch.no_grad():
+            for name, parameter in held.items():
+                if saved[name].shape == parameter.shape:
+                    parameter.copy_(saved[name])
+                elif self._in_head(name):
+                    log.info("adapter: %s has another shape there and starts anew", name)
+                else:
+                    raise UserError(f"adapter: {folder} is of another model: the shape of {name} differs")
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """A model that trained whole as `from_pretrained` loads it; else only what trained, for `load_state_dict`."""

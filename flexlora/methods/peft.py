@@ -1,19 +1,31 @@
 """Any tuner of PEFT's registry, from `method.peft_type` and its config class's own fields."""
 
 import dataclasses
+import logging
 import types
 import typing
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import (
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    load_peft_weights,
+    set_peft_model_state_dict,
+)
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.utils import CONFIG_NAME
+from safetensors import SafetensorError
 from torch import nn
 
 from flexlora.errors import UserError, did_you_mean, one_line
 from flexlora.methods.base import Method, RunContext
 from flexlora.settings import Schedule
+
+log = logging.getLogger("flexlora")
 
 # Names of AdaLoRA's, and so of every tuner whose ranks move on a timetable of optimizer steps.
 WINDOWS = ("tinit", "tfinal", "deltaT")
@@ -32,6 +44,28 @@ class PeftMethod(Method):
             return get_peft_model(model, self.config)
         except ValueError as error:
             raise UserError(f"method: {one_line(error)}") from error
+
+    def load(self, model: nn.Module, folder: Path) -> None:
+        assert isinstance(model, PeftModel)
+        if not (folder / CONFIG_NAME).is_file():
+            raise UserError(f"adapter: {folder} is no adapter that PEFT saved (it has no {CONFIG_NAME})")
+        try:
+            theirs, ours = PeftConfig.from_pretrained(str(folder)).peft_type, self.config.peft_type
+            if theirs != ours:
+                raise UserError(f"adapter: {folder} holds a {theirs.value} adapter, this method is {ours.value}")
+            weights = load_peft_weights(str(folder), device="cpu")
+            held = get_peft_model_state_dict(model, save_embedding_layers=False)
+            strange = sorted(weights.keys() ^ held.keys())
+            if strange:
+                raise UserError(f"adapter: {folder} is of another model or other modules: {strange[0]}")
+            for name in weights:
+                in_head = not set(self.config.modules_to_save or ()).isdisjoint(name.split("."))
+                if in_head and weights[name].shape != held[name].shape:
+                    log.info("adapter: %s has another shape there and starts anew", name)
+                    weights[name] = held[name]
+            set_peft_model_state_dict(model, weights)
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+            raise UserError(f"adapter: cannot load {folder}: {one_line(error)}") from error
 
     def save(self, model: nn.Module, folder: Path) -> None:
         assert isinstance(model, PeftModel)

@@ -24,7 +24,17 @@ from flexlora.settings import flat_keys
 # Settings that say where things are written, and nothing of what is run.
 WHEREABOUTS = frozenset({"output_root", "task.token_cache"})
 # Overrides that a run's path spells in folders of their own, or that say where things lie and not what is run.
-PATH_KEYS = WHEREABOUTS | {"task", "method", "model", "scale", "seed", "variant", "model.path", "task.data_dir"}
+PATH_KEYS = WHEREABOUTS | {
+    "task",
+    "method",
+    "model",
+    "scale",
+    "experiment",
+    "seed",
+    "variant",
+    "model.path",
+    "task.data_dir",
+}
 LEFTOVERS = ("result.json", "metrics.jsonl", "ranks.jsonl", "config.yaml", "log.txt")
 CHECKPOINTS = "checkpoints"
 # A run that ended so is kept; one that failed, was interrupted or killed goes on from its newest checkpoint.

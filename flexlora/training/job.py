@@ -204,6 +204,9 @@ class _Job:
         if method.schedule is not None:
             log.info("%s", windows_line(method.schedule))
         model = method.wrap(backbone.model)
+        if settings.adapter is not None:
+            method.load(model, Path(settings.adapter).expanduser())
+            log.info("starting from %s", settings.adapter)
         record.parameters = dict(method.parameters(model))
 
         checkpoints = Checkpoints(self.path / CHECKPOINTS)
