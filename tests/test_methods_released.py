@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from flexlora import FlexLoraConfig
 from flexlora.errors import UserError
 from flexlora.methods import build_method
 from flexlora.methods.flexlora_released import BEHAVIOURS
+from flexlora.training.checkpoint import Checkpoints
 from flexlora.training.loop import Loop
 from flexlora.training.schedule import linear_warmup_decay
 
@@ -209,3 +211,25 @@ def test_a_behaviour_is_true_or_false(name):
     settings = {**settings_of("flexlora_released").method, name: "maybe"}
     with pytest.raises(UserError, match=f"method.{name}: 'maybe' is not bool"):
         build_method(settings, context("bert"))
+
+
+@pytest.mark.parametrize("behaviour", ["method.rate_to_peak=true", "method.rate_to_peak=false"])
+def test_a_run_resumed_after_its_events_keeps_what_they_did(behaviour, tmp_path):
+    """To the rate, which no later event would put right."""
+    ends = []
+    for resumed in (False, True):
+        settings = settings_of("flexlora_released", *RUN, behaviour, "training.eval_every=10")
+        method = build_method(settings.method, context("bert", STEPS))
+        model = method.wrap(tiny("bert"))
+        loop = make_loop(method, model, settings, STEPS, checkpoints=Checkpoints(tmp_path))
+        if resumed:
+            for folder in sorted(tmp_path.iterdir())[1:]:
+                shutil.rmtree(folder)
+            loaded = Checkpoints(tmp_path).load()
+            assert loaded is not None
+            loop.load_state_dict(*loaded)
+            assert loop.outcome.steps == 10
+        assert loop.run().status == "done"
+        ends.append((dict(model.named_parameters()), loop.scheduler.get_last_lr()))
+    assert ends[0][1] == ends[1][1]
+    assert all(torch.equal(parameter, ends[1][0][name]) for name, parameter in ends[0][0].items())
