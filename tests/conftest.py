@@ -14,7 +14,26 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test meets, or leaves anything in, the user's own cache; commands that a test starts inherit it."""
-    os.environ["FLEXLORA_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    base = tmp_path_factory.getbasetemp()
+    # The workers of pytest-xdist share one: a small encoder is pretrained by the first that needs it.
+    os.environ["FLEXLORA_CACHE"] = str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache")
+
+
+@pytest.fixture(scope="session")
+def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `FLEXLORA_CACHE` with the small encoders of `scale=tiny` after two steps instead of a whole pretraining.
+
+    For tests of the way through, not of what comes out: pass it as `flexlora_run(..., FLEXLORA_CACHE=str(tiny_cache))`.
+    """
+    from flexlora.models import tiny
+    from flexlora.models.tiny_pretraining import Pretraining
+
+    cache = tmp_path_factory.mktemp("tiny-cache")
+    short = Pretraining(texts=64, steps=2, batch_size=4)
+    for name, relative in tiny.RELATIVES.items():
+        folder = cache / "tiny" / f"{name}-{tiny.content_hash(relative, Pretraining())}"
+        tiny._ensure(folder, name, lambda part, relative=relative: tiny.make(part, relative, short))
+    return cache
 
 
 @pytest.fixture(scope="session")

@@ -47,7 +47,7 @@ LONGEST = 64
 _SHAPE: dict[str, Any] = {
     "hidden_size": 64,
     "num_hidden_layers": 3,
-    "num_attention_heads": 4,
+    "num_attention_heads": 2,
     "intermediate_size": 128,
     "initializer_range": 0.05,
     "hidden_dropout_prob": 0.0,
@@ -61,7 +61,7 @@ _DEBERTA: dict[str, Any] = {
         "max_position_embeddings": LONGEST,
         "type_vocab_size": 0,
         "relative_attention": True,
-        "position_buckets": 32,
+        "position_buckets": 16,
         "norm_rel_ebd": "layer_norm",
         "share_att_key": True,
         "position_biased_input": False,
@@ -74,7 +74,7 @@ _DEBERTA: dict[str, Any] = {
 _ROBERTA: dict[str, Any] = {
     "model_type": "roberta",
     "special": ROBERTA_SPECIAL,
-    # Positions are counted from the padding's id + 1.
+    # Positions are counted from the one after the padding's id.
     "config": _SHAPE | {"max_position_embeddings": LONGEST + 2, "type_vocab_size": 1},
 }
 RELATIVES = {"deberta_v3_base": _DEBERTA, "roberta_base": _ROBERTA}

@@ -23,9 +23,9 @@ def corpus(count: int) -> list[Text]:
 
 def _text(draw: Random) -> Text:
     kind = draw.random()
-    if kind < 0.35:
+    if kind < 0.3:
         return (agreement(draw)[0],)
-    if kind < 0.5:
+    if kind < 0.45:
         good = draw.random() < 0.5
         return (review(draw, good)[0], f"i {'liked' if good else 'disliked'} the film .")
     facts = draw_facts(draw, draw.choice(GENRES), 1)
@@ -33,9 +33,9 @@ def _text(draw: Random) -> Text:
     if draw.random() < 0.3:
         fact = fact.denied()
     restated = f"{draw.choice(STATEMENTS)(fact)} ."
-    if kind < 0.8:
+    if kind < 0.75:
         return (f"{draw.choice(STATEMENTS)(fact)} .", restated)
-    if kind < 0.9:
+    if kind < 0.88:
         return (f"{draw.choice((*WH_QUESTIONS, *QUESTIONS))(facts[0])} ?", f"{draw.choice(STATEMENTS)(facts[0])} .")
     first, second = draw_facts(draw, draw.choice(GENRES), 2)
     told = draw.choice((first, second))

@@ -64,6 +64,7 @@ QUESTIONS: tuple[Form, ...] = (
     lambda fact: f"was the {fact.patient} {fact.verb.past} by the {fact.agent}",
     lambda fact: f"was it the {fact.agent} that {fact.verb.past} the {fact.patient}",
     lambda fact: f"was it the {fact.patient} that the {fact.agent} {fact.verb.past}",
+    lambda fact: f"is it true that the {fact.agent} {fact.verb.past} the {fact.patient}",
 )
 
 WH_QUESTIONS: tuple[Form, ...] = (

@@ -39,11 +39,8 @@ def _genre(nouns: str, transitive: str) -> Genre:
     return Genre(tuple(map(Noun, nouns.split())), tuple(map(Verb, transitive.split())))
 
 
-FARM = _genre("dog cat horse goat duck lamb hen pig owl bear rabbit lion", "chase follow guard greet lick fear")
-TOWN = _genre(
-    "doctor teacher singer baker lawyer nurse driver writer painter sailor judge pilot",
-    "help call thank visit admire trust",
-)
+FARM = _genre("dog cat horse goat duck hen pig owl", "chase follow guard greet lick fear")
+TOWN = _genre("doctor teacher singer baker lawyer nurse driver pilot", "help call thank visit admire trust")
 GENRES = (FARM, TOWN)
 INTRANSITIVE = tuple(map(Verb, ("play", "rest", "wait", "jump")))
 
@@ -54,15 +51,19 @@ BAD = ("dull", "clumsy", "tedious", "silly", "bland", "weak")
 """Words of sentiment. Alone they say nothing: every review has as much of the one as of the other."""
 
 _FUNCTION_WORDS = """
-the that by was it not did do does who has have although and but nobody everybody found came for i
+the that by was is it true not did who has have although and but nobody everybody found came for i
 itself themselves liked disliked film . , ?
 """
 
 
 def _forms() -> list[str]:
     nouns = [noun.form(plural) for genre in GENRES for noun in genre.nouns for plural in (False, True)]
-    verbs = [verb for genre in GENRES for verb in genre.transitive] + list(INTRANSITIVE)
-    return nouns + [form for verb in verbs for form in (verb.word, verb.present(False), verb.past)]
+    transitive = [form for genre in GENRES for verb in genre.transitive for form in (*_present(verb), verb.past)]
+    return nouns + transitive + [form for verb in INTRANSITIVE for form in _present(verb)]
+
+
+def _present(verb: Verb) -> tuple[str, str]:
+    return verb.present(True), verb.present(False)
 
 
 VOCABULARY = tuple(dict.fromkeys([*_FUNCTION_WORDS.split(), *PREPOSITIONS, *ASPECTS, *GOOD, *BAD, *_forms()]))
@@ -76,9 +77,15 @@ def other_forms(word: str) -> tuple[str, ...]:
 
 def _paradigms() -> list[tuple[str, ...]]:
     nouns = [(noun.form(False), noun.form(True)) for genre in GENRES for noun in genre.nouns]
-    verbs = [verb for genre in GENRES for verb in genre.transitive] + list(INTRANSITIVE)
-    endings = [(verb.word, verb.present(False), verb.past) for verb in verbs]
-    return [*nouns, *endings, ("itself", "themselves"), ("did", "has"), ("did", "have")]
+    transitive = [(*_present(verb), verb.past) for genre in GENRES for verb in genre.transitive]
+    return [
+        *nouns,
+        *transitive,
+        *map(_present, INTRANSITIVE),
+        ("itself", "themselves"),
+        ("did", "has"),
+        ("did", "have"),
+    ]
 
 
 _OTHER_FORMS: dict[str, tuple[str, ...]] = {}

@@ -1,0 +1,155 @@
+"""The generated tasks of `scale=tiny`: real columns and labels, and nothing in them for a bag of words to find."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from scipy.sparse import hstack
+from scipy.stats import pearsonr
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression, Ridge
+
+from flexlora.conf_path import conf_dir
+from flexlora.errors import UserError
+from flexlora.settings import register_schemas, resolve
+from flexlora.tasks import load_task
+from flexlora.tasks.generator import TASKS, VOCABULARY, corpus, generate
+from flexlora.tasks.generator.words import other_forms
+from flexlora.tasks.glue import Glue
+
+every_task = pytest.mark.parametrize("name", TASKS)
+
+
+def settings(*overrides: str):
+    register_schemas()
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        return resolve(compose("config", overrides=["scale=tiny", *overrides]))[0]
+
+
+@pytest.fixture(scope="module")
+def tasks() -> dict[str, Glue]:
+    return {name: load_task(settings(f"task={name}").task) for name in TASKS}
+
+
+def test_all_eight_tasks_are_generated():
+    assert {f"glue/{file.stem}" for file in (conf_dir() / "task" / "glue").glob("*.yaml")} == set(TASKS)
+
+
+@every_task
+def test_rows_have_the_tasks_columns_labels_and_sets(tasks, name):
+    task = tasks[name]
+    assert isinstance(task, Glue)
+    assert set(task.evaluation_rows) == set(task.settings.hub.evaluation)
+    for rows in (task.train_rows, *task.evaluation_rows.values()):
+        assert len(rows.texts) == len(task.settings.text)
+        assert all(len(column) == len(rows) for column in rows.texts)
+        assert {word for column in rows.texts for text in column for word in text.split()} <= set(VOCABULARY)
+        counts = Counter(rows.labels)
+        if task.num_labels == 1:
+            assert all(isinstance(label, float) and 0 <= label <= 5 for label in counts)
+            assert len(counts) >= 3
+        else:
+            assert set(counts) == set(range(task.num_labels))
+            assert len(set(counts.values())) == 1, f"labels are not balanced: {counts}"
+    assert task.provenance["source"] == "generated"
+    assert task.subset is False
+
+
+@every_task
+def test_no_text_is_met_twice(tasks, name):
+    task = tasks[name]
+    seen: set[tuple[str, ...]] = set()
+    for rows in (task.train_rows, *task.evaluation_rows.values()):
+        texts = set(zip(*rows.texts, strict=True))
+        assert seen.isdisjoint(texts)
+        seen |= texts
+
+
+@every_task
+def test_the_rows_are_the_same_every_time(tasks, name):
+    again = load_task(settings(f"task={name}", "seed=7").task)
+    assert again.train_rows == tasks[name].train_rows
+    assert again.evaluation_rows == tasks[name].evaluation_rows
+    assert again.provenance == tasks[name].provenance
+
+
+def features(rows, vectorizers, together: bool):
+    """TF-IDF of words and word pairs: of an example's texts together, or of each apart, side by side."""
+    columns = [[" || ".join(texts) for texts in zip(*rows.texts, strict=True)]] if together else rows.texts
+    return hstack(
+        [
+            vectorizer.transform(column) if hasattr(vectorizer, "vocabulary_") else vectorizer.fit_transform(column)
+            for vectorizer, column in zip(vectorizers, columns, strict=False)
+        ]
+    )
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["together", "apart"])
+@every_task
+def test_a_bag_of_words_does_not_find_the_labels(tasks, name, together):
+    """Below 0.6 where chance is 0.5, below 0.45 where it is 1/3; of STS-B's scores next to nothing."""
+    task = tasks[name]
+    vectorizers = [TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\S+") for _ in task.train_rows.texts]
+    inputs, labels = features(task.train_rows, vectorizers, together), task.train_rows.labels
+    for rows in task.evaluation_rows.values():
+        if task.num_labels == 1:
+            predicted = Ridge().fit(inputs, labels).predict(features(rows, vectorizers, together))
+            assert abs(pearsonr(predicted, rows.labels).statistic) < 0.3
+            continue
+        model = LogisticRegression(max_iter=1000).fit(inputs, labels)
+        accuracy = model.score(features(rows, vectorizers, together), rows.labels)
+        assert accuracy < (0.6 if task.num_labels == 2 else 0.45)
+
+
+def test_that_bound_is_not_there_because_the_bag_cannot_learn():
+    """The same model finds a label that does hang on a word, in the same texts."""
+    rows = generate("glue/cola", ["validation"])
+    texts = [texts[0] for texts, _ in rows["train"]]
+    has_near = np.array(["near" in text.split() for text in texts])
+    inputs = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\S+").fit_transform(texts)
+    assert (
+        LogisticRegression(max_iter=1000).fit(inputs[:3000], has_near[:3000]).score(inputs[3000:], has_near[3000:])
+        > 0.95
+    )
+
+
+def test_mnlis_mismatched_set_has_other_words(tasks):
+    task = tasks["glue/mnli"]
+
+    def words(rows):
+        return {word for column in rows.texts for text in column for word in text.split()}
+
+    trained, matched = words(task.train_rows), words(task.evaluation_rows["matched"])
+    assert matched <= trained
+    assert len(words(task.evaluation_rows["mismatched"]) - trained) >= 24
+
+
+def test_the_corpus_has_the_vocabulary_and_no_mistakes():
+    texts = corpus(3000)
+    assert {word for text in texts for sentence in text for word in sentence.split()} == set(VOCABULARY)
+    bad = {texts for texts, label in generate("glue/cola", ["validation"])["train"] if label == 0}
+    assert bad.isdisjoint(texts)
+    assert texts == corpus(3000)
+
+
+def test_a_forms_other_forms_are_words():
+    assert {form for word in VOCABULARY for form in other_forms(word)} <= set(VOCABULARY)
+    assert set(other_forms("chases")) == {"chase", "chased"}
+    assert other_forms("near") == ()
+
+
+def test_a_subset_is_said_to_be_one():
+    task = load_task(settings("task=glue/rte", "task.max_train_rows=100").task)
+    assert isinstance(task, Glue)
+    assert (len(task.train_rows), task.subset) == (100, True)
+
+
+def test_a_folder_of_data_is_refused():
+    with pytest.raises(UserError, match=r"^scale=tiny generates its data: leave out task.data_dir, or scale=tiny$"):
+        load_task(settings("task=glue/cola", "task.data_dir=/nowhere").task)
+
+
+def test_a_task_of_ones_own_is_refused():
+    with pytest.raises(UserError, match="scale=tiny has no task mine: it generates glue/cola"):
+        load_task(settings("task=glue/cola", "task.name=mine").task)

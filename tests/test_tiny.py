@@ -1,0 +1,260 @@
+"""The small encoders of `scale=tiny`: of the real classes, made once, kept whole or not at all."""
+
+import dataclasses
+import logging
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from runner_helpers import one_line
+
+from flexlora.errors import UserError
+from flexlora.models import load_backbone, tiny
+from flexlora.models.tiny_pretraining import Pretraining, pretrain
+from flexlora.results.record import read_record
+from flexlora.settings import Dtype, SequenceClassifier
+from flexlora.tasks.generator import corpus
+
+SHORT = Pretraining(texts=64, steps=2, batch_size=4)
+
+
+def model_settings(**changes) -> SequenceClassifier:
+    values = {
+        "name": "deberta_v3_base",
+        "kind": "tiny",
+        "scale": "tiny",
+        "path": None,
+        "revision": None,
+        "use_safetensors": True,
+        "dtype": Dtype.float32,
+    }
+    return SequenceClassifier(**{**values, **changes})
+
+
+@pytest.fixture
+def short(monkeypatch, tmp_path) -> Path:
+    """A cache of one's own, and a pretraining of two steps."""
+    monkeypatch.setattr(tiny, "Pretraining", lambda: SHORT)
+    monkeypatch.setenv("FLEXLORA_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "tiny"
+
+
+def encoders(cache: Path) -> list[Path]:
+    return [folder for folder in cache.iterdir() if folder.is_dir()]
+
+
+@pytest.mark.parametrize(
+    ("name", "model_class", "special", "linears"),
+    [
+        ("deberta_v3_base", "DebertaV2ForSequenceClassification", "[CLS] the dog [SEP] the cat [SEP]", 18),
+        ("roberta_base", "RobertaForSequenceClassification", "<s> the dog </s> </s> the cat </s>", 18),
+    ],
+)
+def test_the_class_is_the_real_ones(short, name, model_class, special, linears):
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    backbone = load_backbone(model_settings(name=name), 3)
+    assert type(backbone.model).__name__ == model_class
+    assert backbone.model.config.num_labels == 3
+    assert sum(p.numel() for p in backbone.model.parameters()) < 300_000
+    ids = backbone.processor("the dog", "the cat")["input_ids"]
+    assert " ".join(backbone.processor.convert_ids_to_tokens(ids)) == special
+    assert backbone.processor.unk_token_id not in backbone.processor("nobody found the plot dull .")["input_ids"]
+    config = LoraConfig(target_modules=backbone.target_modules)
+    adapted = [n for n, _ in backbone.model.named_modules() if check_target_module_exists(config, n)]
+    assert len(adapted) == linears
+    assert backbone.revision == tiny.content_hash(tiny.RELATIVES[name], SHORT)
+
+
+def test_it_is_made_once(short, caplog):
+    caplog.set_level(logging.INFO, logger="flexlora")
+    first = load_backbone(model_settings(), 2)
+    assert caplog.text.count("this happens once") == 1
+    second = load_backbone(model_settings(), 2)
+    assert caplog.text.count("this happens once") == 1
+    assert len(encoders(short)) == 1
+    weights = first.model.deberta.state_dict(), second.model.deberta.state_dict()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_who_pretrains_does_not_change_the_run(short):
+    """The head, and all that is drawn after it, is the same whether or not the encoder was in the cache."""
+    heads, draws = [], []
+    for _ in range(2):
+        torch.manual_seed(5)
+        heads.append(load_backbone(model_settings(), 2).model.classifier.weight)
+        draws.append(torch.rand(3))
+    assert torch.equal(heads[0], heads[1])
+    assert torch.equal(draws[0], draws[1])
+
+
+def test_the_hash_is_of_everything_that_matters(monkeypatch):
+    deberta = tiny.RELATIVES["deberta_v3_base"]
+    plain = tiny.content_hash(deberta, SHORT)
+    assert plain == tiny.content_hash(dict(deberta), dataclasses.replace(SHORT))
+    hashes = {plain, tiny.content_hash(tiny.RELATIVES["roberta_base"], SHORT)}
+    hashes |= {
+        tiny.content_hash(deberta, dataclasses.replace(SHORT, **{field.name: getattr(SHORT, field.name) + 1}))
+        for field in dataclasses.fields(Pretraining)
+    }
+    hashes.add(tiny.content_hash(deberta | {"config": deberta["config"] | {"hidden_size": 32}}, SHORT))
+    monkeypatch.setattr(torch, "__version__", "9.9.0")
+    hashes.add(tiny.content_hash(deberta, SHORT))
+    monkeypatch.undo()
+    monkeypatch.setattr("flexlora.tasks.generator.source_hash", lambda: "another generator")
+    hashes.add(tiny.content_hash(deberta, SHORT))
+    monkeypatch.undo()
+    monkeypatch.setattr(tiny, "_own_source", lambda: "another pretraining")
+    hashes.add(tiny.content_hash(deberta, SHORT))
+    assert len(hashes) == len(dataclasses.fields(Pretraining)) + 6
+
+
+@pytest.mark.parametrize("harm", ["cut", "flipped", "gone", "checksum"])
+def test_a_damaged_encoder_is_made_anew(short, caplog, harm):
+    load_backbone(model_settings(), 2)
+    (folder,) = encoders(short)
+    weights = folder / "model.safetensors"
+    content = weights.read_bytes()
+    if harm == "cut":
+        weights.write_bytes(content[:-100])
+    elif harm == "flipped":
+        weights.write_bytes(content[:-4] + bytes(255 - byte for byte in content[-4:]))
+    elif harm == "gone":
+        weights.unlink()
+    else:
+        (folder / tiny.CHECKSUM).write_text("{", encoding="utf-8")
+    load_backbone(model_settings(), 2)
+    assert "is damaged and made anew" in caplog.text
+    assert weights.read_bytes() == content
+
+
+def _build_slowly(folder: Path, seconds: float, log: Path) -> None:
+    def build(part: Path) -> None:
+        with log.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        (part / "half").write_text("half")
+        time.sleep(seconds)
+        (part / "whole").write_text("whole")
+
+    tiny._ensure(folder, "small", build)
+
+
+def _start(folder: Path, seconds: float, log: Path):
+    process = multiprocessing.get_context("fork").Process(target=_build_slowly, args=(folder, seconds, log))
+    process.start()
+    return process
+
+
+def test_two_processes_at_once_make_one(tmp_path):
+    folder, log = tmp_path / "cache" / "small", tmp_path / "log"
+    both = [_start(folder, 0.5, log) for _ in range(2)]
+    for process in both:
+        process.join(20)
+    assert [process.exitcode for process in both] == [0, 0]
+    assert len(log.read_text().split()) == 1
+    assert tiny._is_whole(folder)
+
+
+def test_one_that_was_killed_half_way_leaves_nothing_that_counts(tmp_path):
+    folder, log = tmp_path / "cache" / "small", tmp_path / "log"
+    process = _start(folder, 60, log)
+    deadline = time.monotonic() + 20
+    while not list(folder.parent.glob(".small.*.part/half")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join(20)
+    assert not folder.exists()
+    _build_slowly(folder, 0, log)
+    assert tiny._is_whole(folder)
+    assert not list(folder.parent.glob(".small.*.part"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc/version").exists(), reason="needs /proc")
+def test_a_cache_that_cannot_be_written_costs_time_only(short, monkeypatch, caplog):
+    monkeypatch.setenv("FLEXLORA_CACHE", "/proc/flexlora")  # nobody makes folders there, root neither
+    backbone = load_backbone(model_settings(), 2)
+    assert backbone.model.num_labels == 2
+    (line,) = [record.getMessage() for record in caplog.records if "is not kept" in record.getMessage()]
+    assert "/proc/flexlora/tiny cannot be written" in line
+
+
+def test_pretraining_learns():
+    """Two hundred steps tell a word's neighbours: the loss of a fresh encoder is that of guessing."""
+    torch.manual_seed(0)
+    relative = tiny.RELATIVES["roberta_base"]
+    tokenizer = tiny._tokenizer(relative["special"])
+    from transformers import RobertaConfig, RobertaModel
+
+    encoder = RobertaModel(
+        RobertaConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **relative["config"]),
+        add_pooling_layer=False,
+    )
+    texts = corpus(200)
+    losses = pretrain(encoder, tokenizer, texts, dataclasses.replace(Pretraining(), steps=150, warmup_steps=20))
+    assert len(losses) == 150
+    assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
+
+
+@pytest.mark.parametrize("changes", [{"path": "/somewhere"}, {"name": "mine"}, {"name": None}])
+def test_a_model_of_ones_own_is_refused(short, changes):
+    with pytest.raises(UserError, match=r"^scale=tiny makes its own small model: leave out model=local and model.path"):
+        load_backbone(model_settings(**changes), 2)
+    assert not short.exists()
+
+
+def test_the_command_runs_offline(flexlora_run, tiny_cache, tmp_path):
+    """No socket may be opened at all: `sitecustomize` is read by the command's interpreter before anything else."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import socket\n"
+        "def refuse(*a, **k): raise AssertionError('a socket was opened')\n"
+        "socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse\n"
+    )
+    result = flexlora_run(
+        "-m",
+        "task=glue/cola",
+        "method=lora,flexlora",
+        "scale=tiny",
+        "training.max_steps=16",
+        "task.max_eval_rows=64",
+        f"output_root={tmp_path / 'outputs'}",
+        PYTHONPATH=str(tmp_path),
+        HF_HUB_OFFLINE="",
+        FLEXLORA_CACHE=str(tiny_cache),
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "this says nothing about the paper" in result.stdout
+    for method in ("lora", "flexlora"):
+        variant = "task.max_eval_rows-64+training.max_steps-16"
+        folder = tmp_path / "outputs" / "tiny" / "glue" / "cola" / "deberta_v3_base" / method / variant / "seed0"
+        record = read_record(folder / "result.json")
+        assert (record.status, record.scale, record.steps) == ("done", "tiny", 16)
+        assert record.data["source"] == "generated"
+        assert record.data["revision"] is not None
+        assert record.backbone["path"] is None
+        assert len(record.backbone["revision"]) == 16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model=local"], "scale=tiny makes its own small model: leave out model=local and model.path, or scale=tiny"),
+        (["task.data_dir=/nowhere"], "scale=tiny generates its data: leave out task.data_dir, or scale=tiny"),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(flexlora_run, tmp_path, arguments, message):
+    result = flexlora_run("task=glue/cola", "scale=tiny", *arguments, f"output_root={tmp_path}")
+    assert result.returncode == 2
+    assert one_line(result).startswith(message)
+
+
+def test_an_unknown_scale_is_one_line(flexlora_run, tmp_path):
+    result = flexlora_run("task=glue/cola", "scale=tyny", f"output_root={tmp_path}")
+    assert result.returncode == 2
+    assert one_line(result) == "there is no scale 'tyny'. Did you mean tiny? There are: paper, tiny."
