@@ -132,6 +132,19 @@ def test_a_finished_folder_and_one_of_another_config(doctor, flexlora_run, argum
     assert {file: file.stat().st_mtime_ns for file in files_under(tmp_path)} == before
 
 
+def test_an_adapter_to_start_from(doctor, flexlora_run, arguments, tiny_bert, tmp_path):
+    first = [*arguments, "training.max_steps=8", f"output_root={tmp_path}"]
+    assert flexlora_run(*first, "method=flexlora").returncode == 0
+    adapter = tmp_path / "local" / "glue" / "cola" / tiny_bert.name / "flexlora" / "test" / "seed0" / "adapter"
+    second = [*arguments, f"adapter={adapter}", f"output_root={tmp_path / 'second'}"]
+    fits = doctor(*second, "method=flexlora")
+    assert fits.returncode == 0, fits.stdout + fits.stderr
+    assert rows(fits.stdout)["model.start"] == f"from the adapter in {adapter}"
+    other = doctor(*second, "method=lora")
+    assert other.returncode == 1
+    assert "holds a FLEXLORA adapter, this method is LORA" in other.stdout.replace("\n", " ").replace("  ", "")
+
+
 def test_a_locked_folder(doctor, arguments, tiny_bert, tmp_path):
     path = tmp_path / "local" / "glue" / "cola" / tiny_bert.name / "linear" / "test" / "seed0"
     spelled = [*arguments, "method=linear", f"output_root={tmp_path}"]
@@ -216,7 +229,7 @@ def test_memory_that_does_not_fit(arguments, cola, tiny_bert, tmp_path, monkeypa
     monkeypatch.setattr(memory, "free_memory", lambda device: (int(share * needed.get("bytes", 1)), 2**40))
     register_schemas()
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        composed = compose("config", overrides=[*arguments, "method=full", f"output_root={tmp_path}"])
+        composed = compose("config", overrides=[*arguments, "method=full", "training.eval_batch_size=1"])
     settings, plain = resolve(composed)
     findings = checkup(settings, plain, tmp_path / "run")
     marked = [f for f in findings if f.section == "memory" and f.mark in (Mark.problem, Mark.warning)]

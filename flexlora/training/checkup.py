@@ -169,7 +169,6 @@ class _Checkup:
         else:
             text = f"from {model.path}" if model.path else f"{model.name}, ours, revision {self.backbone.revision}"
         self._say("model", "backbone", text, Mark.good)
-        self.backbone.model.to("meta")
 
     def _tokens(self) -> None:
         if self.task is None or self.backbone is None or self.backbone.processor is None:
@@ -181,17 +180,11 @@ class _Checkup:
         held = ", ".join(f"{len(split):,} {split.name}" for split in task.evaluation)
         self._say("data", "rows", f"{len(task.train):,} to train on, {held} to evaluate on", Mark.good)
         lengths = task.train.lengths
+        self._say("data", "tokens", f"{sum(lengths) / len(lengths):.1f} a row, {max(lengths)} at most")
         try:
-            batches = epoch_batches(
-                lengths, training.batch_size, seed=self.settings.data_seed, epoch=0, processes=self.processes
-            )
-        except ValueError as error:
-            raise UserError(str(error)) from error
-        padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
-        mean = sum(lengths) / len(lengths)
-        self._say(
-            "data", "tokens", f"{mean:.1f} a row, {max(lengths)} at most, {1 - sum(lengths) / padded:.0%} padding"
-        )
+            epoch_batches(lengths, training.batch_size, seed=0, epoch=0, processes=self.processes)
+        except ValueError as error:  # too few rows for so many processes
+            raise UserError(f"task: {error}") from error
 
     # --- what it will do ------------------------------------------------------------------------------------------
 
@@ -221,8 +214,11 @@ class _Checkup:
         elif total is not None:
             self._say("steps", "assumed", f"{total:,} optimizer steps, the recipe's, in what follows")
         method = build_method(self.settings.method, run_context(self.settings, self.backbone, total or 1))
+        if self.settings.adapter is None:
+            self.backbone.model.to("meta")  # shapes are enough
         try:
             model = method.wrap(self.backbone.model)
+            self._start(method, model)
             count = method.parameters(model)
         except NotImplementedError as error:  # a method that looks at the weights' values
             self._say("parameters", "adapter", f"not known without training: {one_line(error)}")
@@ -236,6 +232,17 @@ class _Checkup:
         share = trained / count["total"]
         self._say("parameters", "trained", f"{trained:,} of {count['total']:,} in all ({share:.2%})")
         self._memory(model, method)
+
+    def _start(self, method: "Method", model: Any) -> None:
+        """Load the adapter to start from, as the run will: whether it fits shows in its tensors."""
+        if self.settings.adapter is None or self.backbone is None:
+            return
+        if self.backbone.processor is None:
+            self._say("model", "start", f"{self.settings.adapter}, not looked into without the model", Mark.warning)
+            return
+        method.load(model, Path(self.settings.adapter).expanduser())
+        self._say("model", "start", f"from the adapter in {self.settings.adapter}", Mark.good)
+        model.to("meta")
 
     def _events(self, method: "Method") -> None:
         if method.schedule is None:
