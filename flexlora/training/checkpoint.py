@@ -1,6 +1,7 @@
 """Checkpoints of a run: all that the steps to come depend on, whole or absent, and checked before it is believed."""
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from flexlora.results.files import to_json, write_text
@@ -42,19 +43,20 @@ class Checkpoints:
         """Write the checkpoint of `step` and drop all but the newest two.
 
         Raises:
-            OSError, SafetensorError: the disk is full or read-only; the older checkpoints are untouched.
+            OSError: the disk is full or read-only; the older checkpoints are untouched.
         """
         part = self.folder / f".step-{step:09d}.part"
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         try:
-            save_file(dict(tensors), part / TENSORS)
-            torch.save(dict(state), part / STATE)
+            # Through memory: writing to a full disk themselves, both raise errors that do not say so.
+            archive = io.BytesIO()
+            torch.save(dict(state), archive)
             hashes = {}
-            for file in (part / TENSORS, part / STATE):
-                file.chmod(0o644)
-                _sync(file)
-                hashes[file.name] = _sha256(file)
+            for name, content in ((TENSORS, save(dict(tensors))), (STATE, archive.getbuffer())):
+                (part / name).write_bytes(content)
+                _sync(part / name)
+                hashes[name] = hashlib.sha256(content).hexdigest()
             write_text(part / MANIFEST, to_json({"step": step, "sha256": hashes}))
             target = self.folder / f"step-{step:09d}"
             shutil.rmtree(target, ignore_errors=True)
