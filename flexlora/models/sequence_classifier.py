@@ -1,5 +1,6 @@
 """Encoders for `AutoModelForSequenceClassification`, from the hub or from a folder."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,12 @@ def _load(source: str, where: dict[str, Any], settings: SequenceClassifier, num_
         raise UserError(
             f"model.path: {settings.path} lacks {len(random)} of the encoder's weights, such as {random[0]}"
         )
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(
+            f"model.path: the tokenizer of {settings.path} has {len(tokenizer)} words, the model {config.vocab_size}: "
+            "they do not belong together"
+        )
+    tokenizer.model_max_length = min(tokenizer.model_max_length, positions(model))
     return Backbone(
         model=model,
         processor=tokenizer,
@@ -86,3 +93,14 @@ def _load(source: str, where: dict[str, Any], settings: SequenceClassifier, num_
         task_type="SEQ_CLS",
         revision=getattr(config, "_commit_hash", None),
     )
+
+
+def positions(model: Any) -> int:
+    """Tokens that an encoder's table of absolute positions has room for; a very large number where it has none."""
+    from torch import nn
+
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            # RoBERTa counts its positions from behind the padding's.
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return sys.maxsize
