@@ -316,12 +316,16 @@ def flat_keys(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
 
 def _refuse_missing(plain: Mapping[str, Any]) -> None:
     missing = [key for key, value in flat_keys(plain).items() if value == "???"]
-    if missing:
-        task, method = plain["task"]["name"], plain["method"]["name"]
-        raise UserError(
-            f"{', '.join(missing)} is not set: there is no recipe for method {method} on task {task} "
-            f"(conf/recipe/{task}/{method}.yaml). Give it, as in {missing[0]}=VALUE."
-        )
+    if not missing:
+        return
+    task, method = plain["task"]["name"], plain["method"]["name"]
+    strange = [key for key in missing if not key.startswith(("training.", "method."))]
+    if strange:  # a YAML of the user's own that leaves a key of its schema out
+        raise UserError(f"{', '.join(strange)} is not set: give it in the YAML, or as {strange[0]}=VALUE.")
+    raise UserError(
+        f"{', '.join(missing)} is not set: there is no recipe for method {method} on task {task} "
+        f"(conf/recipe/{task}/{method}.yaml). Give it, as in {missing[0]}=VALUE."
+    )
 
 
 def _schema(schemas: Mapping[str, type], name: str, key: str) -> type:
