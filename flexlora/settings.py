@@ -5,8 +5,8 @@ strictly and onto fresh classes, because Hydra's own `+key=value` adds a key pas
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, make_dataclass
 from enum import Enum
 from typing import Any
 
@@ -271,6 +271,8 @@ LIMITS: dict[str, tuple[float, float]] = {
 }
 POSITIVE = ("training.learning_rate", "training.max_grad_norm")
 FOLDER_NAMES = ("scale", "variant", "method.name", "model.name")
+# Empty is what a shell makes of a variable that is not set; as a path it would be the working folder.
+PATHS = ("output_root", "adapter", "task.data_dir", "task.token_cache", "model.path")
 
 
 def register_schemas() -> None:
@@ -281,6 +283,18 @@ def register_schemas() -> None:
     for group, schemas in groups.items():
         for name, schema in schemas.items():
             store.store(group=f"schema/{group}", name=name, node=schema)
+    store.store(group="schema/task", name="any", node=_any_of(TASK_SCHEMAS.values()))
+
+
+def _any_of(schemas: Iterable[type]) -> type:
+    """A schema with the keys of all these, for the placeholder that stands where a sweep is over tasks.
+
+    Hydra composes the sweep as a whole before its runs, and refuses a key there that the placeholder lacks.
+    """
+    types: dict[str, Any] = {}
+    for known in (known for schema in schemas for known in fields(schema)):
+        types[known.name] = known.type if types.get(known.name, known.type) == known.type else Any
+    return make_dataclass("AnyOf", [(name, kind, field(default=MISSING)) for name, kind in types.items()])
 
 
 def resolve(config: DictConfig) -> tuple[RunSettings, dict[str, Any]]:
@@ -349,6 +363,12 @@ def _refuse_out_of_range(plain: Mapping[str, Any]) -> None:
         value = values.get(key)
         if value is not None and (value in {"", ".", ".."} or "/" in value):
             raise UserError(f"{key} names one folder of a run's path: '{value}' is no folder's name")
+    task = values["task.name"]
+    if not {"", ".", ".."}.isdisjoint(task.split("/")):
+        raise UserError(f"task.name names folders of a run's path, as in glue/cola: '{task}' does not")
+    for key in PATHS:
+        if values.get(key) == "":
+            raise UserError(f"{key} is empty: give a folder's name, or leave it out")
 
 
 def _strict(values: Mapping[str, Any], schema: type | None, prefix: str) -> Any:

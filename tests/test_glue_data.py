@@ -139,6 +139,7 @@ def test_the_genuine_cola(settings, shared):
         ({"text": ["a", "b", "c"]}, "task.text names one or two columns, not 3"),
         ({"text": ["a", "b"]}, "task.text has 2 columns, task.tsv.text has 1"),
         ({"labels": ["0"]}, "task.num_labels is 2, task.labels has 1"),
+        ({"num_labels": 1}, "task.num_labels is 1, task.labels has 2"),
         ({"label_range": [5.0, 0.0]}, r"task.label_range is the lowest and the highest label, not \[5.0, 0.0\]"),
         ({"label_range": [1.0]}, r"task.label_range is the lowest and the highest label, not \[1.0\]"),
     ],

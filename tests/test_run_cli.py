@@ -211,6 +211,29 @@ def test_a_loss_that_is_not_finite_is_recorded_with_its_step(flexlora_run, argum
     assert "diverged: the loss is not finite at step 2" in result.stdout
 
 
+def test_a_model_fine_tuned_for_other_classes_gets_a_new_head(flexlora_run, arguments, tiny_bert, tmp_path):
+    """Three classes there, two here; the folder's name, the seed and the row of options between settings as typed."""
+    import shutil
+
+    from transformers import AutoModelForSequenceClassification
+
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "drei Klassen ß"))
+    AutoModelForSequenceClassification.from_pretrained(tiny_bert, num_labels=3).save_pretrained(folder)
+    result = flexlora_run(
+        *arguments, "-m", f"model.path={folder}", "method=linear", "training.max_steps=2", f"output_root={tmp_path}"
+    )
+    assert "cannot read" in result.stderr  # ß is beyond Hydra's letters
+    result = flexlora_run(
+        *arguments, "-m", f'model.path="{folder}"', "method=linear", "training.max_steps=2", f"output_root={tmp_path}"
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "model.path: classifier.weight has another shape there and starts anew" in result.stdout
+    record = read_record(
+        tmp_path / "local" / "glue" / "cola" / folder.name / "linear" / "test" / "seed0" / "result.json"
+    )
+    assert record.parameters["head"] == (32 * 32 + 32) + (32 * 2 + 2)
+
+
 def test_a_sweep_goes_on_after_a_failed_run_and_says_so(flexlora_run, arguments, tiny_bert, tmp_path):
     result = flexlora_run(
         "-m", *arguments, "method=linear", "seed=0,1", f"output_root={tmp_path}", "training.epochs=1", "task=glue/cola",

@@ -18,6 +18,24 @@ BAD_SETTINGS = {
     "wrong type": (["task=glue/cola", "training.epochs=eight"], r"training.epochs=eight: Value 'eight' of type"),
     "wrong choice": (["task=glue/cola", "training.precision=fp8"], r"expected one of [fp32, bf16, fp16]"),
     "no key=value": (["task=glue/cola", "x y"], r"cannot read 'x y'"),
+    "no quotes": (
+        ["task=glue/cola", "variant=été"],
+        "cannot read 'variant=été': settings are written key=value; with "
+        """quotes of its own: 'variant="été"'""",
+    ),
+    "null for a group": (["task=glue/cola", "method=null"], r"take the name of a choice, not null or a number"),
+    "null": (["task=glue/cola", "seed=null"], r"seed=null: it cannot be null"),
+    "no list": (["task=glue/cola", "trackers=wandb"], r"trackers=wandb: a list is written in brackets, [a,b]"),
+    "a sweep without -m": (["task=glue/cola", "seed=0,1"], r"'seed=0,1' is several values: -m runs each of them"),
+    "a key of no task": (["-m", "task=glue/cola,glue/rte", "task.max_rows=8"], r"Did you mean task.max_eval_rows?"),
+    "a field of some methods": (["-m", "task=glue/cola", "method=lora,bitfit", "method.bias=all"], r"methods with ++."),
+    "one bad run": (["-m", "task=glue/cola", "method=lora,lara"], r"there is no method 'lara'. Did you mean lora?"),
+    "an unset variable": (["task=glue/cola", "adapter="], r"adapter is empty: give a folder's name, or leave it out"),
+    "a path for a name": (["task=glue/cola", "task.name=../x"], r"task.name names folders of a run's path"),
+    "no room for a sweep": (
+        ["-m", "task=glue/cola", "seed=0,1", "hydra.sweep.dir=/proc/x"],
+        r"cannot write /proc/x: No such file or directory. Set output_root=DIR.",
+    ),
     "no model.path": (["task=glue/cola", "model=local", "task.data_dir={cola}"], r"model.path is not set"),
     "no such model": (["{run}", "model.path=nowhere"], r"there is no folder nowhere"),
     "no such data": (["task=glue/cola", "task.data_dir=nowhere"], r"there is no folder nowhere"),
@@ -37,6 +55,11 @@ BAD_SETTINGS = {
     "a window": (["{run}", "method=flexlora", "method.deltaT=0"], r"method.deltaT must be at least 1, not 0"),
     "out of range": (["{run}", "training.batch_size=0"], r"training.batch_size must be at least 1, not 0"),
     "nothing to adapt": (["{run}", "method=lora", "method.target_modules=[nothing]"], r"method: "),
+    "no regular expression": (
+        ["{run}", "method=lora", "method.target_modules='(['"],
+        r"method: unterminated character",
+    ),
+    "nothing trains": (["{run}", "method=lora", "+method.inference_mode=true"], r"method: nothing would train"),
 }
 
 
@@ -59,6 +82,65 @@ def test_a_broken_line_of_data_is_named(flexlora_run, arguments, cola, tmp_path)
     result = flexlora_run(*arguments, f"task.data_dir={tmp_path}", f"output_root={tmp_path / 'out'}")
     assert result.returncode == 2
     assert one_line(result).endswith("train.tsv, line 65: label '7' is none of 0, 1")
+
+
+BAD_YAML = {
+    "no YAML": ("name: [\n", r"mine.yaml, line 2: no YAML: expected the node content"),
+    "a list": ("- a\n", r"the YAML of this task lacks 'name' or 'family', which those in conf/task have"),
+    "a key": (
+        "defaults:\n  - /schema/task/glue@_here_\n  - _self_\nname: mine\nlenght: 3\n",
+        r"task/mine.yaml: there is no setting 'task.lenght'. Did you mean task.max_length?",
+    ),
+    "a type": (
+        "defaults:\n  - /schema/task/glue@_here_\n  - _self_\nname: mine\nmax_length: long\n",
+        r"task/mine.yaml: task.max_length: Value 'long' of type 'str' could not be converted to Integer",
+    ),
+    "no such schema": (
+        "defaults:\n  - /schema/task/nope@_here_\n",
+        r"In 'task/mine': Could not load 'schema/task/nope'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_YAML)
+def test_a_yaml_of_ones_own_that_is_broken_is_one_line(flexlora_run, tmp_path, case):
+    text, message = BAD_YAML[case]
+    (tmp_path / "task").mkdir()
+    (tmp_path / "task" / "mine.yaml").write_text(text)
+    result = flexlora_run("--config-dir", str(tmp_path), "task=mine", f"output_root={tmp_path}")
+    assert result.returncode == 2
+    assert message in one_line(result)
+
+
+def test_every_run_of_a_sweep_says_what_is_wrong_with_its_data(flexlora_run, arguments, cola, tmp_path):
+    """Nine folders, nine reasons, one process: no run keeps the next from being tried."""
+    train, dev = ((cola / "CoLA" / name).read_text() for name in ("train.tsv", "dev.tsv"))
+    folders: dict[str, tuple[dict[str, str], str]] = {
+        "empty": ({}, "has a train.tsv (the classic GLUE download) or a train.parquet, .json, .jsonl or .csv"),
+        "split": ({"train.tsv": train}, "there is no {}/dev.tsv: the task needs train.tsv and dev.tsv"),
+        "line": ({"train.tsv": f"{train}made\t1\tno star .\n", "dev.tsv": dev},
+                 "{}/train.tsv, line 65: 3 tab-separated columns where 4 are expected"),
+        "label": ({"train.tsv": train, "dev.tsv": f"made\t2\t\ta .\n{dev}"},
+                  "{}/dev.tsv, line 1: label '2' is none of 0, 1"),
+        "other split": ({"train.csv": "sentence,label\na,1\n"}, "{} has no file of split 'validation'"),
+        "column": ({"train.csv": "text,label\na,1\n"}, "{}/train.csv has no column 'sentence': it has text, label"),
+        "row": ({"train.jsonl": '{"sentence": "a", "label": 3}\n'}, "{}/train.jsonl, row 1: label 3 is none of 0 to 1"),
+        "json": ({"train.jsonl": '{"sentence": "a", "label": 1}\n{"sente'}, "cannot read {}/train.jsonl: line 2: "),
+        "rows": ({"train.csv": ""}, "{}/train.csv has no rows"),
+    }  # fmt: skip
+    for name, (files, _) in folders.items():
+        (tmp_path / name).mkdir()
+        for file, content in files.items():
+            (tmp_path / name / file).write_text(content)
+    swept = ",".join(f"'{tmp_path / name}'" for name in folders)
+    result = flexlora_run(*arguments, "-m", "method=lora", f"task.data_dir={swept}", f"output_root={tmp_path / 'out'}")
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert result.stdout.strip().endswith("9 runs: 9 refused")
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == len(folders), result.stderr
+    for line, (name, (_, message)) in zip(lines, folders.items(), strict=True):
+        assert line.startswith("flexlora-run: ")
+        assert message.format(tmp_path / name) in line
 
 
 @pytest.mark.parametrize("offline", ["1", ""], ids=["HF_HUB_OFFLINE=1", "a hub that does not answer"])
@@ -84,7 +166,11 @@ def test_a_traceback_is_shown_where_it_is_asked_for(flexlora_run):
 
 @pytest.mark.parametrize(
     ("missing", "message"),
-    [("tokenizer", "has no tokenizer: save it beside the model"), ("weights", "Error while deserializing header")],
+    [
+        ("tokenizer", "has no tokenizer: save it beside the model"),
+        ("weights", "Error while deserializing header"),
+        ("agreement", "contradicts itself: bert."),
+    ],
 )
 def test_a_folder_that_lacks_a_part_of_the_model_is_refused(
     flexlora_run, arguments, tiny_bert, tmp_path, missing, message
@@ -93,6 +179,9 @@ def test_a_folder_that_lacks_a_part_of_the_model_is_refused(
     if missing == "tokenizer":
         for file in [*folder.glob("*token*"), *folder.glob("vocab*")]:
             file.unlink()
+    elif missing == "agreement":
+        config = folder / "config.json"
+        config.write_text(config.read_text().replace('"hidden_size": 32', '"hidden_size": 64'))
     else:
         weights = folder / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:2000])

@@ -254,6 +254,30 @@ def test_what_does_not_go_together_is_one_line(flexlora_run, tmp_path, arguments
     assert one_line(result).startswith(message)
 
 
+def test_a_sweep_over_tasks_takes_their_keys_and_goes_on_after_a_divergence(flexlora_run, tiny_cache, tmp_path):
+    """Also what a single row to evaluate on gives: DeBERTa's prediction of a score is then of no dimension at all."""
+    result = flexlora_run(
+        "task=glue/stsb,glue/mnli",  # not in experiment=glue's order: what the command line says wins
+        "experiment=glue",
+        "scale=tiny",
+        "method=lora",
+        "seed=0",
+        "training.learning_rate=1e30,1e-3",
+        "training.max_steps=2",
+        "training.warmup_ratio=0",
+        "task.max_eval_rows=1",
+        f"output_root={tmp_path}",
+        FLEXLORA_CACHE=str(tiny_cache),
+    )
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert result.stdout.strip().endswith("4 runs: 2 diverged, 2 done")
+    records = [read_record(path) for path in sorted(tmp_path.rglob("result.json"))]
+    assert {(record.task, record.status) for record in records} == {
+        (task, status) for task in ("glue/stsb", "glue/mnli") for status in ("diverged", "done")
+    }
+    assert all(set(record.samples["evaluation"].values()) == {1} for record in records)
+
+
 def test_an_unknown_scale_is_one_line(flexlora_run, tmp_path):
     result = flexlora_run("task=glue/cola", "scale=tyny", f"output_root={tmp_path}")
     assert result.returncode == 2

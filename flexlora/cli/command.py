@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from flexlora.cli.explain import explain, require_task
 from flexlora.conf_path import conf_dir
@@ -45,6 +46,8 @@ def call_with_settings(program: str, job: Job, overrides: Sequence[str] = ()) ->
     show_tracebacks = bool(os.environ.get("HYDRA_FULL_ERROR"))
     # Hydra then hands its errors on instead of printing them its own way and leaving.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    # Wherever they were typed: Hydra takes its overrides in one row.
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda item: item not in {"-m", "--multirun"})
     _insert(overrides)
     endings: list[str] = []
 
@@ -61,10 +64,15 @@ def call_with_settings(program: str, job: Job, overrides: Sequence[str] = ()) ->
 
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(run)()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
         if show_tracebacks:
             raise
         say(program, explain(error))
+        sys.exit(REFUSED)
+    except ValueError as error:
+        if show_tracebacks or not str(error).startswith("Config group override"):
+            raise
+        say(program, "task, method, model, scale and experiment take the name of a choice, not null or a number")
         sys.exit(REFUSED)
     except KeyboardInterrupt as error:
         say(program, "interrupted")

@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError, YAMLError
 
 from flexlora.conf_path import conf_dir
 from flexlora.errors import UserError, did_you_mean, one_line
@@ -22,8 +23,12 @@ def require_task(config: DictConfig) -> None:
     """Refuse a run without a task, and say which there are.
 
     Raises:
-        UserError: `task` is still the placeholder.
+        UserError: `task` is still the placeholder, or a YAML of the user's own does not say what it is.
     """
+    for group, kind in {"task": "family", "method": "kind", "model": "kind"}.items():
+        chosen = config.get(group)
+        if not isinstance(chosen, DictConfig) or not {"name", kind} <= {str(key) for key in chosen}:
+            raise UserError(f"the YAML of this {group} lacks 'name' or '{kind}', which those in conf/{group} have")
     if config.task.name == "none":
         folders = [Path(source.path) for source in HydraConfig.get().runtime.config_sources if source.schema == "file"]
         tasks = [name for name in choices("task", folders) if name != "none"]
@@ -40,8 +45,13 @@ def choices(group: str, folders: list[Path]) -> list[str]:
     return sorted(found)
 
 
-def explain(error: HydraException | OmegaConfBaseException) -> str:
-    """One line for an error of Hydra's or OmegaConf's while it composes a config."""
+def explain(error: HydraException | OmegaConfBaseException | YAMLError | OSError) -> str:
+    """One line for an error while Hydra composes a config, or begins a sweep."""
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: no YAML: {error.problem}"
+    if isinstance(error, OSError) and not isinstance(error, HydraException):  # some of Hydra's own are both
+        reason = error.strerror or error
+        return f"cannot write {error.filename or 'multirun.yaml'}: {reason}. Set output_root=DIR."
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         missing = str(error.missing_cfg_file).removesuffix(".yaml")
         group, _, name = missing.partition("/")
@@ -49,17 +59,36 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
             known = [choice for choice in choices(group, _folders()) if choice != "none"]
             return f"there is no {group} '{name}'.{did_you_mean(name, known)} There are: {', '.join(known)}."
     if isinstance(error, OverrideParseException):
-        return f"cannot read '{error.override}': settings are written key=value, with quotes where a value has spaces"
+        key, equals, value = str(error.override).partition("=")
+        quoted = f"; with quotes of its own: '{key}=\"{value}\"'" if equals and not set(value) & set("'\"") else ""
+        return f"cannot read '{error.override}': settings are written key=value{quoted}"
     text = one_line(error)
+    if text.startswith("Ambiguous value for argument "):
+        return f"{text.removeprefix('Ambiguous value for argument ')} is several values: -m runs each of them"
+    in_file = re.match(r"In '([^']+)': \w+ raised while composing config:\n(.*)\n\s*full_key: (\S+)", str(error))
+    if in_file:
+        file, what, key = in_file.groups()
+        if what.startswith("Key "):
+            return f"{file}.yaml: there is no setting '{key}'.{did_you_mean(key, _known_keys())}"
+        return f"{file}.yaml: {key}: {what}"
     unknown = re.match(r"Could not override '([^']+)'", text)
     if unknown:
         key = unknown[1]
         near = did_you_mean(key, _known_keys())
-        more = " A field of PEFT's beyond the method's file is set with +." if key.startswith("method.") else ""
+        more = ""
+        if key.startswith("method."):
+            more = " A field of PEFT's beyond the method's file is set with +, in a sweep over methods with ++."
         return f"there is no setting '{key}'.{near}{more}"
     if error.__cause__ is not None and text.startswith("Error merging override "):
-        return f"{text.removeprefix('Error merging override ')}: {one_line(error.__cause__)}"
+        return f"{text.removeprefix('Error merging override ')}: {_plainly(one_line(error.__cause__))}"
     return text
+
+
+def _plainly(text: str) -> str:
+    """OmegaConf's words for what beginners meet, in other words."""
+    if text.endswith("is not a ListConfig, list or tuple."):
+        return "a list is written in brackets, [a,b]"
+    return re.sub(r"^field '[^']+' is not Optional$", "it cannot be null", text)
 
 
 def _folders() -> list[Path]:
@@ -80,7 +109,10 @@ def _known_keys() -> list[str]:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-            composed = compose("config", overrides=chosen)
+            try:
+                composed = compose("config", overrides=chosen)
+            except HydraException:  # among them a choice of the user's own: theirs is what is broken
+                composed = compose("config")
     except HydraException:
         return list(GROUPS)
     plain = OmegaConf.to_container(composed, resolve=False)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -41,9 +42,12 @@ class PeftMethod(Method):
     def wrap(self, model: nn.Module) -> nn.Module:
         _refuse_strangers(getattr(self.config, "modules_to_save", None) or (), model)
         try:
-            return get_peft_model(model, self.config)
-        except ValueError as error:
+            wrapped = get_peft_model(model, self.config)
+        except (ValueError, re.error) as error:
             raise UserError(f"method: {one_line(error)}") from error
+        if not any(parameter.requires_grad for parameter in wrapped.parameters()):
+            raise UserError("method: nothing would train with these settings")
+        return wrapped
 
     def load(self, model: nn.Module, folder: Path) -> None:
         assert isinstance(model, PeftModel)

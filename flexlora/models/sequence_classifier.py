@@ -1,5 +1,6 @@
 """Encoders for `AutoModelForSequenceClassification`, from the hub or from a folder."""
 
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from flexlora.hub import hub_is_offline
 from flexlora.models import Backbone
 from flexlora.models.architectures import ARCHITECTURES
 from flexlora.settings import SequenceClassifier
+
+log = logging.getLogger("flexlora")
 
 LOCAL_HINT = "model=local model.path=DIR takes an encoder from a folder"
 
@@ -71,6 +74,7 @@ def _load(source: str, where: dict[str, Any], settings: SequenceClassifier, num_
         use_safetensors=settings.use_safetensors,
         dtype=getattr(torch, settings.dtype.value),
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # a head of another task's; of the rest none is taken below
         **where,
     )
     head = list(architecture.head_modules)
@@ -79,6 +83,12 @@ def _load(source: str, where: dict[str, Any], settings: SequenceClassifier, num_
         raise UserError(
             f"model.path: {settings.path} lacks {len(random)} of the encoder's weights, such as {random[0]}"
         )
+    for name, theirs, ours in report["mismatched_keys"]:
+        if set(head).isdisjoint(name.split(".")):
+            raise UserError(
+                f"model.path: {settings.path} contradicts itself: {name} is {list(theirs)}, by config.json {list(ours)}"
+            )
+        log.info("model.path: %s has another shape there and starts anew", name)
     if len(tokenizer) > config.vocab_size:
         raise UserError(
             f"model.path: the tokenizer of {settings.path} has {len(tokenizer)} words, the model {config.vocab_size}: "

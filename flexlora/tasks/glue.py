@@ -73,7 +73,8 @@ class Glue:
     def predict(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         output = model(**batch)
         logits = output.logits.float()
-        return output.loss, logits.squeeze(-1) if self.num_labels == 1 else logits.argmax(dim=-1)
+        # DeBERTa's single number comes as (batch,), the others' as (batch, 1).
+        return output.loss, logits.reshape(-1) if self.num_labels == 1 else logits.argmax(dim=-1)
 
     def score(self, split: Split, predictions: Sequence[Any]) -> dict[str, float]:
         references = self.evaluation_rows[split.name].labels

@@ -90,6 +90,8 @@ def _read_file(path: Path, settings: GlueTask) -> Rows:
 
 
 def _rows(table: Table, settings: GlueTask, where: str) -> Rows:
+    if not table.columns:
+        raise UserError(f"{where} has no rows")
     for column in (*settings.text, LABEL):
         if column not in table.columns:
             raise UserError(f"{where} has no column '{column}': it has {', '.join(map(str, table.columns))}")

@@ -66,7 +66,7 @@ def check_labels(settings: GlueTask) -> None:
     Raises:
         UserError: as many labels as classes, or a range of two numbers, and it is not so.
     """
-    if settings.num_labels > 1 and len(settings.labels) != settings.num_labels:
+    if len(settings.labels) != (settings.num_labels if settings.num_labels > 1 else 0):
         raise UserError(f"task.num_labels is {settings.num_labels}, task.labels has {len(settings.labels)}")
     ends: Sequence[float] | None = settings.label_range
     if ends is not None and not (len(ends) == 2 and ends[0] < ends[1]):

@@ -8,7 +8,7 @@ from flexlora.errors import UserError
 from flexlora.settings import GlueTask
 from flexlora.tasks.generator import TASKS, generate, source_hash
 from flexlora.tasks.glue import Glue, glue
-from flexlora.tasks.rows import Rows
+from flexlora.tasks.rows import Rows, check_columns, check_labels
 
 log = logging.getLogger("flexlora")
 
@@ -23,6 +23,8 @@ def load(settings: GlueTask) -> Glue:
         raise UserError("scale=tiny generates its data: leave out task.data_dir, or scale=tiny")
     if settings.name not in TASKS:
         raise UserError(f"scale=tiny has no task {settings.name}: it generates {', '.join(TASKS)}")
+    check_columns(settings)
+    check_labels(settings)
     log.info("scale=tiny: generated data and a small model; this says nothing about the paper")
     splits: dict[str, Rows] = {}
     digest = hashlib.sha256()
