@@ -153,8 +153,8 @@ def test_a_score_that_is_none_is_one_line(value, message, tmp_path):
         ("train.csv", b'sentence1,sentence2,label\n"a"x,b,0\n', "cannot read .*train.csv: line 2: "),
         ("train.csv", b"sentence1,sentence2,label\n\xff,b,0\n", "cannot read .*train.csv: 'utf-8' codec"),
         ("train.csv", b"sentence1,sentence2,label\n", "train.csv has no rows"),
-        ("train.csv", b"", "has no column 'sentence1'"),
-        ("train.json", b"[]", "has no column 'sentence1'"),
+        ("train.csv", b"", "train.csv has no rows"),
+        ("train.json", b"[]", "train.json has no rows"),
         ("train.parquet", b"PAR1 and no more", "cannot read .*train.parquet: "),
     ],
 )
