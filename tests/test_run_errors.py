@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ BAD_SETTINGS = {
     "a sweep without -m": (["task=glue/cola", "seed=0,1"], r"'seed=0,1' is several values: -m runs each of them"),
     "a key of no task": (["-m", "task=glue/cola,glue/rte", "task.max_rows=8"], r"Did you mean task.max_eval_rows?"),
     "a field of some methods": (["-m", "task=glue/cola", "method=lora,bitfit", "method.bias=all"], r"methods with ++."),
+    "an empty sweep": (["-m", "task=glob(glue/*)"], r"nothing to run: a list of the sweep is empty"),
     "one bad run": (["-m", "task=glue/cola", "method=lora,lara"], r"there is no method 'lara'. Did you mean lora?"),
     "an unset variable": (["task=glue/cola", "adapter="], r"adapter is empty: give a folder's name, or leave it out"),
     "a path for a name": (["task=glue/cola", "task.name=../x"], r"task.name names folders of a run's path"),
@@ -156,6 +158,27 @@ def test_without_the_hub_it_says_in_seconds_what_to_set(flexlora_run, cola, tmp_
         assert "cannot be reached" in one_line(result)
         assert hint in one_line(result)
         assert time.monotonic() - began < 60
+
+
+def test_help_lists_what_can_be_chosen_and_version_is_our_own(flexlora_run):
+    told = flexlora_run("--help")
+    assert told.returncode == 0
+    lines = told.stdout.splitlines()
+    assert "task: glue/cola, glue/mnli, glue/mrpc, glue/qnli, glue/qqp, glue/rte, glue/sst2, glue/stsb" in lines
+    assert "scale: paper, tiny" in lines
+    assert not [line for line in lines if line.startswith(("schema", "recipe"))]
+    assert flexlora_run("--version").stdout == f"flexlora-run {version('flexlora')}\n"
+
+
+def test_a_terminal_that_lacks_letters_is_no_reason_to_fail(flexlora_run, arguments, tmp_path):
+    """And nothing is needed from a home or a cache that cannot be written."""
+    result = flexlora_run(
+        *arguments, "method=linear", "training.max_steps=2", f"output_root={tmp_path}",
+        PYTHONIOENCODING="ascii", HOME="/proc/none", FLEXLORA_CACHE="/proc/none", HF_HOME="/proc/none",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "glue/cola \\xb7 linear" in result.stdout
+    assert "tokens are not kept, /proc/none/tokens cannot be written" in result.stdout
 
 
 def test_a_traceback_is_shown_where_it_is_asked_for(flexlora_run):

@@ -5,16 +5,18 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from flexlora.cli.explain import explain, require_task
+from flexlora.cli.explain import explain, list_choices, require_task
+from flexlora.cli.terminal import take_any_letter
 from flexlora.conf_path import conf_dir
 from flexlora.errors import UserError
 from flexlora.settings import RunSettings, register_schemas, resolve
@@ -22,6 +24,7 @@ from flexlora.training.progress import is_main_process
 from flexlora.training.stop import raise_interrupted
 
 REFUSED, FAILED = 2, 1
+PRINTS = ("-h", "--h", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")  # options that print and run nothing
 
 Job = Callable[[RunSettings, dict[str, Any], list[str]], str]
 
@@ -40,7 +43,12 @@ def call_with_settings(program: str, job: Job, overrides: Sequence[str] = ()) ->
     Returns:
         How each run ended, in order.
     """
+    take_any_letter()
+    if "--version" in sys.argv:  # else Hydra says its own
+        print(f"{program} {version('flexlora')}")
+        sys.exit()
     register_schemas()
+    OmegaConf.register_new_resolver("choices", list_choices, replace=True)
     logging.getLogger("flexlora").setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, raise_interrupted)
     show_tracebacks = bool(os.environ.get("HYDRA_FULL_ERROR"))
@@ -64,6 +72,9 @@ def call_with_settings(program: str, job: Job, overrides: Sequence[str] = ()) ->
 
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(run)()
+    except BrokenPipeError:  # `--help | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FAILED)
     except (HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
         if show_tracebacks:
             raise
@@ -77,6 +88,9 @@ def call_with_settings(program: str, job: Job, overrides: Sequence[str] = ()) ->
     except KeyboardInterrupt as error:
         say(program, "interrupted")
         sys.exit(128 + getattr(error, "number", signal.SIGINT))
+    if not endings and not any(item.startswith(PRINTS) for item in sys.argv[1:]):
+        say(program, "nothing to run: a list of the sweep is empty (globs know no task/…: write the tasks out)")
+        sys.exit(REFUSED)
     return endings
 
 

@@ -45,6 +45,12 @@ def choices(group: str, folders: list[Path]) -> list[str]:
     return sorted(found)
 
 
+def list_choices() -> str:
+    """A line for every group with a choice of the user's, for `--help`."""
+    listed = {group: [name for name in choices(group, _folders()) if name != "none"] for group in GROUPS}
+    return "\n".join(f"{group}: {', '.join(names)}" for group, names in listed.items())
+
+
 def explain(error: HydraException | OmegaConfBaseException | YAMLError | OSError) -> str:
     """One line for an error while Hydra composes a config, or begins a sweep."""
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:

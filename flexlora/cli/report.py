@@ -4,9 +4,11 @@ import argparse
 import os
 import shutil
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
+from flexlora.cli.terminal import take_any_letter
 from flexlora.errors import UserError, did_you_mean
 from flexlora.report.build import Sheet, build
 from flexlora.report.render import as_csv, as_markdown, as_text
@@ -30,6 +32,7 @@ def main() -> None:
     The exit code is 0 when all records could be read, 1 when some are broken (the table shows the others), 2 where
     there is nothing to show or the command line is wrong.
     """
+    take_any_letter()
     try:
         sys.exit(_report(_parser().parse_args()))
     except UserError as error:
@@ -48,6 +51,7 @@ def _parser() -> _Parser:
         epilog="A folder of one scale, task or model narrows the table: flexlora-report outputs/local/glue/cola. "
         "Exit code: 0; 1 where some record is broken; 2 where there is nothing to show.",
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('flexlora')}")
     parser.add_argument("folder", nargs="?", default="outputs", help="where to look for runs (default: outputs)")
     parser.add_argument("--table", default="glue", metavar="NAME", help=f"one of: {', '.join(TABLES)} (default: glue)")
     parser.add_argument("--method", metavar="A,B", help="show these methods only")

@@ -26,6 +26,10 @@ class _Metric(evaluate.Metric):
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"keep_in_memory": True, **options})
 
+    def _build_data_dir(self) -> str:
+        """Its library makes a folder in the user's cache even so, which may be read-only."""
+        return self._data_dir_root if self.keep_in_memory else super()._build_data_dir()
+
     def _info(self) -> evaluate.MetricInfo:
         value = datasets.Value(self.value_type)
         return evaluate.MetricInfo(
