@@ -126,3 +126,14 @@ def test_a_record_that_is_no_record_is_refused(tmp_path):
     (tmp_path / "result.json").write_text('{"status": "done"}')
     with RunFolder(tmp_path, CONFIG) as folder, pytest.raises(UserError, match="is not the record of a run"):
         folder.is_finished()
+
+
+@pytest.mark.parametrize("content", ["training: [1, 2", "- a\n- b\n", None])
+def test_checkpoints_beside_a_config_that_cannot_be_read_are_kept(tmp_path, content):
+    """Whether they are this run's cannot be told: nothing already computed is thrown away for it."""
+    (tmp_path / "checkpoints" / "step-000000007").mkdir(parents=True)
+    if content is not None:
+        (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(UserError, match=r"config\.yaml .*move the folder away, or give variant=NAME"):
+        RunFolder(tmp_path, CONFIG).can_resume()
+    assert (tmp_path / "checkpoints" / "step-000000007").is_dir()

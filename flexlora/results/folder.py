@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from flexlora.errors import UserError
+from flexlora.errors import UserError, one_line
 from flexlora.results.files import to_json, write_text
 from flexlora.results.record import read_record
 from flexlora.settings import flat_keys
@@ -154,12 +154,15 @@ class RunFolder:
         """
         if not any((self.path / CHECKPOINTS).glob("step-*")):
             return False
+        file = self.path / "config.yaml"
         try:
-            before: Any = OmegaConf.to_container(OmegaConf.load(self.path / "config.yaml"))
-        except (OSError, ValueError, YAMLError):
-            return False
-        if not isinstance(before, dict) or config_hash(before) == config_hash(self.config):
-            return isinstance(before, dict)
+            before: Any = OmegaConf.to_container(OmegaConf.load(file))
+        except (OSError, ValueError, YAMLError) as error:
+            raise UserError(f"{file} cannot be read ({one_line(error)}): move the folder away, or give variant=NAME.") from error
+        if not isinstance(before, dict):
+            raise UserError(f"{file} is no configuration: move the folder away, or give variant=NAME.")
+        if config_hash(before) == config_hash(self.config):
+            return True
         raise UserError(
             f"{self.path} holds an unfinished run of another config ({_differences(before, self.config)}): "
             "move it away, or give variant=NAME."
