@@ -158,7 +158,9 @@ class RunFolder:
         try:
             before: Any = OmegaConf.to_container(OmegaConf.load(file))
         except (OSError, ValueError, YAMLError) as error:
-            raise UserError(f"{file} cannot be read ({one_line(error)}): move the folder away, or give variant=NAME.") from error
+            raise UserError(
+                f"{file} cannot be read ({one_line(error)}): move the folder away, or give variant=NAME."
+            ) from error
         if not isinstance(before, dict):
             raise UserError(f"{file} is no configuration: move the folder away, or give variant=NAME.")
         if config_hash(before) == config_hash(self.config):
