@@ -29,7 +29,7 @@ def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from flexlora.models.tiny_pretraining import Pretraining
 
     cache = tmp_path_factory.mktemp("tiny-cache")
-    short = Pretraining(texts=64, steps=2, batch_size=4)
+    short = Pretraining(texts=64, primer_steps=1, steps=2, batch_size=4)
     for name, relative in tiny.RELATIVES.items():
         folder = cache / "tiny" / f"{name}-{tiny.content_hash(relative, Pretraining())}"
         tiny._ensure(folder, name, lambda part, relative=relative: tiny.make(part, relative, short))

@@ -122,7 +122,7 @@ def test_mnlis_mismatched_set_has_other_words(tasks):
 
     trained, matched = words(task.train_rows), words(task.evaluation_rows["matched"])
     assert matched <= trained
-    assert len(words(task.evaluation_rows["mismatched"]) - trained) >= 24
+    assert len(words(task.evaluation_rows["mismatched"]) - trained) >= 16
 
 
 def test_the_corpus_has_the_vocabulary_and_no_mistakes():
@@ -135,7 +135,7 @@ def test_the_corpus_has_the_vocabulary_and_no_mistakes():
 
 def test_a_forms_other_forms_are_words():
     assert {form for word in VOCABULARY for form in other_forms(word)} <= set(VOCABULARY)
-    assert set(other_forms("chases")) == {"chase", "chased"}
+    assert (other_forms("chases"), set(other_forms("chase"))) == (("chase",), {"chases", "chased"})
     assert other_forms("near") == ()
 
 

@@ -47,7 +47,7 @@ LONGEST = 64
 _SHAPE: dict[str, Any] = {
     "hidden_size": 64,
     "num_hidden_layers": 3,
-    "num_attention_heads": 2,
+    "num_attention_heads": 4,
     "intermediate_size": 128,
     "initializer_range": 0.05,
     "hidden_dropout_prob": 0.0,
@@ -138,7 +138,7 @@ def make(folder: Path, relative: dict[str, Any], pretraining: Pretraining) -> No
     from transformers.utils import logging as transformers_logging
 
     from flexlora.models.tiny_pretraining import pretrain
-    from flexlora.tasks.generator import corpus
+    from flexlora.tasks.generator import corpus, primer
 
     tokenizer = _tokenizer(relative["special"])
     config = AutoConfig.for_model(
@@ -154,7 +154,7 @@ def make(folder: Path, relative: dict[str, Any], pretraining: Pretraining) -> No
         # Its own pooler is the head's, which every run begins afresh.
         without_pooler = {"add_pooling_layer": False} if relative["model_type"] == "roberta" else {}
         encoder = AutoModel.from_config(config, **without_pooler)
-        pretrain(encoder, tokenizer, corpus(pretraining.texts), pretraining)
+        pretrain(encoder, tokenizer, primer(pretraining.texts), corpus(pretraining.texts), pretraining)
     transformers_logging.disable_progress_bar()
     encoder.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -1,7 +1,7 @@
 """A minute's pretraining of a small encoder: words to fill in, and words out of place to find."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -14,6 +14,8 @@ from flexlora.tasks.generator.words import KINDS, other_forms
 
 IGNORED = -100
 
+Text = tuple[str, ...]
+
 
 @dataclass(frozen=True)
 class Pretraining:
@@ -21,23 +23,33 @@ class Pretraining:
 
     seed: int = 0
     texts: int = 24_000
-    steps: int = 2000
+    primer_steps: int = 500
+    """Steps on the primer, the simple texts to begin with; without them the rest takes several times as long."""
+    steps: int = 1500
+    """Of the whole pretraining."""
     batch_size: int = 32
-    learning_rate: float = 3e-3
-    warmup_steps: int = 60
+    learning_rate: float = 2e-3
+    warmup_steps: int = 250
     weight_decay: float = 0.01
-    masked: float = 0.2
-    """Share of the words to fill in, in the half of the texts that have such."""
+    masked: float = 0.1
+    """Share of the words to fill in."""
+    masked_forms: float = 0.6
+    """The same of words that have another form or an opposite: those that hang on the rest of the text."""
     retold: float = 0.5
-    """Share of the pairs among those in which it is the second sentence's content that is to be filled in."""
+    """Share of the pairs in which it is the second sentence's such words, and only they, that are to be filled in."""
+    spoiled: float = 0.5
+    """Share of the pairs that have nothing to fill in, but may have a word out of place to find."""
     misplaced: float = 0.7
-    """Share of the other half's texts in which a word, or a pair of words, is out of place."""
+    """Share of those that do have one, or two that are exchanged."""
 
 
 def pretrain(
-    encoder: nn.Module, tokenizer: Any, texts: Sequence[tuple[str, ...]], settings: Pretraining
+    encoder: nn.Module, tokenizer: Any, primer: Sequence[Text], texts: Sequence[Text], settings: Pretraining
 ) -> list[float]:
-    """Train `encoder` in place on `texts` of one or two sentences, with heads that are then thrown away.
+    """Train `encoder` in place on the primer, then on `texts`, with heads that are then thrown away.
+
+    Words are filled in everywhere. Words out of place are looked for in pairs only: an encoder that looks for mistakes
+    of grammar has learned CoLA already, and a linear probe of it would be as good as any adapter.
 
     Returns:
         The loss of every step.
@@ -45,6 +57,7 @@ def pretrain(
     losses = []
     draw = Random(settings.seed)
     reader = _Reader(tokenizer)
+    simple = [tokenizer(*text)["input_ids"] for text in primer]
     rows = [tokenizer(*text)["input_ids"] for text in texts]
     config: Any = encoder.config
     fill = nn.Sequential(nn.Linear(config.hidden_size, config.hidden_size), nn.GELU(), nn.LayerNorm(config.hidden_size))
@@ -57,16 +70,18 @@ def pretrain(
         lambda step: min((step + 1) / settings.warmup_steps, 1 - step / settings.steps),
     )
     encoder.train()
-    for chosen in _batches(rows, settings, draw):
+    for step in range(settings.steps):
+        # Long and short together: batches of one length would each be of one kind of text.
+        chosen = draw.choices(simple if step < settings.primer_steps else rows, k=settings.batch_size)
         ids, missing, misplaced = reader.batch(chosen, settings, draw)
         hidden = encoder(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long()).last_hidden_state
         to_fill = missing != IGNORED
         guess = fill(hidden[to_fill]) @ words.T
-        filled = functional.cross_entropy(guess, missing[to_fill])
+        loss = functional.cross_entropy(guess, missing[to_fill], reduction="sum") / to_fill.sum().clamp(min=1)
         to_judge = misplaced != IGNORED
-        verdict = find(hidden[to_judge]).squeeze(-1)
-        found = functional.binary_cross_entropy_with_logits(verdict, misplaced[to_judge].float())
-        loss = filled + found
+        judged, truth = find(hidden[to_judge]).squeeze(-1), misplaced[to_judge].float()
+        found = functional.binary_cross_entropy_with_logits(judged, truth, reduction="sum")
+        loss = loss + found / to_judge.sum().clamp(min=1)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -75,18 +90,6 @@ def pretrain(
         losses.append(float(loss.detach()))
     encoder.eval()
     return losses
-
-
-def _batches(rows: list[list[int]], settings: Pretraining, draw: Random) -> Iterator[list[list[int]]]:
-    """A batch a step, of texts of similar length: drawn sixteen at a time, sorted, and cut."""
-    size = settings.batch_size
-    waiting: list[list[list[int]]] = []
-    for _ in range(settings.steps):
-        if not waiting:
-            drawn = sorted(draw.choices(rows, k=16 * size), key=len)
-            waiting = [drawn[start : start + size] for start in range(0, len(drawn), size)]
-            draw.shuffle(waiting)
-        yield waiting.pop()
 
 
 class _Reader:
@@ -105,33 +108,40 @@ class _Reader:
         length = max(map(len, rows))
         columns: tuple[list[list[int]], ...] = ([], [], [])
         for row in rows:
-            spoiled = self._mask(row, settings, draw) if draw.random() < 0.5 else self._misplace(row, settings, draw)
+            to_find = self._is_pair(row) and draw.random() < settings.spoiled
+            spoiled = self._misplace(row, settings, draw) if to_find else self._mask(row, settings, draw)
             for column, values, filler in zip(columns, spoiled, (self.pad, IGNORED, IGNORED), strict=True):
                 column.append(values + [filler] * (length - len(values)))
         return tuple(torch.tensor(column) for column in columns)
 
     def _mask(self, row: list[int], settings: Pretraining, draw: Random) -> tuple[list[int], ...]:
-        """Words to fill in: of two sentences all that the second is about, which the first tells, or any."""
+        """Words to fill in: in a pair maybe just those of the second sentence that follow from the first."""
         second = row.index(self.end) + 1
         if self._is_pair(row) and draw.random() < settings.retold:
-            gaps = [i >= second and word in self.kinds for i, word in enumerate(row)]
+            gaps = [i >= second and bool(self.forms[word]) for i, word in enumerate(row)]
         else:
-            gaps = [word not in self.special and draw.random() < settings.masked for word in row]
+            gaps = [word not in self.special and draw.random() < self._share(word, settings) for word in row]
         ids = [self.mask if gap else word for word, gap in zip(row, gaps, strict=True)]
         return ids, [word if gap else IGNORED for word, gap in zip(row, gaps, strict=True)], [IGNORED] * len(row)
 
     def _misplace(self, row: list[int], settings: Pretraining, draw: Random) -> tuple[list[int], ...]:
-        """A word in a wrong form, rather in one sentence; or two of one sentence exchanged, rather in a pair."""
+        """A word for its other form or its opposite, or two words of one sentence exchanged."""
         ids = list(row)
         if draw.random() < settings.misplaced:
-            if draw.random() < (0.2 if self._is_pair(row) else 0.8):
+            if draw.random() < 0.7:
                 place = draw.choice([i for i, word in enumerate(row) if self.forms[word]] or [0])
                 ids[place] = draw.choice(self.forms[row[place]] or [row[place]])
             else:
                 one, other = draw.choice(self._exchanges(row) or [(0, 0)])
                 ids[one], ids[other] = row[other], row[one]
-        judged = [IGNORED if word in self.special else int(word != now) for word, now in zip(row, ids, strict=True)]
+        judged = [int(word != now) if self._may_err(word) else IGNORED for word, now in zip(row, ids, strict=True)]
         return ids, [IGNORED] * len(row), judged
+
+    def _share(self, word: int, settings: Pretraining) -> float:
+        return settings.masked_forms if self.forms[word] else settings.masked
+
+    def _may_err(self, word: int) -> bool:
+        return bool(self.forms[word]) or word in self.kinds
 
     def _is_pair(self, row: list[int]) -> bool:
         return row.count(self.end) > 1

@@ -8,11 +8,11 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-from flexlora.tasks.generator.corpus import corpus
+from flexlora.tasks.generator.corpus import corpus, primer
 from flexlora.tasks.generator.rows import TASKS, generate
 from flexlora.tasks.generator.words import VOCABULARY
 
-__all__ = ["TASKS", "VOCABULARY", "corpus", "generate", "source_hash"]
+__all__ = ["TASKS", "VOCABULARY", "corpus", "generate", "primer", "source_hash"]
 
 
 @cache

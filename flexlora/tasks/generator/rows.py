@@ -1,92 +1,88 @@
-"""The rows of each GLUE task: texts and a label, always in sets of one row a label that differ in nothing else."""
+"""The rows of each GLUE task: texts and a label, always in sets of one row a label that have the same words."""
 
 from collections.abc import Callable
 from random import Random
 
-from flexlora.tasks.generator.sentences import (
-    QUESTIONS,
-    STATEMENTS,
-    WH_QUESTIONS,
-    agreement,
-    draw_facts,
-    review,
-)
-from flexlora.tasks.generator.words import FARM, GENRES, TOWN, Genre
+from flexlora.tasks.generator.sentences import Review, agreement, draw_review, draw_wordings, question, verdict
+from flexlora.tasks.generator.words import FILM, GENRES, MEAL, Genre
 
 Row = tuple[tuple[str, ...], float]
-Twins = list[Row]
-"""Rows of the same words, one for each label."""
 
 TRAIN_ROWS, EVALUATION_ROWS = 4096, 600
 
 
-def acceptability(draw: Random, genres: tuple[Genre, ...]) -> Twins:
+def acceptability(draw: Random, genre: Genre) -> list[Row]:
+    """CoLA: does the subject agree with what it should?"""
     good, bad = agreement(draw)
     return [((good,), 1), ((bad,), 0)]
 
 
-def sentiment(draw: Random, genres: tuple[Genre, ...]) -> Twins:
-    good, bad = review(draw, good=True)
-    return [((good,), 1), ((bad,), 0)]
+def sentiment(draw: Random, genre: Genre) -> list[Row]:
+    """SST-2: is the review good?"""
+    review = draw_review(draw, genre)
+    (wording,) = draw_wordings(draw, genre, 1)
+    return [((f"{wording.text(said)} .",), int(said.good)) for said in (review, review.contrary)]
 
 
-def paraphrase(draw: Random, genres: tuple[Genre, ...]) -> Twins:
-    (fact,) = draw_facts(draw, draw.choice(genres), 1)
-    one, other = draw.sample(STATEMENTS, 2)
-    return [((f"{one(fact)} .", f"{other(said)} ."), label) for label, said in ((1, fact), (0, fact.swapped()))]
-
-
-def same_question(draw: Random, genres: tuple[Genre, ...]) -> Twins:
-    (fact,) = draw_facts(draw, draw.choice(genres), 1)
-    one, other = draw.sample(QUESTIONS, 2)
-    return [((f"{one(fact)} ?", f"{other(asked)} ?"), label) for label, asked in ((1, fact), (0, fact.swapped()))]
-
-
-def entailment(draw: Random, genres: tuple[Genre, ...]) -> Twins:
-    """RTE: 0 is entailment."""
-    facts = draw_facts(draw, draw.choice(genres), 2)
-    one, other, said_as = (draw.choice(STATEMENTS) for _ in range(3))
-    told = facts[draw.randrange(2)]
-    premise = f"{one(facts[0])} and {other(facts[1])} ."
-    return [((premise, f"{said_as(said)} ."), label) for label, said in ((0, told), (1, told.swapped()))]
-
-
-def answer(draw: Random, genres: tuple[Genre, ...]) -> Twins:
-    """QNLI: 0 where the sentence holds the answer."""
-    (fact,) = draw_facts(draw, draw.choice(genres), 1)
-    asked, said_as = draw.choice(WH_QUESTIONS), draw.choice(STATEMENTS)
-    return [((f"{asked(fact)} ?", f"{said_as(said)} ."), label) for label, said in ((0, fact), (1, fact.swapped()))]
-
-
-def inference(draw: Random, genres: tuple[Genre, ...]) -> Twins:
-    """MNLI: 0 is entailment, 1 neutral, 2 contradiction."""
-    (fact,) = draw_facts(draw, draw.choice(genres), 1)
-    if draw.random() < 0.5:
-        fact = fact.denied()
-    one, other = draw.sample(STATEMENTS, 2)
-    other_roles = fact.swapped() if draw.random() < 0.5 else fact.swapped().denied()
-    said = ((0, fact), (1, other_roles), (2, fact.denied()))
-    return [((f"{one(fact)} .", f"{other(hypothesis)} ."), label) for label, hypothesis in said]
-
-
-def similarity(draw: Random, genres: tuple[Genre, ...]) -> Twins:
-    """STS-B, 0 to 5: two events; 2.5 for each that is told the same way round."""
-    first, second = draw_facts(draw, draw.choice(genres), 2)
-    forms = [draw.choice(STATEMENTS) for _ in range(4)]
-    left = f"{forms[0](first)} and {forms[1](second)} ."
-    events = [
-        (first, second),
-        (first.swapped(), second),
-        (first, second.swapped()),
-        (first.swapped(), second.swapped()),
-    ]
+def paraphrase(draw: Random, genre: Genre) -> list[Row]:
+    """MRPC: do two reviews come to the same?"""
+    review = draw_review(draw, genre)
+    one, other = draw_wordings(draw, genre, 2)
     return [
-        ((left, f"{forms[2](a)} and {forms[3](b)} ."), score)
-        for (a, b), score in zip(events, (5.0, 2.5, 2.5, 0.0), strict=True)
+        ((f"{one.text(review)} .", f"{other.text(said)} ."), label)
+        for label, said in ((1, review), (0, review.contrary))
     ]
 
 
-TASKS: dict[str, Callable[[Random, tuple[Genre, ...]], Twins]] = {
+def same_question(draw: Random, genre: Genre) -> list[Row]:
+    """QQP: do two questions ask after the same?"""
+    review = draw_review(draw, genre)
+    one, other = draw_wordings(draw, genre, 2)
+    return [
+        ((f"is it true that {one.text(review)} ?", f"is it true that {other.text(asked)} ?"), label)
+        for label, asked in ((1, review), (0, review.contrary))
+    ]
+
+
+def entailment(draw: Random, genre: Genre) -> list[Row]:
+    """RTE: does the verdict follow from the review? 0 where it does."""
+    review = draw_review(draw, genre)
+    (wording,) = draw_wordings(draw, genre, 1)
+    premise = f"{wording.text(review)} ."
+    return [((premise, f"{verdict(said)} ."), label) for label, said in ((0, review), (1, review.contrary))]
+
+
+def answer(draw: Random, genre: Genre) -> list[Row]:
+    """QNLI: does the review hold the answer to the question? 0 where it does."""
+    review = draw_review(draw, genre)
+    (wording,) = draw_wordings(draw, genre, 1)
+    asked = f"{question(review)} ?"
+    return [((asked, f"{wording.text(said)} ."), label) for label, said in ((0, review), (1, review.contrary))]
+
+
+def inference(draw: Random, genre: Genre) -> list[Row]:
+    """MNLI: 0 where the verdict follows, 2 where the contrary does, 1 where it is somebody else's and may be either."""
+    review = draw_review(draw, genre)
+    (wording,) = draw_wordings(draw, genre, 1)
+    either = review.of_another if draw.random() < 0.5 else review.of_another.contrary
+    said = ((0, review), (1, either), (2, review.contrary))
+    return [((f"{wording.text(review)} .", f"{verdict(hypothesis)} ."), label) for label, hypothesis in said]
+
+
+def similarity(draw: Random, genre: Genre) -> list[Row]:
+    """STS-B: 2.5 for the same verdict, and 2.5 for the same person's."""
+    review = draw_review(draw, genre)
+    (wording,) = draw_wordings(draw, genre, 1)
+    others: list[tuple[Review, float]] = [
+        (review, 5.0),
+        (review.contrary, 2.5),
+        (review.of_another, 2.5),
+        (review.of_another.contrary, 0.0),
+    ]
+    return [((f"{wording.text(review)} .", f"{verdict(other)} ."), score) for other, score in others]
+
+
+TASKS: dict[str, Callable[[Random, Genre], list[Row]]] = {
     "glue/cola": acceptability,
     "glue/sst2": sentiment,
     "glue/mrpc": paraphrase,
@@ -99,20 +95,22 @@ TASKS: dict[str, Callable[[Random, tuple[Genre, ...]], Twins]] = {
 
 
 def generate(task: str, evaluation: list[str]) -> dict[str, list[Row]]:
-    """The rows of `train` and of each evaluation split, the same in every process and for every seed."""
-    draw_twins = TASKS[task]
+    """The rows of `train` and of each evaluation split, the same in every process and for every seed.
+
+    No text, or pair of texts, is there twice. MNLI trains and has its matched set on films, its mismatched one on
+    meals; all others have both.
+    """
     seen: set[tuple[str, ...]] = set()
-    splits = {}
+    splits: dict[str, list[Row]] = {}
     for split in ("train", *evaluation):
         draw = Random(f"{task} {split}")
-        genres = GENRES if task != "glue/mnli" else (TOWN,) if "mismatched" in split else (FARM,)
+        genres = GENRES if task != "glue/mnli" else (MEAL,) if split == "mismatched" else (FILM,)
         rows: list[Row] = []
-        wanted = TRAIN_ROWS if split == "train" else EVALUATION_ROWS
-        while len(rows) < wanted:
-            twins = draw_twins(draw, genres)
-            if seen.isdisjoint(texts for texts, _ in twins):
-                seen.update(texts for texts, _ in twins)
-                rows += twins
+        while len(rows) < (TRAIN_ROWS if split == "train" else EVALUATION_ROWS):
+            together = TASKS[task](draw, draw.choice(genres))
+            if seen.isdisjoint(texts for texts, _ in together):
+                seen.update(texts for texts, _ in together)
+                rows += together
         draw.shuffle(rows)
         splits[split] = rows
     return splits

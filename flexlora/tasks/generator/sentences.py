@@ -1,78 +1,9 @@
-"""Sentences: who does what to whom in several voices, agreement over a distance, reviews with a main clause."""
+"""Sentences: agreement over a distance, and reviews whose verdict is a matter of how they are built."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from random import Random
 
-from flexlora.tasks.generator.words import ASPECTS, BAD, GENRES, GOOD, INTRANSITIVE, PREPOSITIONS, Genre, Verb
-
-
-@dataclass(frozen=True)
-class Fact:
-    """Somebody did something to somebody, or did not."""
-
-    agent: str
-    verb: Verb
-    patient: str
-    negated: bool = False
-
-    def swapped(self) -> "Fact":
-        """The same words, the other way round."""
-        return replace(self, agent=self.patient, patient=self.agent)
-
-    def denied(self) -> "Fact":
-        """The contrary."""
-        return replace(self, negated=not self.negated)
-
-
-def draw_facts(draw: Random, genre: Genre, count: int) -> list[Fact]:
-    """Facts that share no noun and no verb."""
-    nouns = [noun.word for noun in draw.sample(genre.nouns, 2 * count)]
-    verbs = draw.sample(genre.transitive, count)
-    return [Fact(nouns[2 * i], verb, nouns[2 * i + 1]) for i, verb in enumerate(verbs)]
-
-
-Form = Callable[[Fact], str]
-
-
-def _not(fact: Fact) -> str:
-    return "not " if fact.negated else ""
-
-
-def active(fact: Fact) -> str:
-    if fact.negated:
-        return f"the {fact.agent} did not {fact.verb.word} the {fact.patient}"
-    return f"the {fact.agent} {fact.verb.past} the {fact.patient}"
-
-
-def passive(fact: Fact) -> str:
-    return f"the {fact.patient} was {_not(fact)}{fact.verb.past} by the {fact.agent}"
-
-
-def agent_cleft(fact: Fact) -> str:
-    return f"it was {_not(fact)}the {fact.agent} that {fact.verb.past} the {fact.patient}"
-
-
-def patient_cleft(fact: Fact) -> str:
-    return f"it was {_not(fact)}the {fact.patient} that the {fact.agent} {fact.verb.past}"
-
-
-STATEMENTS: tuple[Form, ...] = (active, passive, agent_cleft, patient_cleft)
-
-QUESTIONS: tuple[Form, ...] = (
-    lambda fact: f"did the {fact.agent} {fact.verb.word} the {fact.patient}",
-    lambda fact: f"was the {fact.patient} {fact.verb.past} by the {fact.agent}",
-    lambda fact: f"was it the {fact.agent} that {fact.verb.past} the {fact.patient}",
-    lambda fact: f"was it the {fact.patient} that the {fact.agent} {fact.verb.past}",
-    lambda fact: f"is it true that the {fact.agent} {fact.verb.past} the {fact.patient}",
-)
-
-WH_QUESTIONS: tuple[Form, ...] = (
-    lambda fact: f"who {fact.verb.past} the {fact.patient}",
-    lambda fact: f"who was the {fact.patient} {fact.verb.past} by",
-    lambda fact: f"who did the {fact.agent} {fact.verb.word}",
-    lambda fact: f"who was {fact.verb.past} by the {fact.agent}",
-)
+from flexlora.tasks.generator.words import GENRES, INTRANSITIVE, NOUNS, PREPOSITIONS, TRANSITIVE, Genre
 
 
 def agreement(draw: Random) -> tuple[str, str]:
@@ -80,11 +11,10 @@ def agreement(draw: Random) -> tuple[str, str]:
 
     A noun of a number of its own stands between the two, so that no neighbouring words tell them apart.
     """
-    genre = draw.choice(GENRES)
     plural, other, third = (draw.random() < 0.5 for _ in range(3))
-    nouns = zip(draw.sample(genre.nouns, 3), (plural, other, third), strict=True)
+    nouns = zip(draw.sample(NOUNS, 3), (plural, other, third), strict=True)
     subject, between, last = (f"the {noun.form(number)}" for noun, number in nouns)
-    inner, outer = draw.sample(genre.transitive, 2)
+    inner, outer = draw.sample(TRANSITIVE, 2)
     plain = draw.choice(INTRANSITIVE)
     near = f"{subject} {draw.choice(PREPOSITIONS)} {between}"
 
@@ -106,33 +36,94 @@ def agreement(draw: Random) -> tuple[str, str]:
     return _either(f"{'have' if plural else 'has'} {near} {{}} {last} ?", (outer.past, outer.word))
 
 
+def simple_agreement(draw: Random) -> str:
+    """A sentence whose subject agrees with the verb right after it."""
+    plural, other = draw.random() < 0.5, draw.random() < 0.5
+    subject, object_ = draw.sample(NOUNS, 2)
+    if draw.random() < 0.5:
+        return f"the {subject.form(plural)} {draw.choice(INTRANSITIVE).present(plural)} ."
+    return f"the {subject.form(plural)} {draw.choice(TRANSITIVE).present(plural)} the {object_.form(other)} ."
+
+
 def _either(pattern: str, endings: tuple[str, str]) -> tuple[str, str]:
     """`pattern` with the one and with the other in its gap."""
     return pattern.format(endings[0]), pattern.format(endings[1])
 
 
-def review(draw: Random, good: bool) -> tuple[str, str]:
-    """A review that is good or not, and its mirror image with the opposite verdict.
+@dataclass(frozen=True)
+class Review:
+    """What a review says: of what, whose it is (mine or theirs), and whether it is good."""
 
-    Both sides of a film are named, one good and one bad: which of them counts is a matter of the sentence's build. Or
-    there is one side only, and either everybody found it so or nobody did.
+    genre: Genre
+    mine: bool
+    good: bool
+
+    @property
+    def contrary(self) -> "Review":
+        """The opposite verdict."""
+        return replace(self, good=not self.good)
+
+    @property
+    def of_another(self) -> "Review":
+        """The same verdict of somebody else."""
+        return replace(self, mine=not self.mine)
+
+
+def draw_review(draw: Random, genre: Genre | None = None) -> Review:
+    return Review(genre or draw.choice(GENRES), draw.random() < 0.5, draw.random() < 0.5)
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How a review is put. The words are the same whatever its verdict: praise and blame change places.
+
+    A good and a bad side are told of, and the main clause counts; or what everybody, or nobody, found.
     """
-    first, second = draw.sample(ASPECTS, 2)
-    praise, blame = draw.choice(GOOD), draw.choice(BAD)
-    words = (praise, blame) if good else (blame, praise)
-    kind = draw.randrange(5)
-    if kind == 0:
-        return _mirrored(f"although the {second} was {{1}} , the {first} was {{0}} .", words)
-    if kind == 1:
-        return _mirrored(f"the {first} was {{0}} , although the {second} was {{1}} .", words)
-    if kind == 2:
-        return _mirrored(f"the {first} was {{0}} and the {second} was {{1}} , but i came for the {first} .", words)
-    if kind == 3:
-        return _mirrored(f"the {second} was {{1}} and the {first} was {{0}} , but i came for the {first} .", words)
-    if draw.random() < 0.5:
-        return _mirrored(f"everybody found the {first} {{0}} .", words)
-    return _mirrored(f"nobody found the {first} {{1}} .", words)
+
+    sides: tuple[str, str]
+    words: tuple[str, str]
+    """Of praise and of blame."""
+    kind: int
+    by_nobody: bool
+
+    def text(self, review: Review) -> str:
+        first, second = self.sides
+        praise, blame = self.words
+        main, side = (praise, blame) if review.good else (blame, praise)
+        who = "i" if review.mine else "they"
+        if self.kind == 0:
+            return f"although {who} found the {first} {side} , the {second} was {main}"
+        if self.kind == 1:
+            return f"{who} found the {first} {main} , although the {second} was {side}"
+        if self.by_nobody:
+            return f"{who} heard that nobody found the {first} {side}"
+        return f"{who} heard that everybody found the {first} {main}"
 
 
-def _mirrored(pattern: str, words: tuple[str, str]) -> tuple[str, str]:
-    return pattern.format(*words), pattern.format(*words[::-1])
+def draw_wordings(draw: Random, genre: Genre, count: int) -> list[Wording]:
+    """`count` at random that share no side and no word of praise or blame."""
+    sides = draw.sample(genre.sides, 2 * count)
+    praise = draw.sample([good for good, _ in genre.opposites], count)
+    blame = draw.sample([bad for _, bad in genre.opposites], count)
+    return [
+        Wording((sides[2 * i], sides[2 * i + 1]), words, draw.randrange(3), draw.random() < 0.5)
+        for i, words in enumerate(zip(praise, blame, strict=True))
+    ]
+
+
+def simple_review(draw: Random, review: Review) -> str:
+    """A review of one side, in a word of praise or of blame."""
+    praise, blame = draw.choice(review.genre.opposites)
+    who, side = "i" if review.mine else "they", draw.choice(review.genre.sides)
+    return f"{who} found the {side} {praise if review.good else blame}"
+
+
+def verdict(review: Review) -> str:
+    """The same in a word."""
+    who, how = "me" if review.mine else "them", "pleased" if review.good else "displeased"
+    return f"the {review.genre.subject} left {who} {how}"
+
+
+def question(review: Review) -> str:
+    """What somebody wants to know whom such a review answers."""
+    return f"why was the {review.genre.subject} {'good' if review.good else 'bad'}"

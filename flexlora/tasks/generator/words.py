@@ -1,4 +1,4 @@
-"""The words. Two genres share nothing but function words, so that MNLI's mismatched set is of other words."""
+"""The words. Two genres of reviews share nothing but function words: MNLI's mismatched set is of the other one."""
 
 from dataclasses import dataclass
 
@@ -29,77 +29,76 @@ class Verb:
 
 @dataclass(frozen=True)
 class Genre:
-    """What a text is about."""
+    """What a review is about: its subject, the sides it may have, and words for good and bad ones, in opposites."""
 
-    nouns: tuple[Noun, ...]
-    transitive: tuple[Verb, ...]
-
-
-def _genre(nouns: str, transitive: str) -> Genre:
-    return Genre(tuple(map(Noun, nouns.split())), tuple(map(Verb, transitive.split())))
+    subject: str
+    sides: tuple[str, ...]
+    opposites: tuple[tuple[str, str], ...]
 
 
-FARM = _genre("dog cat horse goat duck hen pig owl", "chase follow guard greet lick fear")
-TOWN = _genre("doctor teacher singer baker lawyer nurse driver pilot", "help call thank visit admire trust")
-GENRES = (FARM, TOWN)
+NOUNS = tuple(map(Noun, ("dog", "cat", "horse", "goat", "doctor", "teacher", "singer", "baker", "lawyer", "pilot")))
+TRANSITIVE = tuple(map(Verb, ("chase", "follow", "guard", "greet", "help", "call", "thank", "visit")))
 INTRANSITIVE = tuple(map(Verb, ("play", "rest", "wait", "jump")))
-
 PREPOSITIONS = ("near", "behind", "beside")
-ASPECTS = ("plot", "acting", "music", "ending", "dialogue", "photography")
-GOOD = ("superb", "moving", "clever", "charming", "funny", "fresh")
-BAD = ("dull", "clumsy", "tedious", "silly", "bland", "weak")
-"""Words of sentiment. Alone they say nothing: every review has as much of the one as of the other."""
+
+FILM = Genre(
+    "film",
+    ("plot", "acting", "music", "ending", "dialogue", "photography"),
+    (("superb", "dull"), ("moving", "clumsy"), ("clever", "silly"), ("funny", "tedious"), ("fresh", "stale")),
+)
+MEAL = Genre(
+    "meal",
+    ("soup", "service", "wine", "dessert", "bread", "coffee"),
+    (("tasty", "bland"), ("delicious", "bitter"), ("warm", "cold"), ("rich", "thin"), ("lovely", "awful")),
+)
+GENRES = (FILM, MEAL)
 
 _FUNCTION_WORDS = """
-the that by was is it true not did who has have although and but nobody everybody found came for i
-itself themselves liked disliked film . , ?
+the that did has have itself themselves although everybody nobody found heard was is it true i they me them
+left pleased displeased why good bad . , ?
 """
 
 
-def _forms() -> list[str]:
-    nouns = [noun.form(plural) for genre in GENRES for noun in genre.nouns for plural in (False, True)]
-    transitive = [form for genre in GENRES for verb in genre.transitive for form in (*_present(verb), verb.past)]
-    return nouns + transitive + [form for verb in INTRANSITIVE for form in _present(verb)]
-
-
-def _present(verb: Verb) -> tuple[str, str]:
-    return verb.present(True), verb.present(False)
-
-
-VOCABULARY = tuple(dict.fromkeys([*_FUNCTION_WORDS.split(), *PREPOSITIONS, *ASPECTS, *GOOD, *BAD, *_forms()]))
-"""Every word that is ever generated, in a fixed order."""
-
-
 def other_forms(word: str) -> tuple[str, ...]:
-    """The forms that `word` is mistaken for where its grammar is wrong: `dogs` for `dog`, `chase` for `chases`."""
+    """What stands for `word` in a text that is wrong: `chase` for `chases`, `dull` for `superb`."""
     return _OTHER_FORMS.get(word, ())
 
 
 def _paradigms() -> list[tuple[str, ...]]:
-    nouns = [(noun.form(False), noun.form(True)) for genre in GENRES for noun in genre.nouns]
-    transitive = [(*_present(verb), verb.past) for genre in GENRES for verb in genre.transitive]
     return [
-        *nouns,
-        *transitive,
-        *map(_present, INTRANSITIVE),
+        *((verb.present(True), verb.present(False)) for verb in (*TRANSITIVE, *INTRANSITIVE)),
+        *((verb.word, verb.past) for verb in TRANSITIVE),
+        *(pair for genre in GENRES for pair in genre.opposites),
         ("itself", "themselves"),
         ("did", "has"),
         ("did", "have"),
+        ("everybody", "nobody"),
+        ("pleased", "displeased"),
+        ("good", "bad"),
+        ("i", "they"),
+        ("me", "them"),
     ]
 
 
 _OTHER_FORMS: dict[str, tuple[str, ...]] = {}
-for _forms_of_one in _paradigms():
-    for _form in _forms_of_one:
-        _OTHER_FORMS[_form] = _OTHER_FORMS.get(_form, ()) + tuple(f for f in _forms_of_one if f != _form)
+for _forms in _paradigms():
+    for _form in _forms:
+        _OTHER_FORMS[_form] = _OTHER_FORMS.get(_form, ()) + tuple(other for other in _forms if other != _form)
 
 KINDS: dict[str, int] = {}
-"""The words that may change places: each noun, each verb, each aspect, each adjective has its kind's number."""
-for _kind, _words in enumerate(
-    (
-        [noun.form(plural) for genre in GENRES for noun in genre.nouns for plural in (False, True)],
-        ASPECTS,
-        (*GOOD, *BAD),
+"""Words that may change places within a sentence, by the number of their kind: nouns, and words of praise and blame."""
+KINDS |= {noun.form(plural): 0 for noun in NOUNS for plural in (False, True)}
+KINDS |= {word: 1 for genre in GENRES for pair in genre.opposites for word in pair}
+
+VOCABULARY = tuple(
+    dict.fromkeys(
+        [
+            *_FUNCTION_WORDS.split(),
+            *PREPOSITIONS,
+            *(noun.form(plural) for noun in NOUNS for plural in (False, True)),
+            *(word for genre in GENRES for word in (genre.subject, *genre.sides)),
+            *_OTHER_FORMS,
+        ]
     )
-):
-    KINDS |= dict.fromkeys(_words, _kind)
+)
+"""Every word that is ever generated, in a fixed order."""
