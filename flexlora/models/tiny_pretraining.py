@@ -1,6 +1,5 @@
-"""A minute's pretraining of a small encoder: words to fill in, and words out of place to find."""
+"""Half a minute's pretraining of a small encoder: words to fill in, as in BERT's masked language modelling."""
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
@@ -10,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from flexlora.tasks.generator.words import KINDS, other_forms
+from flexlora.tasks.generator.words import other_forms
 
 IGNORED = -100
 
@@ -35,21 +34,17 @@ class Pretraining:
     """Share of the words to fill in."""
     masked_forms: float = 0.6
     """The same of words that have another form or an opposite: those that hang on the rest of the text."""
-    retold: float = 0.5
+    retold: float = 0.75
     """Share of the pairs in which it is the second sentence's such words, and only they, that are to be filled in."""
-    spoiled: float = 0.5
-    """Share of the pairs that have nothing to fill in, but may have a word out of place to find."""
-    misplaced: float = 0.7
-    """Share of those that do have one, or two that are exchanged."""
 
 
 def pretrain(
     encoder: nn.Module, tokenizer: Any, primer: Sequence[Text], texts: Sequence[Text], settings: Pretraining
 ) -> list[float]:
-    """Train `encoder` in place on the primer, then on `texts`, with heads that are then thrown away.
+    """Train `encoder` in place on the primer, then on `texts`, with a head that is then thrown away.
 
-    Words are filled in everywhere. Words out of place are looked for in pairs only: an encoder that looks for mistakes
-    of grammar has learned CoLA already, and a linear probe of it would be as good as any adapter.
+    It is never shown a mistake: an encoder that has been looking for them has learned CoLA already, and a linear probe
+    of it is as good as any adapter.
 
     Returns:
         The loss of every step.
@@ -59,11 +54,10 @@ def pretrain(
     reader = _Reader(tokenizer)
     simple = [tokenizer(*text)["input_ids"] for text in primer]
     rows = [tokenizer(*text)["input_ids"] for text in texts]
-    config: Any = encoder.config
-    fill = nn.Sequential(nn.Linear(config.hidden_size, config.hidden_size), nn.GELU(), nn.LayerNorm(config.hidden_size))
-    find = nn.Sequential(nn.Linear(config.hidden_size, config.hidden_size), nn.GELU(), nn.Linear(config.hidden_size, 1))
     words = encoder.get_input_embeddings().weight  # type: ignore[operator]
-    parameters = [*encoder.parameters(), *fill.parameters(), *find.parameters()]
+    size = words.shape[1]
+    head = nn.Sequential(nn.Linear(size, size), nn.GELU(), nn.LayerNorm(size))
+    parameters = [*encoder.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
@@ -73,15 +67,11 @@ def pretrain(
     for step in range(settings.steps):
         # Long and short together: batches of one length would each be of one kind of text.
         chosen = draw.choices(simple if step < settings.primer_steps else rows, k=settings.batch_size)
-        ids, missing, misplaced = reader.batch(chosen, settings, draw)
+        ids, missing = reader.batch(chosen, settings, draw)
         hidden = encoder(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long()).last_hidden_state
-        to_fill = missing != IGNORED
-        guess = fill(hidden[to_fill]) @ words.T
-        loss = functional.cross_entropy(guess, missing[to_fill], reduction="sum") / to_fill.sum().clamp(min=1)
-        to_judge = misplaced != IGNORED
-        judged, truth = find(hidden[to_judge]).squeeze(-1), misplaced[to_judge].float()
-        found = functional.binary_cross_entropy_with_logits(judged, truth, reduction="sum")
-        loss = loss + found / to_judge.sum().clamp(min=1)
+        gaps = missing != IGNORED
+        logits = head(hidden[gaps]) @ words.T
+        loss = functional.cross_entropy(logits, missing[gaps], reduction="sum") / gaps.sum().clamp(min=1)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -93,65 +83,30 @@ def pretrain(
 
 
 class _Reader:
-    """Spoils texts of token ids, and says where."""
+    """Takes words out of texts of token ids."""
 
     def __init__(self, tokenizer: Any) -> None:
-        ids = tokenizer.get_vocab()
-        self.mask, self.pad = tokenizer.mask_token_id, tokenizer.pad_token_id
-        self.end = tokenizer.sep_token_id
-        self.special = set(tokenizer.all_special_ids)
-        self.forms = {i: [ids[form] for form in other_forms(word)] for word, i in ids.items()}
-        self.kinds = {ids[word]: kind for word, kind in KINDS.items()}
+        words = tokenizer.get_vocab()
+        self.mask, self.pad, self.end = tokenizer.mask_token_id, tokenizer.pad_token_id, tokenizer.sep_token_id
+        special = set(tokenizer.all_special_ids)
+        self.words = {i for i in words.values() if i not in special}
+        self.forms = {i for word, i in words.items() if other_forms(word)}
 
-    def batch(self, rows: list[list[int]], settings: Pretraining, draw: Random) -> tuple[torch.Tensor, ...]:
-        """Ids, the missing words' ids, and 1 where a word is out of place: each (rows, length)."""
+    def batch(self, rows: list[list[int]], settings: Pretraining, draw: Random) -> tuple[torch.Tensor, torch.Tensor]:
+        """The texts with gaps, and the words that are missing: each (rows, length) int64."""
         length = max(map(len, rows))
-        columns: tuple[list[list[int]], ...] = ([], [], [])
-        for row in rows:
-            to_find = self._is_pair(row) and draw.random() < settings.spoiled
-            spoiled = self._misplace(row, settings, draw) if to_find else self._mask(row, settings, draw)
-            for column, values, filler in zip(columns, spoiled, (self.pad, IGNORED, IGNORED), strict=True):
-                column.append(values + [filler] * (length - len(values)))
-        return tuple(torch.tensor(column) for column in columns)
+        ids = torch.full((len(rows), length), self.pad)
+        missing = torch.full((len(rows), length), IGNORED)
+        for number, row in enumerate(rows):
+            whole = torch.tensor(row)
+            gaps = torch.tensor(self._gaps(row, settings, draw))
+            ids[number, : len(row)] = torch.where(gaps, self.mask, whole)
+            missing[number, : len(row)] = torch.where(gaps, whole, IGNORED)
+        return ids, missing
 
-    def _mask(self, row: list[int], settings: Pretraining, draw: Random) -> tuple[list[int], ...]:
-        """Words to fill in: in a pair maybe just those of the second sentence that follow from the first."""
+    def _gaps(self, row: list[int], settings: Pretraining, draw: Random) -> list[bool]:
         second = row.index(self.end) + 1
-        if self._is_pair(row) and draw.random() < settings.retold:
-            gaps = [i >= second and bool(self.forms[word]) for i, word in enumerate(row)]
-        else:
-            gaps = [word not in self.special and draw.random() < self._share(word, settings) for word in row]
-        ids = [self.mask if gap else word for word, gap in zip(row, gaps, strict=True)]
-        return ids, [word if gap else IGNORED for word, gap in zip(row, gaps, strict=True)], [IGNORED] * len(row)
-
-    def _misplace(self, row: list[int], settings: Pretraining, draw: Random) -> tuple[list[int], ...]:
-        """A word for its other form or its opposite, or two words of one sentence exchanged."""
-        ids = list(row)
-        if draw.random() < settings.misplaced:
-            if draw.random() < 0.7:
-                place = draw.choice([i for i, word in enumerate(row) if self.forms[word]] or [0])
-                ids[place] = draw.choice(self.forms[row[place]] or [row[place]])
-            else:
-                one, other = draw.choice(self._exchanges(row) or [(0, 0)])
-                ids[one], ids[other] = row[other], row[one]
-        judged = [int(word != now) if self._may_err(word) else IGNORED for word, now in zip(row, ids, strict=True)]
-        return ids, [IGNORED] * len(row), judged
-
-    def _share(self, word: int, settings: Pretraining) -> float:
-        return settings.masked_forms if self.forms[word] else settings.masked
-
-    def _may_err(self, word: int) -> bool:
-        return bool(self.forms[word]) or word in self.kinds
-
-    def _is_pair(self, row: list[int]) -> bool:
-        return row.count(self.end) > 1
-
-    def _exchanges(self, row: list[int]) -> list[tuple[int, int]]:
-        """Places in one sentence whose words are of one kind and not the same."""
-        end = row.index(self.end)
-        movable = [(i, self.kinds[word], i > end) for i, word in enumerate(row) if word in self.kinds]
-        return [
-            (one[0], other[0])
-            for one, other in itertools.combinations(movable, 2)
-            if one[1:] == other[1:] and row[one[0]] != row[other[0]]
-        ]
+        if second < len(row) and draw.random() < settings.retold:
+            return [i >= second and word in self.forms for i, word in enumerate(row)]
+        shares = (settings.masked_forms if word in self.forms else settings.masked for word in row)
+        return [word in self.words and draw.random() < share for word, share in zip(row, shares, strict=True)]

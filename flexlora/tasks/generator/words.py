@@ -85,11 +85,6 @@ for _forms in _paradigms():
     for _form in _forms:
         _OTHER_FORMS[_form] = _OTHER_FORMS.get(_form, ()) + tuple(other for other in _forms if other != _form)
 
-KINDS: dict[str, int] = {}
-"""Words that may change places within a sentence, by the number of their kind: nouns, and words of praise and blame."""
-KINDS |= {noun.form(plural): 0 for noun in NOUNS for plural in (False, True)}
-KINDS |= {word: 1 for genre in GENRES for pair in genre.opposites for word in pair}
-
 VOCABULARY = tuple(
     dict.fromkeys(
         [
