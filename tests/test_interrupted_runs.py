@@ -113,10 +113,12 @@ def test_a_signal_finishes_the_step_and_the_same_command_goes_on(command, unbrok
     process = start(line)
     try:
         wait_for_step(process, folder, 60)
+        process.send_signal(signal.SIGSTOP)  # or it would be done before the next command has started
         held = subprocess.run([*line, "training.batch_size=4"], capture_output=True, text=True, timeout=120)
         assert held.returncode == 2
         assert f"is held by process {process.pid} on " in one_line(held)
         process.send_signal(number)
+        process.send_signal(signal.SIGCONT)
         stdout, stderr = process.communicate(timeout=60)
     finally:
         process.kill()
