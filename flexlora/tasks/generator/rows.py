@@ -1,4 +1,4 @@
-"""The rows of each GLUE task: texts and a label, always in sets of one row a label that differ in a form or an order."""
+"""The rows of each GLUE task: texts and a label, in sets of one row a label that differ in a form or an order."""
 
 from collections.abc import Callable
 from random import Random
