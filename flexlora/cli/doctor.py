@@ -1,6 +1,5 @@
 """`flexlora-doctor`: could this run start here, and what would it do? It trains nothing and touches no run's folder."""
 
-import logging
 import sys
 import tempfile
 import textwrap
@@ -35,7 +34,6 @@ def main() -> None:
 
 
 def _examine(settings: RunSettings, plain: dict[str, Any], overrides: list[str]) -> str:
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     show_log()
     from flexlora.training.job import run_path
 

@@ -1,6 +1,5 @@
 """`flexlora-run`: one run, or a sweep of them with `-m`."""
 
-import logging
 import sys
 from collections import Counter
 from typing import Any
@@ -27,8 +26,6 @@ def main() -> None:
 def _run(settings: RunSettings, plain: dict[str, Any], overrides: list[str]) -> str:
     from flexlora.training.job import run_job
 
-    # PEFT imports bitsandbytes where it is installed, which then warns of kernels for bases that are not quantised.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     show_log()
     return run_job(settings, plain, overrides)
 

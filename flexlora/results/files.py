@@ -5,24 +5,32 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` in one move: a reader, or a run killed half-way, never meets half a file."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to, which then replaces it in one move; where writing fails nothing is left."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
     part = Path(name)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.chmod(0o644)  # mkstemp's own 0600 would hide a shared results folder from its readers
+        yield part
+        part.chmod(0o644)  # mkstemp's own 0600 would hide a shared folder from its readers
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text` in one move: a reader, or a run killed half-way, never meets half a file."""
+    with replacing(path) as part, part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

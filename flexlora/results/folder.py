@@ -75,6 +75,12 @@ def held_by(path: Path, holder: str) -> str:
     return f"{path} is held by {holder}: wait for it, or give variant=NAME."
 
 
+def checkpoint_folders(path: Path) -> dict[int, Path]:
+    """The checkpoints of the run in `path` by their step, the newest first, damaged ones among them."""
+    found = {int(folder.name.removeprefix("step-")): folder for folder in (path / CHECKPOINTS).glob("step-*")}
+    return dict(sorted(found.items(), reverse=True))
+
+
 class RunFolder:
     """`<output_root>/<scale>/<task>/<model>/<method>/<variant>/seed<seed>`, held by one process at a time.
 
@@ -152,7 +158,7 @@ class RunFolder:
         Raises:
             UserError: they are of another config; the message names the differing keys.
         """
-        if not any((self.path / CHECKPOINTS).glob("step-*")):
+        if not checkpoint_folders(self.path):
             return False
         file = self.path / "config.yaml"
         try:

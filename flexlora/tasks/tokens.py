@@ -5,8 +5,6 @@ import itertools
 import json
 import logging
 import math
-import os
-import tempfile
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,8 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from flexlora.results.files import replacing
 
 log = logging.getLogger("flexlora")
 
@@ -207,17 +207,11 @@ def _write(path: Path, tokens: Tokens) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {**tokens.columns, OFFSETS: tokens.offsets}
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    part = Path(name)
     try:
-        save_file(arrays, part, metadata={"crc32": _checksum(arrays)})
-        part.chmod(0o644)  # mkstemp's own 0600 would hide a shared cache from its readers
-        part.replace(path)
+        with replacing(path) as part:
+            save_file(arrays, part, metadata={"crc32": _checksum(arrays)})
     except SafetensorError as error:  # how safetensors says that a disk is full
         raise OSError(str(error)) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _checksum(arrays: dict[str, Array]) -> str:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from flexlora.results.files import to_json, write_text
+from flexlora.results.folder import CHECKPOINTS, checkpoint_folders
 
 log = logging.getLogger("flexlora")
 
@@ -32,12 +33,9 @@ class Checkpoints:
     `manifest.json` with the SHA-256 of both, written last. A folder gets its name when it is whole.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def exist(self) -> bool:
-        """Whether there is anything to resume from, damaged or not."""
-        return bool(self._newest_first())
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.folder = run / CHECKPOINTS
 
     def save(self, step: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
         """Write the checkpoint of `step` and drop all but the newest two.
@@ -64,7 +62,7 @@ class Checkpoints:
             _sync(self.folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-        for old in self._newest_first()[KEPT:]:
+        for old in list(checkpoint_folders(self.run).values())[KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
 
     def load(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
@@ -72,7 +70,7 @@ class Checkpoints:
 
         A damaged one is passed over with a line in the log.
         """
-        for folder in self._newest_first():
+        for folder in checkpoint_folders(self.run).values():
             try:
                 _verify(folder)
                 tensors = load_file(folder / TENSORS)
@@ -80,13 +78,6 @@ class Checkpoints:
             except (OSError, ValueError) as error:
                 log.warning("%s is damaged (%s): falling back to the one before", folder, error)
         return None
-
-    def clear(self) -> None:
-        """Remove them all: the run is done, or begins again."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _newest_first(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"), reverse=True) if self.folder.is_dir() else []
 
 
 def _verify(folder: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from flexlora.errors import UserError, one_line
 from flexlora.results import environment
-from flexlora.results.folder import CHECKPOINTS, RunFolder, cannot_write, held_by
+from flexlora.results.folder import RunFolder, cannot_write, checkpoint_folders, held_by
 from flexlora.results.record import read_record
 from flexlora.settings import Precision, RunSettings
 from flexlora.training.plan import Steps, plan_steps, run_context, windows_line
@@ -310,8 +310,8 @@ class _Checkup:
         if folder.is_finished():
             self._say("folder", "state", "holds this very run, finished: it is skipped", Mark.good)
         elif folder.can_resume():
-            steps = [int(step.name.removeprefix("step-")) for step in (self.path / CHECKPOINTS).glob("step-*")]
-            self._say("folder", "state", f"holds this run, unfinished: it goes on after step {max(steps):,}", Mark.good)
+            newest = next(iter(checkpoint_folders(self.path)))
+            self._say("folder", "state", f"holds this run, unfinished: it goes on after step {newest:,}", Mark.good)
         else:
             self._say("folder", "state", self._unfinished(), Mark.good)
         free, need = shutil.disk_usage(there).free, KEPT_COPIES * self.trained_bytes

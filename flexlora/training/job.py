@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 from flexlora.errors import UserError, one_line
 from flexlora.results import environment
 from flexlora.results.files import JsonLines
-from flexlora.results.folder import CHECKPOINTS, KEPT, RunFolder, cannot_write, config_hash, variant_name
+from flexlora.results.folder import (
+    CHECKPOINTS,
+    KEPT,
+    RunFolder,
+    cannot_write,
+    checkpoint_folders,
+    config_hash,
+    variant_name,
+)
 from flexlora.results.record import RunRecord
 from flexlora.settings import Precision, RunSettings
 from flexlora.training.alarms import rank_alarms
@@ -146,7 +154,7 @@ class _Job:
             raise
         except KeyboardInterrupt:
             record.status, record.error = "interrupted", f"interrupted at step {record.steps or 0}"
-            if any((self.path / CHECKPOINTS).glob("step-*")):
+            if checkpoint_folders(self.path):
                 log.info("interrupted at step %d: the same command goes on from there", record.steps or 0)
             raise
         except Exception as error:
@@ -209,7 +217,7 @@ class _Job:
             log.info("starting from %s", settings.adapter)
         record.parameters = dict(method.parameters(model))
 
-        checkpoints = Checkpoints(self.path / CHECKPOINTS)
+        checkpoints = Checkpoints(self.path)
         saved = checkpoints.load() if self.resume else None
         with contextlib.ExitStack() as stack:
             name = f"{record.task} {record.method} {record.model} {record.variant} seed{record.seed}"

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -128,7 +129,6 @@ class Loop:
 
     def _train(self) -> bool:
         """Whether it came to its end; False where it diverged."""
-        size = self._epoch_size()
         self.model.train()
         self._began = time.perf_counter()
         if self._evaluation_due and not self._evaluate_or_diverge():  # resumed where an evaluation was cut short
@@ -138,14 +138,14 @@ class Loop:
                 self._epoch_loss_sum.zero_()
             for indices, batches in self._epoch_steps(self._epoch, done=self._steps_in_epoch):
                 self._step(indices, batches)
-                if not self._after_step(size):
+                if not self._after_step():
                     return False
                 if self.outcome.steps == self.total_steps:
                     return True
             self._epoch, self._steps_in_epoch = self._epoch + 1, 0
         return True
 
-    def _after_step(self, epoch_size: int) -> bool:
+    def _after_step(self) -> bool:
         """Log, evaluate, keep a checkpoint, leave: whatever is due after a step. False where it diverged."""
         steps, settings = self.outcome.steps, self.settings
         at_end = steps == self.total_steps
@@ -154,7 +154,7 @@ class Loop:
             self._log()
             if self._diverged():
                 return False
-        end_of_epoch = self._steps_in_epoch == epoch_size
+        end_of_epoch = self._steps_in_epoch == self._epoch_size
         self._evaluation_due = at_end or (
             end_of_epoch if settings.eval_every is None else steps % settings.eval_every == 0
         )
@@ -268,7 +268,9 @@ class Loop:
         self.outcome.last = self.outcome.history[-1] if self.outcome.history else None
         self.outcome.best = None if best is None else self.outcome.history[best]
 
+    @cached_property
     def _epoch_size(self) -> int:
+        """Optimizer steps of an epoch."""
         return batching.steps_per_epoch(
             len(self.task.train),
             self.settings.batch_size,
@@ -363,7 +365,7 @@ class Loop:
             self._tokens["padded"] += longest * len(chosen)
 
     def _epoch_now(self) -> float:
-        return round(self._epoch + self._steps_in_epoch / self._epoch_size(), 4)
+        return round(self._epoch + self._steps_in_epoch / self._epoch_size, 4)
 
     def _log(self) -> None:
         """A line of metrics.jsonl; the only place, with evaluations, where the host waits for the device."""
