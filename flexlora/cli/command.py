@@ -1,24 +1,27 @@
 """What `flexlora-run` and `flexlora-doctor` share: Hydra composes, an error is one line, the exit code tells."""
 
-import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from flexlora.cli.explain import explain, list_choices, require_task
+from flexlora.cli.sweep import list_endings
 from flexlora.cli.terminal import take_any_letter
 from flexlora.conf_path import conf_dir
-from flexlora.errors import UserError
+from flexlora.errors import UserError, one_line
+from flexlora.results.record import Ending
 from flexlora.settings import RunSettings, register_schemas, resolve
 from flexlora.training.progress import is_main_process
 from flexlora.training.stop import raise_interrupted
@@ -26,10 +29,36 @@ from flexlora.training.stop import raise_interrupted
 REFUSED, FAILED = 2, 1
 PRINTS = ("-h", "--h", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")  # options that print and run nothing
 
-Job = Callable[[RunSettings, dict[str, Any], list[str]], str]
+Job = Callable[[RunSettings, dict[str, Any], list[str]], Ending]
 
 
-def call_with_settings(program: str, job: Job, overrides: Sequence[str] = ()) -> list[str]:
+class Task:
+    """What Hydra calls for every run of the command line, in this process or in one that a launcher starts."""
+
+    def __init__(self, program: str, job: Job) -> None:
+        self.program = program
+        self.job = job
+        self.show_tracebacks = bool(os.environ.get("HYDRA_FULL_ERROR"))
+        self.endings: list[Ending] = []
+
+    def __call__(self, config: DictConfig) -> Ending:
+        """Call the job; a `UserError` becomes a line on stderr and the ending `refused`."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, raise_interrupted)
+        try:
+            require_task(config)
+            settings, plain = resolve(config)
+            ending = self.job(settings, plain, _as_sweeps_spell(HydraConfig.get().overrides.task))
+        except UserError as error:
+            if self.show_tracebacks:
+                raise
+            say(self.program, error)
+            ending = Ending("refused", one_line(error))
+        self.endings.append(ending)
+        return ending
+
+
+def call_with_settings(program: str, job: Job, overrides: Sequence[str] = ()) -> list[Ending]:
     """Call `job(settings, the same as plain data, the command line's overrides)` for every run of the command line.
 
     `job` imports what is heavy itself, so that a bad setting is answered before. Settings that cannot be composed, and
@@ -48,50 +77,49 @@ def call_with_settings(program: str, job: Job, overrides: Sequence[str] = ()) ->
         print(f"{program} {version('flexlora')}")
         sys.exit()
     register_schemas()
+    list_endings()
     OmegaConf.register_new_resolver("choices", list_choices, replace=True)
-    logging.getLogger("flexlora").setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, raise_interrupted)
-    show_tracebacks = bool(os.environ.get("HYDRA_FULL_ERROR"))
+    task = Task(program, job)
     # Hydra then hands its errors on instead of printing them its own way and leaving.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # Wherever they were typed: Hydra takes its overrides in one row.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda item: item not in {"-m", "--multirun"})
     _insert(overrides)
-    endings: list[str] = []
-
-    def run(config: DictConfig) -> None:
-        try:
-            require_task(config)
-            settings, plain = resolve(config)
-            endings.append(job(settings, plain, list(HydraConfig.get().overrides.task)))
-        except UserError as error:
-            if show_tracebacks:
-                raise
-            say(program, error)
-            endings.append("refused")
-
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(run)()
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
     except BrokenPipeError:  # `--help | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILED)
     except (HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
-        if show_tracebacks:
+        if task.show_tracebacks:
             raise
         say(program, explain(error))
         sys.exit(REFUSED)
     except ValueError as error:
-        if show_tracebacks or not str(error).startswith("Config group override"):
+        if task.show_tracebacks or not str(error).startswith("Config group override"):
             raise
         say(program, "task, method, model, scale and experiment take the name of a choice, not null or a number")
         sys.exit(REFUSED)
     except KeyboardInterrupt as error:
         say(program, "interrupted")
         sys.exit(128 + getattr(error, "number", signal.SIGINT))
-    if not endings and not any(item.startswith(PRINTS) for item in sys.argv[1:]):
+    if not task.endings and not any(item.startswith(PRINTS) for item in sys.argv[1:]):
         say(program, "nothing to run: a list of the sweep is empty (globs know no task/…: write the tasks out)")
         sys.exit(REFUSED)
-    return endings
+    return task.endings
+
+
+def _as_sweeps_spell(overrides: Sequence[str]) -> list[str]:
+    """The overrides with their values as a sweep hands them on, 1e-3 as 0.001: a run alone then has the same name."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return [
+        f"{item.input_line.partition('=')[0]}={item.get_value_element_as_str()}"
+        if "=" in item.input_line
+        else item.input_line
+        for item in parsed
+        if item.input_line is not None
+    ]
 
 
 def _insert(overrides: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flexlora.cli.command import FAILED, REFUSED, call_with_settings
+from flexlora.results.record import Ending
 from flexlora.settings import RunSettings
 from flexlora.training.checkup import Finding, Mark, checkup
 from flexlora.training.progress import is_main_process, show_log
@@ -29,22 +30,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:  # Hydra keeps a sweep's multirun.yaml there, and not among the runs
         ours = {"job.name": PROGRAM, "sweep.dir": scratch, "help.header": HEADER, "help.footer": FOOTER}
         endings = call_with_settings(PROGRAM, _examine, [f"hydra.{key}='{value}'" for key, value in ours.items()])
-    bad = set(endings) - {"ready"}
+    bad = {ending.status for ending in endings} - {"ready"}
     sys.exit(0 if not bad else REFUSED if "refused" in bad else FAILED)
 
 
-def _examine(settings: RunSettings, plain: dict[str, Any], overrides: list[str]) -> str:
+def _examine(settings: RunSettings, plain: dict[str, Any], overrides: list[str]) -> Ending:
     show_log()
     from flexlora.training.job import run_path
 
     path = run_path(settings, overrides)
     findings = checkup(settings, plain, path)
-    ready = all(finding.mark is not Mark.problem for finding in findings)
+    problems = [finding.text for finding in findings if finding.mark is Mark.problem]
     if is_main_process():
         model, method = path.parents[2].name, settings.method["name"]
         print(f"{settings.task.name} · {method} · {model} · seed {settings.seed}\n")
         print(page(findings))
-    return "ready" if ready else "not ready"
+    return Ending("not ready", problems[0]) if problems else Ending("ready")
 
 
 def page(findings: Sequence[Finding], width: int = WIDTH) -> str:

@@ -60,6 +60,10 @@ def explain(error: HydraException | OmegaConfBaseException | YAMLError | OSError
         return f"cannot write {error.filename or 'multirun.yaml'}: {reason}. Set output_root=DIR."
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         missing = str(error.missing_cfg_file).removesuffix(".yaml")
+        launcher = re.match(r"hydra/launcher/(joblib|submitit)", missing)
+        if launcher:
+            chosen = missing.replace("launcher/", "launcher=")
+            return f"{chosen} is not installed: pip install 'flexlora[{launcher[1]}]'"
         group, _, name = missing.partition("/")
         if group in GROUPS:
             known = [choice for choice in choices(group, _folders()) if choice != "none"]

@@ -1,12 +1,12 @@
 """`flexlora-run`: one run, or a sweep of them with `-m`."""
 
 import sys
-from collections import Counter
 from typing import Any
 
 from flexlora.cli.command import FAILED, REFUSED, call_with_settings
+from flexlora.results.record import Ending
 from flexlora.settings import RunSettings
-from flexlora.training.progress import is_main_process, show_log
+from flexlora.training.progress import show_log
 
 
 def main() -> None:
@@ -16,14 +16,11 @@ def main() -> None:
     diverged, 130 or 143 where it was interrupted by SIGINT or SIGTERM.
     """
     endings = call_with_settings("flexlora-run", _run)
-    if len(endings) > 1 and is_main_process():
-        counts = ", ".join(f"{count} {ending}" for ending, count in Counter(endings).items())
-        print(f"{len(endings)} runs: {counts}")
-    bad = set(endings) - {"done", "skipped"}
+    bad = {ending.status for ending in endings} - {"done", "skipped"}
     sys.exit(0 if not bad else REFUSED if bad == {"refused"} else FAILED)
 
 
-def _run(settings: RunSettings, plain: dict[str, Any], overrides: list[str]) -> str:
+def _run(settings: RunSettings, plain: dict[str, Any], overrides: list[str]) -> Ending:
     from flexlora.training.job import run_job
 
     show_log()

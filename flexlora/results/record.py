@@ -5,12 +5,19 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from flexlora.results.files import to_json, write_text
 
 SCHEMA_VERSION = 1
 STATUSES = ("done", "failed", "interrupted", "diverged")
+
+
+class Ending(NamedTuple):
+    """How a run of a command ended, and why where that is not well; beside the record's statuses a command has more."""
+
+    status: str
+    reason: str | None = None
 
 
 @dataclass

@@ -23,7 +23,7 @@ from flexlora.results.folder import (
     config_hash,
     variant_name,
 )
-from flexlora.results.record import RunRecord
+from flexlora.results.record import Ending, RunRecord
 from flexlora.settings import Precision, RunSettings
 from flexlora.training.alarms import rank_alarms
 from flexlora.training.plan import plan_steps, run_context, windows_line
@@ -50,7 +50,7 @@ def run_path(settings: RunSettings, overrides: Iterable[str]) -> Path:
     return Path(settings.output_root).expanduser().joinpath(*parts, f"seed{settings.seed}")
 
 
-def run_job(settings: RunSettings, config: dict[str, Any], overrides: Iterable[str]) -> str:
+def run_job(settings: RunSettings, config: dict[str, Any], overrides: Iterable[str]) -> Ending:
     """Run one configuration and record it; `config` is the same as `settings`, as plain data.
 
     Returns:
@@ -77,7 +77,7 @@ def run_job(settings: RunSettings, config: dict[str, Any], overrides: Iterable[s
             raise verdict[0]
         if verdict[0] == "skipped":
             log.info("%s is finished: skipped", path)
-            return "skipped"
+            return Ending("skipped")
         try:
             return _Job(settings, config, path, resume=verdict[0] == "resumed").run()
         except OSError as error:  # the record itself could not be written
@@ -145,7 +145,7 @@ class _Job:
         )
         self.main = True
 
-    def run(self) -> str:
+    def run(self) -> Ending:
         record = self.record
         try:
             self._train()
@@ -172,7 +172,7 @@ class _Job:
             if record.status in KEPT:  # nothing is left to go on with
                 shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
             summarise(record, self.path)
-        return record.status
+        return Ending(record.status, record.error)
 
     def _train(self) -> None:
         from accelerate.utils import set_seed

@@ -95,6 +95,7 @@ def is_main_process() -> bool:
 
 def show_log() -> None:
     """Print the package's log on the terminal, once however often this is called; on the main process only."""
+    log.setLevel(logging.INFO)
     if is_main_process() and not any(isinstance(h, BarFriendlyHandler) for h in log.handlers):
         log.addHandler(BarFriendlyHandler())
         log.propagate = False

@@ -1,0 +1,233 @@
+"""Sweeps (`-m`): every job's ending is known and listed at the end, whatever became of the process that ran it."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import shlex
+import shutil
+import sys
+import traceback
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from flexlora.errors import one_line
+from flexlora.results.files import to_json, write_text
+from flexlora.results.record import Ending
+from flexlora.training.progress import is_main_process
+
+log = logging.getLogger("flexlora")
+
+GOOD = ("done", "ready", "skipped")
+DIED = Ending("interrupted", "its process died: killed, perhaps for memory; the same command goes on with it")
+NOT_STARTED = Ending("not started")
+
+Job = tuple[str, ...]
+"""The overrides of one run, without Hydra's own: `("task=glue/cola", "method=lora")`."""
+
+
+BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+
+
+def list_endings() -> None:
+    """Put `ListingSweeper` in place of Hydra's basic sweeper.
+
+    In its place, for of other names Hydra takes only those of the package hydra_plugins, which all its programs load.
+    """
+    Plugins.instance().class_name_to_class[BASIC] = ListingSweeper
+
+
+class ListingSweeper(Sweeper):
+    """Hydra's basic sweeper, over any of its launchers; prints at the end how every job ended.
+
+    `task_function.endings` then has them, in the order of the jobs.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        found = {f"{kind.__module__}.{kind.__name__}": kind for kind in Plugins.instance().discover(Sweeper)}
+        self._sweeper: Any = found[BASIC](**settings)
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra before `sweep`."""
+        self._config = config
+        self._task = task_function
+        # In the sweep's folder, which a cluster's machines share.
+        self._journal = Journal(Path(config.hydra.sweep.dir) / f".sweep-{uuid.uuid4().hex}")
+        task = Journaled(task_function, self._journal)
+        self._sweeper.setup(hydra_context=hydra_context, task_function=task, config=config)
+        self._launcher = self._sweeper.launcher = PatientLauncher(self._sweeper.launcher, self._journal)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Launch all jobs, and list their endings however that goes."""
+        try:
+            return self._sweeper.sweep(arguments)
+        finally:
+            self._finish()
+
+    def _finish(self) -> None:
+        if not self._launcher.launched:
+            return  # refused before anything ran
+        jobs = dict.fromkeys(job_of(overrides) for batch in self._sweeper.overrides for overrides in batch)
+        endings = {job: self._launcher.ending(job) for job in jobs}
+        shutil.rmtree(self._journal.folder, ignore_errors=True)
+        self._task.endings[:] = endings.values()  # type: ignore[attr-defined]
+        hydra = self._config.hydra
+        folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+        start = [hydra.job.name, *(f"--config-dir={folder}" for folder in folders)]
+        if is_main_process():
+            sys.stdout.flush()
+            print(page({shlex.join([*start, *job]): ending for job, ending in endings.items()}))
+
+
+class Journal:
+    """What each job of one sweep said of itself, a file each, for where its process cannot tell the sweep."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write(self, job: Job, ending: Ending | None) -> None:
+        """Note that `job` has begun (None), or how it ended. A disk that is full does not stop a job over it."""
+        with contextlib.suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(self._file(job), to_json(ending))
+
+    def has_begun(self, job: Job) -> bool:
+        return self._file(job).exists()
+
+    def read(self, job: Job) -> Ending | None:
+        """How `job` said that it ended; None where it has not begun, or did not live to say."""
+        try:
+            noted = json.loads(self._file(job).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return None if noted is None else Ending(*noted)
+
+    def _file(self, job: Job) -> Path:
+        return self.folder / f"{hashlib.sha256(chr(0).join(job).encode()).hexdigest()}.json"
+
+
+class Journaled:
+    """A task function that keeps the journal; Hydra's launchers pickle it for the process that runs the job."""
+
+    def __init__(self, task: Callable[[DictConfig], Ending], journal: Journal) -> None:
+        self.task = task
+        self.journal = journal
+
+    def __call__(self, config: DictConfig) -> Ending:
+        """Run a job. What it raises is a bug: shown, and the sweep goes on with the others."""
+        job = job_of(HydraConfig.get().overrides.task)
+        self.journal.write(job, None)
+        try:
+            ending = self.task(config)
+        except KeyboardInterrupt:
+            self.journal.write(job, Ending("interrupted", "told to stop; the same command goes on with it"))
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            ending = Ending("failed", f"{type(error).__name__}: {one_line(error)}")
+        self.journal.write(job, ending)
+        return ending
+
+
+class PatientLauncher(Launcher):
+    """Another launcher, whose jobs may die: those that have not begun are launched again."""
+
+    def __init__(self, launcher: Launcher, journal: Journal) -> None:
+        self.launcher = launcher
+        self.journal = journal
+        self.launched = False
+        self._returned: dict[Job, Ending] = {}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Nothing: the other launcher is set up already."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Launch them, again where the launcher gave up; what they returned is in `ending`.
+
+        Raises:
+            Exception: the launcher's own, where it did not get one job to begin.
+        """
+        self.launched = True
+        waiting = list(job_overrides)
+        while waiting:
+            try:
+                with self._patience():
+                    results = self.launcher.launch(waiting, initial_job_idx=initial_job_idx)
+            except Exception as error:
+                left = [overrides for overrides in waiting if not self.journal.has_begun(job_of(overrides))]
+                if len(left) == len(waiting):
+                    raise
+                log.warning("a run's process died (%s); %d runs have not begun yet", one_line(error), len(left))
+                waiting = left
+            else:
+                for overrides, result in zip(waiting, results, strict=True):
+                    self._take(job_of(overrides), result)
+                break
+        return []
+
+    def _patience(self) -> contextlib.AbstractContextManager[None]:
+        submits = type(self.launcher).__module__.startswith("hydra_plugins.hydra_submitit_launcher")
+        return _submitit_waits_for_all() if submits else contextlib.nullcontext()
+
+    def _take(self, job: Job, result: JobReturn) -> None:
+        if result.status is JobStatus.COMPLETED:
+            self._returned[job] = result.return_value
+        elif not self.journal.has_begun(job):  # it did not come as far as to say anything
+            self._returned[job] = Ending("failed", one_line(result._return_value))
+
+    def ending(self, job: Job) -> Ending:
+        """How `job` ended, as far as that is known here."""
+        told = self._returned.get(job) or self.journal.read(job)
+        return told or (DIED if self.journal.has_begun(job) else NOT_STARTED)
+
+
+@contextlib.contextmanager
+def _submitit_waits_for_all() -> Iterator[None]:
+    """Have a job that died return its exception. Hydra's launcher asks the jobs in turn, and stops at such a one."""
+    import submitit
+
+    kind: Any = submitit.Job
+    ask = kind.results
+
+    def results(job: Any) -> Any:
+        try:
+            return ask(job)
+        except (submitit.core.utils.FailedJobError, submitit.core.utils.UncompletedJobError) as error:
+            died = JobReturn()
+            died.status, died.return_value = JobStatus.FAILED, error
+            return [died]
+
+    kind.results = results
+    try:
+        yield
+    finally:
+        kind.results = ask
+
+
+def job_of(overrides: Sequence[str]) -> Job:
+    """The job that has these overrides."""
+    return tuple(item for item in overrides if not item.lstrip("+~").startswith(("hydra.", "hydra/")))
+
+
+def page(endings: dict[str, Ending]) -> str:
+    """The list of a sweep by command: how many ended how, then each with its reason, those to look at last."""
+    counts = Counter(ending.status for ending in endings.values())
+    summary = ", ".join(f"{count} {status}" for status, count in counts.items())
+    width = max(len(status) for status in counts)
+    lines = [f"\n{len(endings)} runs: {summary}" if len(endings) > 1 else f"\n1 run: {next(iter(counts))}"]
+    for command, (status, reason) in sorted(endings.items(), key=lambda item: item[1].status not in GOOD):
+        lines.append(f"  {status.ljust(width)}  {command}")
+        if reason is not None:
+            lines.append(f"  {' ' * width}  {reason}")
+    return "\n".join(lines)
