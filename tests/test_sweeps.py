@@ -11,7 +11,8 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from runner_helpers import COMMAND
 
-from flexlora.cli.sweep import DIED, NOT_STARTED, Journal, PatientLauncher, job_of, page
+from flexlora.cli.sweep import DIED, NOT_STARTED, STOPPED, Journal, PatientLauncher, job_of, page
+from flexlora.errors import UserError
 from flexlora.results.record import Ending, read_record
 
 # A method whose fate, one of its fields, is to meet an accident at its fifth step unless `healed` exists.
@@ -205,8 +206,25 @@ def test_a_launcher_that_starts_nothing_is_not_asked_again(tmp_path):
             raise RuntimeError("no such partition")
 
     launcher = PatientLauncher(Broken(Journal(tmp_path), dies=""), Journal(tmp_path))
-    with pytest.raises(RuntimeError, match="no such partition"):
+    with pytest.raises(UserError, match="hydra/launcher starts no run: no such partition"):
         launcher.launch([["seed=0"]], 0)
+    assert not launcher.began
+
+
+def test_a_sweep_that_is_stopped_knows_which_run_it_was_in(tmp_path):
+    class Stopped(Fragile):
+        def launch(self, job_overrides, initial_job_idx):
+            try:
+                super().launch(job_overrides, initial_job_idx)
+            except RuntimeError:
+                raise KeyboardInterrupt from None
+
+    journal = Journal(tmp_path)
+    launcher = PatientLauncher(Stopped(journal, dies="seed=1"), journal)
+    with pytest.raises(KeyboardInterrupt):
+        launcher.launch([["seed=0"], ["seed=1"], ["seed=2"]], 0)
+    endings = [launcher.ending((f"seed={number}",)) for number in range(3)]
+    assert endings == [Ending("done"), STOPPED, NOT_STARTED]
 
 
 def test_the_list_puts_last_what_needs_a_look():

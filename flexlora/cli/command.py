@@ -91,10 +91,10 @@ def call_with_settings(program: str, job: Job, overrides: Sequence[str] = ()) ->
     except BrokenPipeError:  # `--help | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILED)
-    except (HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
+    except (UserError, HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
         if task.show_tracebacks:
             raise
-        say(program, explain(error))
+        say(program, error if isinstance(error, UserError) else explain(error))
         sys.exit(REFUSED)
     except ValueError as error:
         if task.show_tracebacks or not str(error).startswith("Config group override"):

@@ -22,7 +22,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from flexlora.errors import one_line
+from flexlora.errors import UserError, one_line
 from flexlora.results.files import to_json, write_text
 from flexlora.results.record import Ending
 from flexlora.training.progress import is_main_process
@@ -31,6 +31,8 @@ log = logging.getLogger("flexlora")
 
 GOOD = ("done", "ready", "skipped")
 DIED = Ending("interrupted", "its process died: killed, perhaps for memory; the same command goes on with it")
+STOPPED = Ending("interrupted", "the sweep was stopped before it ended; the same command goes on with it")
+LEFT = Ending("running", "the sweep was stopped and did not wait for it")
 NOT_STARTED = Ending("not started")
 
 Job = tuple[str, ...]
@@ -76,7 +78,7 @@ class ListingSweeper(Sweeper):
             self._finish()
 
     def _finish(self) -> None:
-        if not self._launcher.launched:
+        if not self._launcher.began:
             return  # refused before anything ran
         jobs = dict.fromkeys(job_of(overrides) for batch in self._sweeper.overrides for overrides in batch)
         endings = {job: self._launcher.ending(job) for job in jobs}
@@ -146,7 +148,9 @@ class PatientLauncher(Launcher):
     def __init__(self, launcher: Launcher, journal: Journal) -> None:
         self.launcher = launcher
         self.journal = journal
-        self.launched = False
+        self.began = False
+        """Whether any job has, as far as is known."""
+        self._stopped = False
         self._returned: dict[Job, Ending] = {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -156,29 +160,35 @@ class PatientLauncher(Launcher):
         """Launch them, again where the launcher gave up; what they returned is in `ending`.
 
         Raises:
-            Exception: the launcher's own, where it did not get one job to begin.
+            UserError: the launcher did not get one job to begin.
         """
-        self.launched = True
         waiting = list(job_overrides)
         while waiting:
             try:
                 with self._patience():
                     results = self.launcher.launch(waiting, initial_job_idx=initial_job_idx)
+            except KeyboardInterrupt:
+                self.began = self._stopped = True
+                raise
             except Exception as error:
                 left = [overrides for overrides in waiting if not self.journal.has_begun(job_of(overrides))]
                 if len(left) == len(waiting):
-                    raise
+                    raise UserError(f"hydra/launcher starts no run: {one_line(error)}") from error
+                self.began = True
                 log.warning("a run's process died (%s); %d runs have not begun yet", one_line(error), len(left))
                 waiting = left
             else:
+                self.began = True
                 for overrides, result in zip(waiting, results, strict=True):
                     self._take(job_of(overrides), result)
                 break
         return []
 
     def _patience(self) -> contextlib.AbstractContextManager[None]:
-        submits = type(self.launcher).__module__.startswith("hydra_plugins.hydra_submitit_launcher")
-        return _submitit_waits_for_all() if submits else contextlib.nullcontext()
+        return _submitit_waits_for_all() if self._submits() else contextlib.nullcontext()
+
+    def _submits(self) -> bool:
+        return type(self.launcher).__module__.startswith("hydra_plugins.hydra_submitit_launcher")
 
     def _take(self, job: Job, result: JobReturn) -> None:
         if result.status is JobStatus.COMPLETED:
@@ -189,7 +199,9 @@ class PatientLauncher(Launcher):
     def ending(self, job: Job) -> Ending:
         """How `job` ended, as far as that is known here."""
         told = self._returned.get(job) or self.journal.read(job)
-        return told or (DIED if self.journal.has_begun(job) else NOT_STARTED)
+        if told is not None or not self.journal.has_begun(job):
+            return told or NOT_STARTED
+        return DIED if not self._stopped else LEFT if self._submits() else STOPPED
 
 
 @contextlib.contextmanager
