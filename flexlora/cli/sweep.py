@@ -72,6 +72,9 @@ class ListingSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Launch all jobs, and list their endings however that goes."""
+        output = self._config.hydra.launcher.get("submitit_folder")
+        if output is not None and is_main_process():
+            print(f"the output of each run: {output.replace('%j', '<job>')}", flush=True)
         try:
             return self._sweeper.sweep(arguments)
         finally:
