@@ -55,6 +55,7 @@ class TrainingSettings:
     max_grad_norm: float | None = MISSING
     precision: Precision = MISSING
     tf32: bool = MISSING
+    shard_base: bool = MISSING
     eval_every: int | None = MISSING
     checkpoint_every: int | None = MISSING
     log_every: int = MISSING

@@ -70,7 +70,7 @@ def settings(**values) -> TrainingSettings:
     given = {
         "epochs": 1, "max_steps": None, "learning_rate": 0.1, "batch_size": 4, "eval_batch_size": 2,
         "gradient_accumulation": 1, "weight_decay": 0.0, "warmup_ratio": 0.0, "max_grad_norm": None,
-        "precision": Precision.fp32, "tf32": False,
+        "precision": Precision.fp32, "tf32": False, "shard_base": False,
         "eval_every": None,
         "checkpoint_every": None, "log_every": 2,
     }  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# Examples are sorted by length within stretches of this many batches: little padding, and still a shuffled order.
+# Examples are sorted by length within stretches of this many batches a process: little padding, still shuffled.
 BATCHES_PER_STRETCH = 50
 
 
@@ -38,7 +38,7 @@ def epoch_batches(
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(len(lengths))
     ends = [len(lengths) * number // count for number in range(count + 1)]
-    stretch = processes * math.ceil(BATCHES_PER_STRETCH / processes)
+    stretch = processes * BATCHES_PER_STRETCH  # a joint batch of all processes is one of a single process
     by_length = np.asarray(lengths)
     for first in range(0, count, stretch):
         part = slice(ends[first], ends[min(first + stretch, count)])

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import logging
+import os
 import shutil
 import time
 import traceback
@@ -28,6 +29,7 @@ from flexlora.settings import Precision, RunSettings
 from flexlora.training.alarms import rank_alarms
 from flexlora.training.plan import plan_steps, run_context, windows_line
 from flexlora.training.progress import duration, rank_range
+from flexlora.training.together import begin_together, ends_together
 from flexlora.training.trackers import require_trackers, tracked
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ def run_path(settings: RunSettings, overrides: Iterable[str]) -> Path:
     return Path(settings.output_root).expanduser().joinpath(*parts, f"seed{settings.seed}")
 
 
+@ends_together
 def run_job(settings: RunSettings, config: dict[str, Any], overrides: Iterable[str]) -> Ending:
     """Run one configuration and record it; `config` is the same as `settings`, as plain data.
 
@@ -70,7 +73,8 @@ def run_job(settings: RunSettings, config: dict[str, Any], overrides: Iterable[s
     with contextlib.ExitStack() as stack:
         # One process opens the folder and all follow what it finds.
         verdict: list[Any] = [None]
-        if PartialState(cpu=_on_cpu()).is_main_process:
+        begin_together(cpu=_on_cpu())
+        if PartialState().is_main_process:
             verdict = [_open(folder, stack)]
         broadcast_object_list(verdict)
         if isinstance(verdict[0], UserError):
@@ -285,7 +289,7 @@ def make_accelerator(settings: RunSettings, path: Path) -> "Accelerator":
     """The accelerator of one run whose folder is `path`.
 
     Raises:
-        UserError: the precision is not to be had on this device.
+        UserError: the precision is not to be had on this device, or the processes are not as the settings need them.
     """
     import torch
     from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -298,8 +302,9 @@ def make_accelerator(settings: RunSettings, path: Path) -> "Accelerator":
     training = settings.training
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = training.tf32
     precision = "no" if training.precision is Precision.fp32 else training.precision.value
+    _check_launch()
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             cpu=_on_cpu(),
             mixed_precision=precision,
             log_with=settings.trackers or None,
@@ -309,6 +314,29 @@ def make_accelerator(settings: RunSettings, path: Path) -> "Accelerator":
         )
     except ValueError as error:
         raise UserError(f"training.precision={training.precision.value}: {one_line(error)}") from error
+    if training.shard_base and accelerator.num_processes == 1:
+        raise UserError("training.shard_base=true needs several processes (docs/scaling.md says how to start them)")
+    return accelerator
+
+
+def _check_launch() -> None:
+    """Refuse what `accelerate launch` was asked for and does not do, or would do behind the loop's back.
+
+    Raises:
+        UserError: its `--cpu` with several processes, of which it starts one, or its FSDP or DeepSpeed.
+    """
+    from accelerate.utils import parse_flag_from_env
+
+    sizes = ("WORLD_SIZE", "LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+    # With --cpu it names a place to meet, and starts a single process all the same.
+    if parse_flag_from_env("ACCELERATE_USE_CPU") and "MASTER_PORT" in os.environ and not set(sizes) & set(os.environ):
+        raise UserError(
+            "accelerate launch --cpu starts one process, whatever --num_processes says: take --multi_gpu instead of "
+            "--cpu, which on a machine without GPUs uses its CPUs, or torchrun --nproc_per_node"
+        )
+    for flag, name in {"ACCELERATE_USE_FSDP": "--use_fsdp", "ACCELERATE_USE_DEEPSPEED": "--use_deepspeed"}.items():
+        if parse_flag_from_env(flag):
+            raise UserError(f"accelerate launch {name} would shard the adapter too: take training.shard_base=true")
 
 
 def _events_summary(outcome: "Outcome", ranks: dict[str, int]) -> dict[str, Any]:

@@ -29,7 +29,9 @@ from flexlora.training.checkpoint import (
 from flexlora.training.progress import Progress
 from flexlora.training.schedule import linear_warmup_decay
 from flexlora.training.stop import Interrupted, StopRequest
+from flexlora.training.together import largest, shared_failure
 from flexlora.training.trackers import scalars
+from flexlora.tuner.sharding import average_gradients, shard_base
 
 NEVER = 2**31 - 1
 REMEDY = "lower training.learning_rate, or take training.precision=fp32 or bf16, and model.dtype=float32"
@@ -87,13 +89,16 @@ class Loop:
         self._checkpoints = checkpoints
         self._stop = StopRequest()
 
-        self.adapted = model.to(accelerator.device)
+        self.adapted = self._place(model)
         self.method.prepare(self.adapted, self._first_batches())
         groups = method.parameter_groups(self.adapted, settings.learning_rate)
         self.optimizer = method.optimizer(groups, settings.learning_rate, settings.weight_decay)
         factor = linear_warmup_decay(total_steps, settings.warmup_ratio)
         self.scheduler = method.scheduler(self.optimizer, factor)
-        self.model = accelerator.prepare_model(self.adapted)
+        # Several processes share what trains by DDP, or over a sharded base by `average_gradients`.
+        self.model = accelerator.prepare_model(
+            self.adapted, device_placement=False, evaluation_mode=settings.shard_base
+        )
         self.stepper = accelerator.prepare_optimizer(self.optimizer)
         method.attach(self.adapted, self.optimizer)
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -108,6 +113,16 @@ class Loop:
         self._steps_in_epoch = 0
         self._evaluation_due = False
         self._tokens = {"real": 0, "padded": 0}
+
+    def _place(self, model: nn.Module) -> nn.Module:
+        """`model` on the device; its base sharded over the processes where the settings say so."""
+        if not self.settings.shard_base:
+            return model.to(self.accelerator.device)
+        try:
+            shard_base(model)
+        except ValueError as error:
+            raise UserError(f"training.shard_base: {error} Take training.shard_base=false.") from error
+        return model
 
     def run(self) -> Outcome:
         """Train, evaluate, and say how it went; a loss that is not finite ends it with status `diverged`.
@@ -159,7 +174,7 @@ class Loop:
             end_of_epoch if settings.eval_every is None else steps % settings.eval_every == 0
         )
         checkpoint_due = settings.checkpoint_every is not None and steps % settings.checkpoint_every == 0
-        self._leave_if_told(everyone_asks=logged or self._evaluation_due or checkpoint_due)
+        self._leave_if_told()
         if self._evaluation_due:
             return self._evaluate_or_diverge()
         return not checkpoint_due or self._keep()
@@ -181,13 +196,9 @@ class Loop:
         self._began = time.perf_counter()
         return at_end or self._keep()
 
-    def _leave_if_told(self, everyone_asks: bool) -> None:
-        """Keep a checkpoint and raise `Interrupted` where a signal came. Several processes agree when all ask."""
-        number = self._stop.number or 0
-        if self.accelerator.num_processes > 1:
-            if not everyone_asks:
-                return
-            number = max(gather_object([number]))
+    def _leave_if_told(self) -> None:
+        """Keep a checkpoint and raise `Interrupted` where a signal came to any process."""
+        number = largest(self._stop.number or 0)
         if number:
             self._keep()
             raise Interrupted(number)
@@ -200,8 +211,9 @@ class Loop:
         if self._diverged():
             return False
         state = self.state_dict()
-        if self.accelerator.is_main_process:
-            self._checkpoints.save(self.outcome.steps, changing_tensors(self.adapted), state)
+        with shared_failure():
+            if self.accelerator.is_main_process:
+                self._checkpoints.save(self.outcome.steps, changing_tensors(self.adapted), state)
         self._began = time.perf_counter()
         return True
 
@@ -219,12 +231,17 @@ class Loop:
             "epoch": self._epoch,
             "steps_in_epoch": self._steps_in_epoch,
             "evaluation_due": self._evaluation_due,
-            "sums": {
-                "loss": self._loss_sum,
-                "epoch_loss": self._epoch_loss_sum,
-                "steps": self._steps_in_sum,
-                "grad_norm": self._grad_norm,
-            },
+            # Every process has sums of its own: of its share of the batches.
+            "sums": gather_object(
+                [
+                    {
+                        "loss": self._loss_sum.cpu(),
+                        "epoch_loss": self._epoch_loss_sum.cpu(),
+                        "steps": self._steps_in_sum,
+                        "grad_norm": self._grad_norm.cpu(),
+                    }
+                ]
+            ),
             "tokens": gather_object([self._tokens]),
             "files": {name: None if file is None else file.position() for name, file in files.items()},
             "outcome": {
@@ -255,7 +272,7 @@ class Loop:
         restore_random_state(state["random"][mine])
         self._epoch, self._steps_in_epoch = state["epoch"], state["steps_in_epoch"]
         self._evaluation_due = state["evaluation_due"]
-        sums = state["sums"]
+        sums = state["sums"][mine]
         self._loss_sum.copy_(sums["loss"])
         self._epoch_loss_sum.copy_(sums["epoch_loss"])
         self._steps_in_sum = sums["steps"]
@@ -326,6 +343,8 @@ class Loop:
                     step_loss += self._backward(batch, weight)
             else:
                 step_loss += self._backward(batch, weight)
+        if self.settings.shard_base:
+            average_gradients(self.trained)
         if self.settings.max_grad_norm is not None:
             norm = self.accelerator.clip_grad_norm_(self.trained, self.settings.max_grad_norm)
             if norm is not None:
@@ -341,8 +360,9 @@ class Loop:
         self.stepper.zero_grad(set_to_none=True)
         for event in self.method.rank_events():
             self.outcome.events.append(event)
-            if self._ranks_file is not None:
-                self._ranks_file.write(event)
+            with shared_failure():
+                if self._ranks_file is not None:
+                    self._ranks_file.write(event)
         self._bad_step = torch.where(
             torch.isfinite(step_loss), self._bad_step, self._bad_step.clamp(max=self.outcome.steps)
         )
@@ -456,13 +476,18 @@ class Loop:
         """The split's mean loss and its predictions in order, computed by all processes together."""
         batches = batching.evaluation_batches(split.lengths, self.settings.eval_batch_size)
         mine = batches[self.accelerator.process_index :: self.accelerator.num_processes]
+        # All make as many passes, which a sharded base needs: who has no batch left passes the first one for nothing.
+        rounds = math.ceil(len(batches) / self.accelerator.num_processes)
+        loader = self._loader(split, [*mine, *[batches[0]] * (rounds - len(mine))])
         losses, predictions = [], []
-        for indices, batch in zip(mine, self._loader(split, mine), strict=True):
-            if self._stop.number is not None and self.accelerator.num_processes == 1:
-                self._leave_evaluation(self._stop.number)
+        for number, batch in enumerate(loader):
+            told = largest(self._stop.number or 0)
+            if told:
+                self._leave_evaluation(told)
             loss, predicted = self.task.predict(self.model, self._to_device(batch))
-            losses.append(loss.float() * len(indices))
-            predictions.append(predicted)
+            if number < len(mine):
+                losses.append(loss.float() * len(mine[number]))
+                predictions.append(predicted)
         flat = [i for indices in mine for i in indices]
         values = torch.cat(predictions).tolist() if predictions else []
         pairs = gather_object(list(zip(flat, values, strict=True)))
@@ -478,6 +503,7 @@ class Loop:
         raise Interrupted(number)
 
     def _write(self, row: dict[str, Any]) -> None:
-        if self._metrics_file is not None:
-            self._metrics_file.write(row)
+        with shared_failure():
+            if self._metrics_file is not None:
+                self._metrics_file.write(row)
         self.accelerator.log(scalars(row), step=row["step"])

@@ -1,0 +1,415 @@
+"""Two real processes over gloo: their run is that of one process on the joint batch, and they leave together.
+
+They are started once and make all their runs in that one start, as a sweep would; only what must end a process, and the
+launcher itself, has a start of its own.
+"""
+
+import errno
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from hydra import compose, initialize_config_dir
+from safetensors.torch import load_file
+
+from flexlora.conf_path import conf_dir
+from flexlora.errors import UserError
+from flexlora.results.record import RunRecord, read_record
+from flexlora.settings import register_schemas, resolve
+from flexlora.training import batching, job, together
+from flexlora.training.checkpoint import Checkpoints
+from flexlora.training.loop import Loop
+
+PROCESSES = 2
+CLOCKS = {"train_seconds", "eval_seconds"}
+
+pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+
+
+# --- runs in this process ---------------------------------------------------------------------------------------------
+
+
+def run(arguments: list[str]) -> str:
+    """What the command does with a configuration; how it ended, or what it said."""
+    register_schemas()
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        settings, plain = resolve(compose("config", overrides=arguments))
+    try:
+        ending = job.run_job(settings, plain, arguments)
+        return getattr(ending, "status", ending)
+    except UserError as error:
+        return f"refused: {error}"
+    except KeyboardInterrupt as error:
+        return f"interrupted: {error}"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """61 sentences to train on and 39 to evaluate on: neither is a multiple of what two processes take."""
+    from runner_helpers import write_cola
+
+    return write_cola(tmp_path_factory.mktemp("glue"), train=61, dev=39)
+
+
+@pytest.fixture(scope="module")
+def plain_bert(tiny_bert, tmp_path_factory) -> Path:
+    """`tiny_bert` without dropout, of which each process has its own."""
+    import shutil
+
+    folder = tmp_path_factory.mktemp("bert") / "bert"
+    shutil.copytree(tiny_bert, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def command(data, plain_bert) -> Callable[..., list[str]]:
+    def build(root: Path, method: str, joint_batch: int = 8, processes: int = 1, *more: str) -> list[str]:
+        return [
+            "task=glue/cola",
+            "model=local",
+            f"model.path={plain_bert}",
+            f"task.data_dir={data}",
+            "training.epochs=3",
+            f"training.batch_size={joint_batch // processes}",
+            "training.eval_batch_size=8",
+            "training.learning_rate=5e-3",
+            "training.log_every=1",
+            "variant=test",
+            f"method={method}",
+            f"output_root={root}",
+            *more,
+        ]
+
+    return build
+
+
+def folder_of(root: Path, method: str) -> Path:
+    return root / "local" / "glue" / "cola" / "bert" / method / "test" / "seed0"
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in CLOCKS} for line in lines]
+
+
+# --- runs in two processes --------------------------------------------------------------------------------------------
+
+
+def told_once(rank: int, here: int, where: str, number: int) -> Callable[[], None]:
+    """From now on process `here`, and it alone, gets SIGTERM in the `number`th call of the loop's `where`."""
+    original, calls = getattr(Loop, where), 0
+
+    def calling(self: Loop, *rest: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if rank == here and calls == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *rest)
+
+    setattr(Loop, where, calling)
+    return lambda: setattr(Loop, where, original)
+
+
+def disk_full(rank: int, here: int, step: int) -> Callable[[], None]:
+    """From now on the disk of process `here` is full at the checkpoint of `step`."""
+    original = Checkpoints.save
+
+    def saving(self: Checkpoints, at: int, *rest: Any) -> None:
+        if rank == here and at == step:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(self, at, *rest)
+
+    Checkpoints.save = saving  # type: ignore[method-assign]
+    return lambda: setattr(Checkpoints, "save", original)
+
+
+def broken_forward(rank: int, here: int, number: int) -> Callable[[], None]:
+    """From now on the `number`th backward pass of process `here` fails."""
+    original, calls = Loop._backward, 0
+
+    def backward(self: Loop, *rest: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if rank == here and calls == number:
+            raise RuntimeError("out of memory, as it were")
+        return original(self, *rest)
+
+    Loop._backward = backward  # type: ignore[method-assign]
+    return lambda: setattr(Loop, "_backward", original)
+
+
+FAULTS: dict[str, Callable[..., Callable[[], None]]] = {
+    "told": told_once,
+    "disk": disk_full,
+    "broken": broken_forward,
+}
+
+
+def process(rank: int, port: int, folder: str, runs: list[tuple[list[str], list[Any] | None]]) -> None:
+    """One of the processes, as a launcher starts it: all `runs`, each with the fault that strikes it."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(PROCESSES)}
+    os.environ |= {"LOCAL_WORLD_SIZE": str(PROCESSES), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    torch.set_num_threads(1)
+    logging.getLogger("flexlora").setLevel(logging.INFO)
+    together.PATIENCE = 2.0
+    endings = []
+    for arguments, fault in runs:
+        undo = FAULTS[fault[0]](rank, *fault[1:]) if fault else lambda: None
+        endings.append(run(arguments))
+        undo()
+        Path(folder, f"endings{rank}.json").write_text(json.dumps(endings), encoding="utf-8")
+    dist.destroy_process_group()
+
+
+def start(folder: Path, runs: list[tuple[list[str], list[Any] | None]], deadline: float) -> mp.ProcessContext:
+    """Both processes, ended or killed by the deadline."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = mp.spawn(process, args=(port, str(folder), runs), nprocs=PROCESSES, join=False)
+    assert context is not None
+    end = time.monotonic() + deadline
+    try:
+        while not context.join(timeout=1.0):
+            if time.monotonic() > end:
+                pytest.fail(f"the processes were still there after {deadline:.0f} s")
+    finally:
+        for one in context.processes:
+            one.kill()
+    return context
+
+
+@pytest.fixture(scope="module")
+def pair(command, tmp_path_factory) -> dict[str, Any]:
+    """All that two processes did in one start: their folders and how each run ended, by process."""
+    folder = tmp_path_factory.mktemp("pair")
+    roots = {name: folder / name for name in ("equal", "told", "disk", "adalora", "sharded", "stopped", "accumulated")}
+    flexlora = {name: command(root, "flexlora", 8, PROCESSES) for name, root in roots.items()}
+    every = "training.checkpoint_every=4"
+    missing = command(folder / "missing", "flexlora", 8, PROCESSES, "model.path=nowhere")
+    runs: dict[str, tuple[list[str], list[Any] | None]] = {
+        "equal": (flexlora["equal"], None),
+        "again": (flexlora["equal"], None),
+        "adalora": (command(roots["adalora"], "adalora", 8, PROCESSES), None),
+        "missing": (missing, None),
+        "told in a step": ([*flexlora["told"], every], ["told", 1, "_step", 6]),
+        "told in an evaluation": ([*flexlora["told"], every], ["told", 0, "_predict", 1]),
+        "told and done": ([*flexlora["told"], every], None),
+        "disk full": ([*flexlora["disk"], every], ["disk", 0, 12]),
+        "disk with room": ([*flexlora["disk"], every], None),
+        "sharded": ([*flexlora["sharded"], "training.shard_base=true"], None),
+        "accumulated": ([*flexlora["accumulated"], "training.gradient_accumulation=2"], None),
+        "stopped": (flexlora["stopped"], ["told", 0, "_step", 6]),
+    }
+    start(folder, list(runs.values()), deadline=400)
+    endings = [json.loads((folder / f"endings{rank}.json").read_text()) for rank in range(PROCESSES)]
+    return {
+        "roots": roots,
+        "endings": {name: tuple(found[i] for found in endings) for i, name in enumerate(runs)},
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(command, tmp_path_factory) -> Callable[..., Path]:
+    """The folder of the run of one process whose batch is the joint one."""
+    found: dict[tuple[str, ...], Path] = {}
+
+    def make(method: str, *more: str) -> Path:
+        key = (method, *more)
+        if key not in found:
+            root = tmp_path_factory.mktemp("alone")
+            assert run(command(root, method, 8, 1, *more)) == "done"
+            found[key] = folder_of(root, method)
+        return found[key]
+
+    return make
+
+
+def assert_equal_to_one_process(joint: Path, single: Path, events: int) -> None:
+    """Events with their ranks, and losses and scores to 1e-5."""
+    ours, theirs = rows_of(joint / "metrics.jsonl"), rows_of(single / "metrics.jsonl")
+    assert [(row["kind"], row["step"]) for row in ours] == [(row["kind"], row["step"]) for row in theirs]
+    assert sum(row["kind"] == "train" for row in ours) >= 12
+    for row, other in zip(ours, theirs, strict=True):
+        if row["kind"] == "train":
+            assert row["loss"] == pytest.approx(other["loss"], abs=1e-5), row["step"]
+            assert row["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4), row["step"]
+        else:
+            assert row["train_loss"] == pytest.approx(other["train_loss"], abs=1e-5)
+            assert row["eval_loss"]["validation"] == pytest.approx(other["eval_loss"]["validation"], abs=1e-5)
+            assert row["matthews_correlation"] == other["matthews_correlation"]
+            assert row["ranks"] == other["ranks"]
+    found, expected = rows_of(joint / "ranks.jsonl"), rows_of(single / "ranks.jsonl")
+    keys = ("step", "pruned", "grown", "ranks")
+    assert [[event[key] for key in keys] for event in found] == [[event[key] for key in keys] for event in expected]
+    assert sum(bool(event["pruned"]) for event in found) >= events
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    """Bit for bit."""
+    assert rows_of(first / "metrics.jsonl") == rows_of(second / "metrics.jsonl")
+    assert rows_of(first / "ranks.jsonl") == rows_of(second / "ranks.jsonl")
+    before, after = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (first, second))
+    assert before.keys() == after.keys()
+    assert all(before[key].equal(after[key]) for key in before)
+
+
+@pytest.mark.parametrize(("name", "method", "events"), [("equal", "flexlora", 10), ("adalora", "adalora", 3)])
+def test_two_processes_equal_one_on_the_joint_batch(pair, alone, name, method, events):
+    assert pair["endings"][name] == ("done", "done")
+    assert_equal_to_one_process(folder_of(pair["roots"][name], method), alone(method), events)
+
+
+def test_a_sharded_base_changes_nothing(pair, alone):
+    assert pair["endings"]["sharded"] == ("done", "done")
+    assert_equal_to_one_process(folder_of(pair["roots"]["sharded"], "flexlora"), alone("flexlora"), 10)
+
+
+def test_accumulated_batches_are_those_of_one_process(pair, alone):
+    accumulated = "training.gradient_accumulation=2"
+    joint = folder_of(pair["roots"]["accumulated"], "flexlora")
+    assert_equal_to_one_process(joint, alone("flexlora", accumulated), 3)
+
+
+def test_one_process_writes_and_the_record_counts_everything_once(pair, alone):
+    folder = folder_of(pair["roots"]["equal"], "flexlora")
+    record, single = read_record(folder / "result.json"), read_record(alone("flexlora") / "result.json")
+    assert record.status == "done"
+    assert record.hardware["processes"] == PROCESSES
+    assert record.samples == single.samples == {"train": 61, "evaluation": {"validation": 39}}
+    assert record.tokens["real"] == single.tokens["real"]
+    lines = (folder / "log.txt").read_text(encoding="utf-8").splitlines()
+    assert sum("rows, 8 optimizer steps an epoch" in line for line in lines) == 1
+    assert sum("status" in line for line in lines) == 1
+    assert pair["endings"]["again"] == ("skipped", "skipped")
+
+
+def test_a_failure_of_all_processes_is_each_ones_own(pair):
+    """The runs after it in the same start show that the sweep went on."""
+    for ending in pair["endings"]["missing"]:
+        assert ending.startswith("refused: model.path: "), ending
+
+
+def test_a_signal_to_one_process_makes_all_leave_and_go_on_bit_for_bit(pair):
+    number = int(signal.SIGTERM)
+    assert pair["endings"]["told in a step"] == (f"interrupted: {number}",) * PROCESSES
+    assert pair["endings"]["told in an evaluation"] == (f"interrupted: {number}",) * PROCESSES
+    assert pair["endings"]["told and done"] == ("done", "done")
+    folder = folder_of(pair["roots"]["told"], "flexlora")
+    assert read_record(folder / "result.json").resumed_at == [6, 8]
+    assert_same_run(folder, folder_of(pair["roots"]["equal"], "flexlora"))
+
+
+def test_a_disk_full_on_the_main_process_is_told_on_all_and_nothing_is_lost(pair):
+    for ending in pair["endings"]["disk full"]:
+        assert "No space left on device. Set output_root=DIR." in ending
+    assert pair["endings"]["disk with room"] == ("done", "done")
+    folder = folder_of(pair["roots"]["disk"], "flexlora")
+    assert read_record(folder / "result.json").resumed_at == [8]
+    assert_same_run(folder, folder_of(pair["roots"]["equal"], "flexlora"))
+
+
+def test_checkpoints_of_two_processes_are_refused_by_one(pair, command):
+    root = pair["roots"]["stopped"]
+    assert pair["endings"]["stopped"] == (f"interrupted: {int(signal.SIGTERM)}",) * PROCESSES
+    folder = folder_of(root, "flexlora")
+    assert read_record(folder / "result.json").status == "interrupted"
+    held = sorted((folder / "checkpoints").iterdir())
+    said = run(command(root, "flexlora", 8, PROCESSES))
+    assert said.startswith("refused: the run was stopped on 2 processes and cannot go on with 1: "), said
+    assert sorted((folder / "checkpoints").iterdir()) == held, "the checkpoints are still there"
+
+
+def test_a_process_that_fails_alone_ends_all(command, tmp_path):
+    """The other one waits in an exchange for it; the next run of the sweep must not be what it gets."""
+    runs = [
+        (command(tmp_path, "flexlora", 8, PROCESSES), ["broken", 1, 5]),
+        (command(tmp_path / "next", "lora", 8, PROCESSES), None),
+    ]
+    began = time.monotonic()
+    with pytest.raises((mp.ProcessExitedException, mp.ProcessRaisedException)):
+        start(tmp_path, runs, deadline=120)
+    assert time.monotonic() - began < 100
+    assert not (tmp_path / "next").exists()
+    folder = folder_of(tmp_path, "flexlora")
+    result = folder / "result.json"
+    assert not result.is_file() or read_record(result).status == "failed"
+
+
+# --- the launcher -----------------------------------------------------------------------------------------------------
+
+
+def test_the_launcher_passes_a_signal_on_and_the_run_is_kept(command, tmp_path):
+    launcher = Path(sys.executable).with_name("accelerate")
+    arguments = [item for item in command(tmp_path, "flexlora", 8, PROCESSES) if not item.startswith("training.epochs")]
+    line = [str(launcher), "launch", "--multi_gpu", "--num_processes", str(PROCESSES), "--main_process_port", "0"]
+    line += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    line += ["--num_cpu_threads_per_process", "1", "-m", "flexlora.cli.run", *arguments, "training.epochs=2000"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    launched = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    metrics = folder_of(tmp_path, "flexlora") / "metrics.jsonl"
+    end = time.monotonic() + 200
+    try:
+        while not metrics.is_file() or len(metrics.read_text(encoding="utf-8").splitlines()) < 12:
+            assert launched.poll() is None, launched.communicate()
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        launched.send_signal(signal.SIGTERM)
+        stdout, stderr = launched.communicate(timeout=60)
+    finally:
+        launched.kill()
+    assert launched.returncode != 0
+    record: RunRecord = read_record(folder_of(tmp_path, "flexlora") / "result.json")
+    assert record.status == "interrupted", stdout + stderr
+    assert record.steps is not None
+    assert (folder_of(tmp_path, "flexlora") / "checkpoints" / f"step-{record.steps:09d}").is_dir()
+    assert stderr.count("flexlora-run: interrupted") == 1
+    assert stdout.count("finishing the step") == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "settings", "said"),
+    [
+        ({"ACCELERATE_USE_CPU": "True", "MASTER_PORT": "29500"}, (), "accelerate launch --cpu starts one process"),
+        ({"ACCELERATE_USE_FSDP": "true"}, (), "take training.shard_base=true"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, (), "take training.shard_base=true"),
+        ({}, ("training.shard_base=true",), "training.shard_base=true needs several processes"),
+    ],
+)
+def test_what_a_launcher_would_do_otherwise_is_refused(command, tmp_path, monkeypatch, variables, settings, said):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert said in run(command(tmp_path, "lora", 8, 1, *settings))
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_joint_batches_are_those_of_one_process(processes):
+    """Over several stretches of sorted lengths, and whatever the remainder."""
+    for examples in (processes * 4 * 130, processes * 4 * 130 + 5):
+        lengths = [(7 * i) % 61 for i in range(examples)]
+        alone = batching.epoch_batches(lengths, 4 * processes, seed=3, epoch=2)
+        joint = batching.epoch_batches(lengths, 4, seed=3, epoch=2, processes=processes)
+        together = [
+            [i for batch in joint[first : first + processes] for i in batch]
+            for first in range(0, len(joint), processes)
+        ]
+        assert [sorted(batch) for batch in together] == [sorted(batch) for batch in alone]
