@@ -18,11 +18,13 @@ if TYPE_CHECKING:
         ParameterCount,
         RankEvent,
         attach,
+        average_gradients,
         convert_to_lora,
         count_parameters,
         module_ranks,
         parameter_groups,
         save_as_lora,
+        shard_base,
         warm_start_from_lora,
     )
 
@@ -35,11 +37,13 @@ __all__ = [
     "ParameterCount",
     "RankEvent",
     "attach",
+    "average_gradients",
     "convert_to_lora",
     "count_parameters",
     "module_ranks",
     "parameter_groups",
     "save_as_lora",
+    "shard_base",
     "warm_start_from_lora",
 ]
 

@@ -153,10 +153,28 @@ def broken_forward(rank: int, here: int, number: int) -> Callable[[], None]:
     return lambda: setattr(Loop, "_backward", original)
 
 
+def watch_shards(rank: int, file: str) -> Callable[[], None]:
+    """From now on `file` gets the share of the base that the main process holds of each model it trains."""
+    original = Loop._train
+
+    def training(self: Loop) -> bool:
+        from torch.distributed.tensor import DTensor
+
+        frozen = [p for p in self.adapted.parameters() if not p.requires_grad]
+        held = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in frozen)
+        if rank == 0:
+            Path(file).write_text(str(held / sum(p.numel() for p in frozen)), encoding="utf-8")
+        return original(self)
+
+    Loop._train = training  # type: ignore[method-assign]
+    return lambda: setattr(Loop, "_train", original)
+
+
 FAULTS: dict[str, Callable[..., Callable[[], None]]] = {
     "told": told_once,
     "disk": disk_full,
     "broken": broken_forward,
+    "watched": watch_shards,
 }
 
 
@@ -213,7 +231,7 @@ def pair(command, tmp_path_factory) -> dict[str, Any]:
         "told and done": ([*flexlora["told"], every], None),
         "disk full": ([*flexlora["disk"], every], ["disk", 0, 12]),
         "disk with room": ([*flexlora["disk"], every], None),
-        "sharded": ([*flexlora["sharded"], "training.shard_base=true"], None),
+        "sharded": ([*flexlora["sharded"], "training.shard_base=true"], ["watched", str(folder / "share")]),
         "accumulated": ([*flexlora["accumulated"], "training.gradient_accumulation=2"], None),
         "stopped": (flexlora["stopped"], ["told", 0, "_step", 6]),
     }
@@ -221,6 +239,7 @@ def pair(command, tmp_path_factory) -> dict[str, Any]:
     endings = [json.loads((folder / f"endings{rank}.json").read_text()) for rank in range(PROCESSES)]
     return {
         "roots": roots,
+        "share": float((folder / "share").read_text(encoding="utf-8")),
         "endings": {name: tuple(found[i] for found in endings) for i, name in enumerate(runs)},
     }
 
@@ -278,6 +297,7 @@ def test_two_processes_equal_one_on_the_joint_batch(pair, alone, name, method, e
 
 def test_a_sharded_base_changes_nothing(pair, alone):
     assert pair["endings"]["sharded"] == ("done", "done")
+    assert pair["share"] == pytest.approx(1 / PROCESSES, rel=0.05)
     assert_equal_to_one_process(folder_of(pair["roots"]["sharded"], "flexlora"), alone("flexlora"), 10)
 
 

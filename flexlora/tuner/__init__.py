@@ -9,6 +9,7 @@ from .layer import FlexLoraLayer, FlexLoraLinear
 from .lora import convert_to_lora, save_as_lora, warm_start_from_lora
 from .model import FlexLoraModel
 from .parameters import ParameterCount, count_parameters, module_ranks, parameter_groups
+from .sharding import average_gradients, shard_base
 
 if TYPE_CHECKING:
     from .trainer import FlexLoraCallback
@@ -25,12 +26,14 @@ __all__ = [
     "RankEvent",
     "Reallocation",
     "attach",
+    "average_gradients",
     "convert_to_lora",
     "count_parameters",
     "decide",
     "module_ranks",
     "parameter_groups",
     "save_as_lora",
+    "shard_base",
     "warm_start_from_lora",
 ]
 
