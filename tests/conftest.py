@@ -3,10 +3,11 @@
 import os
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
-from runner_helpers import ADVERBS, COMMAND, NOUNS, VERBS, write_cola
+from runner_helpers import ADVERBS, COMMAND, NOUNS, VERBS, run_command, write_cola
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -72,17 +73,8 @@ RunCommand = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="session")
 def flexlora_run() -> RunCommand:
-    """The installed command in a process of its own: `flexlora_run("task=glue/cola", ..., timeout=…)`."""
-
-    def run(*arguments: str, timeout: float = 240, **variables: str) -> subprocess.CompletedProcess[str]:
-        environment = {key: value for key, value in os.environ.items() if key not in {"HYDRA_FULL_ERROR"}}
-        environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables}
-        environment = {key: value for key, value in environment.items() if value}
-        return subprocess.run(
-            [str(COMMAND), *arguments], capture_output=True, text=True, timeout=timeout, env=environment, check=False
-        )
-
-    return run
+    """The command in a process of its own: `flexlora_run("task=glue/cola", ..., timeout=…)`."""
+    return partial(run_command, COMMAND)
 
 
 @pytest.fixture(scope="session")

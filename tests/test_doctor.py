@@ -6,11 +6,12 @@ import re
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from runner_helpers import COMMAND
+from runner_helpers import COMMAND, run_command
 
 from flexlora.conf_path import conf_dir
 from flexlora.results.folder import RunFolder
@@ -25,15 +26,7 @@ DOCTOR = COMMAND.with_name("flexlora-doctor")
 
 @pytest.fixture(scope="session")
 def doctor() -> Callable[..., subprocess.CompletedProcess[str]]:
-    def run(*arguments: str, timeout: float = 240, **variables: str) -> subprocess.CompletedProcess[str]:
-        environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
-        environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables}
-        environment = {key: value for key, value in environment.items() if value}
-        return subprocess.run(
-            [str(DOCTOR), *arguments], capture_output=True, text=True, timeout=timeout, env=environment, check=False
-        )
-
-    return run
+    return partial(run_command, DOCTOR)
 
 
 def rows(page: str) -> dict[str, str]:
