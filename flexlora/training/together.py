@@ -3,9 +3,11 @@
 They talk over gloo here, whatever the devices talk over: hosts exchange words, and no device has to wait.
 """
 
+import atexit
 import contextlib
 import functools
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +22,8 @@ E = TypeVar("E")
 PATIENCE = 20.0
 # And one that was told to stop: a launcher gives all of them 30 to leave.
 PATIENCE_WHEN_TOLD = 5.0
+# Of a process that has nothing left to do, until the main one has said how it went.
+PATIENCE_AT_EXIT = 10.0
 # One that is done waits as long as the main process writes; a launcher ends it where that one is gone.
 UNTIL_THE_MAIN_PROCESS_IS_DONE = 24 * 3600.0
 
@@ -43,6 +47,8 @@ def begin_together(cpu: bool) -> None:
 
         # Made while all are well, for making one takes all. Two, so that an ending never meets another exchange.
         _groups.update({use: dist.new_group(backend="gloo") for use in ("words", "ends")})
+        if dist.get_rank() > 0:
+            atexit.register(_leave_after_the_main_process)
 
 
 def largest(number: int) -> int:
@@ -125,6 +131,15 @@ def _all_end(seconds: float) -> bool:
     except RuntimeError:  # another process is gone
         return False
     return True
+
+
+def _leave_after_the_main_process() -> None:
+    """A launcher kills all that are left when one leaves with a code that is not 0, and the main one is to speak."""
+    import torch.distributed as dist
+
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by the launcher, in its turn: nothing to tell of
+    if dist.is_initialized():
+        _all_end(PATIENCE_AT_EXIT)  # the main one never comes: it is gone, which ends the wait
 
 
 def _leave(code: int, why: str) -> None:
