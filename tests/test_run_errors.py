@@ -137,7 +137,7 @@ def test_every_run_of_a_sweep_says_what_is_wrong_with_its_data(flexlora_run, arg
     swept = ",".join(f"'{tmp_path / name}'" for name in folders)
     result = flexlora_run(*arguments, "-m", "method=lora", f"task.data_dir={swept}", f"output_root={tmp_path / 'out'}")
     assert result.returncode == 2, result.stdout + result.stderr
-    assert result.stdout.strip().endswith("9 runs: 9 refused")
+    assert "\n9 runs: 9 refused\n" in result.stdout
     lines = result.stderr.strip().splitlines()
     assert len(lines) == len(folders), result.stderr
     for line, (name, (_, message)) in zip(lines, folders.items(), strict=True):
