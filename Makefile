@@ -34,10 +34,10 @@ demo: $(STAMP) ## Train LoRA and FlexLoRA offline and print their table (a few m
 	@echo "  $(BIN)/flexlora-run task=glue/cola method=flexlora model=local model.path=DIR task.data_dir=DIR"
 
 test: $(STAMP) ## Run all tests (sets up first)
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 test-fast: $(STAMP) ## Run all but the slow end-to-end checks
-	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow'
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m 'not slow'
 
 lint: $(STAMP) ## Check style, formatting and types
 	$(BIN)/ruff check .

@@ -31,7 +31,10 @@ CASES: dict[str, dict[str, Any]] = {
     "bfloat16": {},
 }
 
-pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+pytestmark = [
+    pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo"),
+    pytest.mark.xdist_group("fsdp"),  # one worker, or each would start the processes
+]
 
 
 def tiny_llama(dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
