@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from runner_helpers import ADVERBS, COMMAND, NOUNS, VERBS, run_command, write_cola
+from runner_helpers import COMMAND, run_command, write_bert, write_cola
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -46,26 +46,7 @@ def cola(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT of two layers and hidden size 32 with random weights and a WordPiece vocabulary of its own."""
-    import torch
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    folder = tmp_path_factory.mktemp("tiny-bert")
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    vocabulary = [*special, ".", "the", *NOUNS, *VERBS, *ADVERBS, "##s"]
-    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
-    BertTokenizerFast(vocab=str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-    )
-    BertModel(config).save_pretrained(folder)
-    return folder
+    return write_bert(tmp_path_factory.mktemp("tiny-bert"))
 
 
 RunCommand = Callable[..., subprocess.CompletedProcess[str]]

@@ -1,6 +1,7 @@
 """What the runner's tests share beside fixtures: the installed command, and CoLA-like data that the tests make."""
 
 import importlib
+import json
 import multiprocessing
 import os
 import random
@@ -10,6 +11,8 @@ import tempfile
 from multiprocessing import forkserver
 from pathlib import Path
 from unittest.mock import patch
+
+from flexlora.results.record import read_record
 
 COMMAND = Path(sys.executable).with_name("flexlora-run")
 # Variables that a command reads itself. Others may be read while a library is imported.
@@ -68,6 +71,66 @@ def write_cola(folder: Path, train: int = 64, dev: int = 40) -> Path:
     return folder
 
 
+def write_bert(folder: Path) -> Path:
+    """A BERT of two layers and hidden size 32 with random weights and a WordPiece vocabulary of `sentences`."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = [*special, ".", "the", *NOUNS, *VERBS, *ADVERBS, "##s"]
+    folder.mkdir(exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    BertTokenizerFast(vocab=str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+# Seconds: what a clock measures differs between two runs, everything else must not.
+CLOCKS = {"train_seconds", "eval_seconds"}
+
+
+def rows_of(path: Path) -> list[dict]:
+    """Whole lines only, without clocks: the file may be written at this moment."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return [without_clocks(json.loads(line)) for line in lines]
+
+
+def without_clocks(row: dict) -> dict:
+    """A row of metrics without what a clock measured."""
+    return {key: value for key, value in row.items() if key not in CLOCKS}
+
+
+def differences(first: Path, second: Path) -> list[str]:
+    """Where two runs' folders differ, bit for bit: every row, every event, every tensor, the record but for clocks."""
+    from safetensors.torch import load_file
+
+    found = [name for name in ("metrics.jsonl", "ranks.jsonl") if rows_of(first / name) != rows_of(second / name)]
+    ours, theirs = (sorted(p.relative_to(f) for p in (f / "adapter").rglob("*.safetensors")) for f in (first, second))
+    if ours != theirs or not ours:
+        return [*found, "adapter"]
+    for file in ours:
+        before, after = load_file(first / file), load_file(second / file)
+        found += [f"{file}: {key}" for key in before.keys() ^ after.keys()]
+        found += [f"{file}: {key}" for key in before.keys() & after.keys() if not before[key].equal(after[key])]
+    a, b = read_record(first / "result.json"), read_record(second / "result.json")
+    for name in ("status", "steps", "tokens", "rank_events", "parameters", "train_loss"):
+        if getattr(a, name) != getattr(b, name):
+            found.append(f"result.json: {name}")
+    if [*map(without_clocks, a.history)] != [*map(without_clocks, b.history)]:
+        found.append("result.json: history")
+    return found
+
+
 def run_command(
     command: Path, *arguments: str, timeout: float = 240, fresh: bool = False, **variables: str
 ) -> subprocess.CompletedProcess[str]:
@@ -83,7 +146,7 @@ def run_command(
     if fresh or set(variables) - READ_LATE:
         return subprocess.run(words, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
     with tempfile.NamedTemporaryFile() as stdout, tempfile.NamedTemporaryFile() as stderr:
-        process = _server().Process(target=_be, args=(words, environment, stdout.name, stderr.name))
+        process = server().Process(target=be, args=(words, environment, stdout.name, stderr.name))
         process.start()
         process.join(timeout)
         if process.is_alive():
@@ -93,7 +156,8 @@ def run_command(
         return subprocess.CompletedProcess(words, process.exitcode, output, errors)
 
 
-def _server() -> multiprocessing.context.ForkServerContext:
+def server() -> multiprocessing.context.ForkServerContext:
+    """Makes processes that have imported it all already."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
     with patch.dict(os.environ, {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}):  # read by what it imports
@@ -101,7 +165,7 @@ def _server() -> multiprocessing.context.ForkServerContext:
     return context
 
 
-def _be(words: list[str], environment: dict[str, str], stdout: str, stderr: str) -> None:
+def be(words: list[str], environment: dict[str, str], stdout: str, stderr: str) -> None:
     """Be the command `words`, in a forked process."""
     for number, name in ((1, stdout), (2, stderr)):
         os.dup2(os.open(name, os.O_WRONLY), number)

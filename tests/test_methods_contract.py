@@ -143,7 +143,7 @@ def test_a_resumed_training_is_the_one_that_never_stopped(name, tmp_path):
     method, straight = wrapped(name, "bert")
     whole = make_loop(method, straight, settings, checkpoints=checkpoints)
     whole.run()
-    shutil.rmtree(tmp_path / f"step-{TOTAL_STEPS:09d}")
+    shutil.rmtree(tmp_path / "checkpoints" / f"step-{TOTAL_STEPS:09d}")
 
     method, model = wrapped(name, "bert")
     resumed = make_loop(method, model, settings, checkpoints=checkpoints)

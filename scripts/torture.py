@@ -1,0 +1,280 @@
+"""Kill trainings, start them again, and compare what comes out with trainings that were never stopped, bit for bit.
+
+    python scripts/torture.py 100
+    python scripts/torture.py 1000 --methods flexlora,full --seed 7
+
+A blow falls at a random time, or aimed: at any operation on a file of the run's folder (its lock, checkpoints, record,
+adapter), half-way through a checkpoint's file or a line of metrics.jsonl and ranks.jsonl, right after a rank event was
+written, after a step, at the beginning of an evaluation. It is a SIGKILL, or two SIGINTs at once. A run takes up to
+four, so that they also hit it while it resumes. The exit code is 0 if every run ended as the one never stopped.
+
+What it cannot show: a power failure, in which the system itself forgets what it was told to write. Model and data are
+made here, small, and need no network; a kill takes a few seconds.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from runner_helpers import COMMAND, be, differences, server, write_bert, write_cola
+
+METHODS = ("flexlora", "lora", "adalora", "full", "flexlora_released", "bitfit")
+TIME, FILE, HALF, LINE, EVENT, STEP, EVALUATION = PLACES = (
+    "at any time",
+    "at a file operation",
+    "half a checkpoint's file",
+    "half a line",
+    "after a rank event",
+    "after a step",
+    "in an evaluation",
+)
+ACTIONS = ("SIGKILL", "two SIGINTs")
+SETTINGS = [
+    "task=glue/cola",
+    "model=local",
+    "training.epochs=5",
+    "training.batch_size=8",
+    "training.learning_rate=5e-3",
+    "training.checkpoint_every=7",
+    "training.log_every=3",
+    "variant=torture",
+]
+FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate", "shutil.rmtree"}
+MOST_BLOWS = 4
+SAYS = "torture: "
+
+
+@dataclass
+class Blow:
+    """What meets a process: `action` when `place` is reached for the `number`-th time. At no number nothing does."""
+
+    place: str = ""
+    number: int = 0
+    action: str = ACTIONS[0]
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def reach(self, place: str, what: object) -> None:
+        """The process is at `place`; it may not return."""
+        self.counts[place] += 1
+        if place == self.place and self.counts[place] == self.number:
+            os.write(2, f"{SAYS}{what}\n".encode())
+            for number in [signal.SIGKILL] if self.action == "SIGKILL" else [signal.SIGINT] * 2:
+                os.kill(os.getpid(), number)
+
+    def lie_in_wait(self, folder: Path) -> None:
+        """Have this process come by `reach` wherever it is at one of the places; `folder` is where its run is."""
+        from flexlora.results.files import JsonLines
+        from flexlora.training.loop import Loop
+
+        def on_event(event: str, arguments: tuple[Any, ...]) -> None:
+            if event not in FILE_EVENTS or isinstance(arguments[0], int):
+                return
+            path = os.fsdecode(arguments[0])
+            # Within a tree that is being removed names are relative to a folder that is open.
+            if path.startswith(str(folder)) or (event in {"os.remove", "os.rmdir"} and arguments[-1] != -1):
+                self.reach(FILE, f"{event} {path.removeprefix(f'{folder}{os.sep}')}")
+
+        def half_a_file(write: Callable[[Path, Any], int]) -> Callable[[Path, Any], int]:
+            def write_bytes(path: Path, content: Any) -> int:
+                write(path, content[: len(content) // 2])
+                self.reach(HALF, path.name)
+                return write(path, content)
+
+            return write_bytes
+
+        def half_a_line(write: Callable[[JsonLines, dict[str, Any]], None]) -> Callable[..., None]:
+            def write_row(lines: JsonLines, row: dict[str, Any]) -> None:
+                file = lines._file
+                before = file.tell()
+                file.write(json.dumps(row).encode()[:20])
+                file.flush()
+                self.reach(LINE, Path(file.name).name)
+                file.seek(before)
+                file.truncate()
+                write(lines, row)
+                if Path(file.name).name == "ranks.jsonl":
+                    self.reach(EVENT, f"step {row['step']}")
+
+            return write_row
+
+        def then(place: str, call: Callable[..., Any], after: bool) -> Callable[..., Any]:
+            def both(loop: Loop, *arguments: Any) -> Any:
+                if not after:
+                    self.reach(place, f"step {loop.outcome.steps}")
+                value = call(loop, *arguments)
+                if after:
+                    self.reach(place, f"step {loop.outcome.steps}")
+                return value
+
+            return both
+
+        sys.addaudithook(on_event)
+        Path.write_bytes = half_a_file(Path.write_bytes)  # type: ignore[method-assign, assignment]
+        JsonLines.write = half_a_line(JsonLines.write)  # type: ignore[method-assign]
+        Loop._step = then(STEP, Loop._step, after=True)  # type: ignore[method-assign]
+        Loop._predict = then(EVALUATION, Loop._predict, after=False)  # type: ignore[method-assign]
+
+
+@dataclass
+class Struck:
+    """One start of the command, and what became of it."""
+
+    code: int
+    where: str
+    counts: dict[str, int]
+    stdout: str
+    stderr: str
+    seconds: float
+
+    @property
+    def found(self) -> str:
+        """What this start found of an earlier one."""
+        if "resumed after step" in self.stdout:
+            begun = next(line for line in self.stdout.splitlines() if "resumed after step" in line)
+            return begun.strip() + (", after falling back" if "is damaged" in self.stdout else "")
+        if "is finished: skipped" in self.stdout:
+            return "skipped: it was done"
+        return "began anew" if "optimizer steps" in self.stdout and self.code == 0 else "struck before it said"
+
+
+class Trainings:
+    """Trainings of one small model; `root` gets a folder each."""
+
+    def __init__(self, root: Path, model: Path, data: Path) -> None:
+        self.root = root
+        self.model = model
+        self.settings = [*SETTINGS, f"model.path={model}", f"task.data_dir={data}"]
+        self._unbroken: dict[str, tuple[Path, Struck]] = {}
+
+    def folder(self, method: str, name: str) -> Path:
+        """Where the training `name` has its run."""
+        return self.root / name / "local" / "glue" / "cola" / self.model.name / method / "torture" / "seed0"
+
+    def unbroken(self, method: str) -> tuple[Path, Struck]:
+        """The training never stopped; its `counts` say how often it came by each place."""
+        if method not in self._unbroken:
+            name = f"unbroken-{method}"
+            struck = self.start(method, name, Blow())
+            if struck.code:
+                raise RuntimeError(f"{method} does not train at all: {struck.stderr}")
+            self._unbroken[method] = self.folder(method, name), struck
+        return self._unbroken[method]
+
+    def start(self, method: str, name: str, blow: Blow, after: float | None = None) -> Struck:
+        """Start the training, or go on with it; `after` so many seconds it is killed from outside."""
+        words = [str(COMMAND), *self.settings, f"method={method}", f"output_root={self.root / name}"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        with tempfile.NamedTemporaryFile() as stdout, tempfile.NamedTemporaryFile() as stderr:
+            arguments = (words, environment, stdout.name, stderr.name, blow, self.folder(method, name))
+            process = server().Process(target=_be_struck, args=arguments)
+            began = time.monotonic()
+            process.start()
+            process.join(after)
+            process.kill()
+            process.join()
+            output, errors = (Path(file.name).read_text(encoding="utf-8") for file in (stdout, stderr))
+        said = [line.removeprefix(SAYS) for line in errors.splitlines() if line.startswith(SAYS)]
+        counts = json.loads(said.pop()) if said and said[-1].startswith("{") else {}
+        code = process.exitcode
+        assert code is not None
+        return Struck(code, said[0] if said else "", counts, output, errors, time.monotonic() - began)
+
+    def differences(self, method: str, name: str) -> list[str]:
+        """Where the training differs from the one never stopped."""
+        return differences(self.unbroken(method)[0], self.folder(method, name))
+
+
+def _be_struck(words: list[str], environment: dict[str, str], stdout: str, stderr: str, blow: Blow, run: Path) -> None:
+    blow.lie_in_wait(run)
+    try:
+        be(words, environment, stdout, stderr)
+    finally:
+        os.write(2, f"{SAYS}{json.dumps(blow.counts)}\n".encode())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("blows", type=int, metavar="N", help="how many blows fall")
+    parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of where they fall; default: %(default)s")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep all folders there; default: those that differ")
+    options = parser.parse_args()
+    methods = options.methods.split(",")
+    if options.blows < 1:
+        parser.error(f"N is {options.blows}: at least 1")
+    if strange := set(methods) - set(METHODS):
+        parser.error(f"--methods: {', '.join(sorted(strange))} is none of {', '.join(METHODS)}")
+    root = Path(tempfile.mkdtemp(prefix="torture-") if options.keep is None else options.keep).resolve()
+    root.mkdir(parents=True, exist_ok=True)
+    trainings = Trainings(root, write_bert(root / "tiny-bert"), write_cola(root / "glue"))
+    return torture(trainings, methods, options.blows, random.Random(options.seed), keep=options.keep is not None)
+
+
+def torture(trainings: Trainings, methods: Sequence[str], blows: int, draw: random.Random, keep: bool = False) -> int:
+    """Let so many blows fall, print each and a table of all; 1 where a training ended differently, else 0."""
+    fallen: Counter[tuple[str, str]] = Counter()
+    wrong: list[str] = []
+    runs = 0
+    while sum(fallen.values()) < blows:
+        method, name = methods[runs % len(methods)], f"run{runs:04d}"
+        runs += 1
+        counts, seconds = trainings.unbroken(method)[1].counts, trainings.unbroken(method)[1].seconds
+        waits = ""
+        for taken in range(MOST_BLOWS + 1):
+            place = draw.choice([TIME, *(place for place in PLACES if counts.get(place))])
+            action = draw.choices(ACTIONS, [4, 1])[0]
+            blow, after = Blow(), None
+            if taken == MOST_BLOWS or sum(fallen.values()) == blows:
+                pass  # this time it is let through
+            elif place == TIME:
+                after, action = draw.uniform(0, seconds / (taken + 1)), "SIGKILL"
+            else:
+                blow = Blow(place, draw.randint(1, max(1, counts[place] // (taken + 1))), action)
+            struck = trainings.start(method, name, blow, after)
+            if waits:
+                print(f"{waits} → {struck.found}", flush=True)
+                waits = ""
+            if struck.code == 0:
+                break
+            expected = -signal.SIGKILL if action == "SIGKILL" else 128 + signal.SIGINT
+            if struck.code != expected or "Traceback" in struck.stderr:
+                wrong.append(f"{method} {name}: exit code {struck.code}: {struck.stderr}")
+                break
+            fallen[place, method] += 1
+            where = struck.where or f"{after:.1f} s"
+            waits = f"{sum(fallen.values()):5d}  {method:18s} {action:12s} {place:25s} {where}"
+        else:
+            wrong.append(f"{method} {name}: not done after {MOST_BLOWS} blows")
+        different = trainings.differences(method, name) if struck.code == 0 else []
+        wrong += [f"{method} {name}: {what} differs" for what in different]
+        if not keep and not different and struck.code == 0:
+            shutil.rmtree(trainings.root / name)
+    print(f"\n{sum(fallen.values())} blows in {runs} runs\n")
+    print(f"{'':25s}" + "".join(f"{method:>19s}" for method in methods))
+    for place in PLACES:
+        print(f"{place:25s}" + "".join(f"{fallen[place, method]:19d}" for method in methods))
+    print()
+    if wrong:
+        print("\n".join(wrong))
+        print(f"the folders are in {trainings.root}")
+        return 1
+    if not keep:
+        shutil.rmtree(trainings.root)
+    print("every run ended bit for bit as the one never stopped")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
