@@ -97,6 +97,11 @@ def peft_config(fields: dict[str, Any], context: RunContext) -> tuple[PeftConfig
             raise UserError(f"there is no setting 'method.{name}': {config_class.__name__} has no such field.{near}")
         if not _fits(value, hints[name]):
             raise UserError(f"method.{name}: {value!r} is not {_spell(hints[name])}")
+    rank, task_type = fields.get("r"), fields.get("task_type")
+    if isinstance(rank, int) and rank < 0:  # PEFT looks only once the model is loaded; 0 is OFT's own default
+        raise UserError(f"method.r must not be negative, not {rank}")
+    if None not in (task_type, context.task_type) and task_type != context.task_type:
+        raise UserError(f"method.task_type is {context.task_type}, as the model is, not {task_type}: leave it out")
     schedule = scale_windows(fields, context)
     by_run = {"total_step": context.total_steps, "seed": context.seed, "task_type": context.task_type}
     fields |= {name: value for name, value in by_run.items() if name in known and fields.get(name) is None}
