@@ -160,7 +160,9 @@ def server() -> multiprocessing.context.ForkServerContext:
     """Makes processes that have imported it all already."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
-    with patch.dict(os.environ, {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}):  # read by what it imports
+    # Read by what it imports, and by a tracker that misses tqdm's semaphores where a process was killed.
+    quiet = {"PYTHONWARNINGS": "ignore:resource_tracker"}
+    with patch.dict(os.environ, {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **quiet}):
         forkserver.ensure_running()
     return context
 
