@@ -70,7 +70,7 @@ def listed(stdout: str) -> dict[str, tuple[str, str, str]]:
     lines = stdout[re.search(r"^(\d+ runs|1 run): ", stdout, re.M).start() :].splitlines()
     found: dict[str, tuple[str, str, str]] = {}
     for line in lines[1:]:
-        entry = re.match(r"  (\S+(?: \w+)*?) +(flexlora-run .*method\.fate=(\w+).*)$", line)
+        entry = re.match(r"  (\S+(?: \w+)*?) +(flexlora-run --config-dir=\S+ method\.fate=(\w+) .*)$", line)
         if entry:
             status, command, fate = entry.groups()
             found[fate] = (status, command, "")

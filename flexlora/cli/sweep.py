@@ -92,7 +92,10 @@ class ListingSweeper(Sweeper):
         start = [hydra.job.name, *(f"--config-dir={folder}" for folder in folders)]
         if is_main_process():
             sys.stdout.flush()
-            print(page({shlex.join([*start, *job]): ending for job, ending in endings.items()}))
+            common = set.intersection(*map(set, jobs))
+            # First what sets a run apart, for the eye; the order means nothing to Hydra, nor to a run's name.
+            words = {job: [*start, *sorted(job, key=lambda item: item in common)] for job in jobs}
+            print(page({shlex.join(words[job]): ending for job, ending in endings.items()}))
 
 
 class Journal:
