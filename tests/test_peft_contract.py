@@ -140,10 +140,10 @@ def test_flexlora_is_a_member_of_the_enum():
 
 
 def test_extending_twice_does_nothing():
-    from flexlora.tuner.peft_type import _extend
+    from flexlora.tuner.peft_type import extend_peft_types
 
     before = list(PeftType)
-    assert _extend("FLEXLORA") is PeftType.FLEXLORA
+    assert extend_peft_types("FLEXLORA") is PeftType.FLEXLORA
     assert list(PeftType) == before
 
 

@@ -9,41 +9,29 @@ gradient.
 from __future__ import annotations
 
 import hashlib
-import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft.tuners._buffer_dict import BufferDict
-from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
-from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from .config import FlexLoraConfig
+from .delta import DeltaLayer
 
 # State of an element-wise optimizer that is (an average or maximum of) squared gradients.
 SECOND_MOMENTS = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum", "exp_inf"})
 
 
-class FlexLoraLayer(BaseTunerLayer):
+class FlexLoraLayer(DeltaLayer):
     """Adapter state of one linear, by adapter name. PEFT's tuner-layer contract plus the moves of a rank event."""
 
-    # PEFT's, declared for the type checker, which takes nn.Module's __getattr__ for them otherwise.
-    active_adapters: list[str]
-    get_base_weight: Callable[[], torch.Tensor]
-    set_base_weight: Callable[[torch.Tensor], None]
-    _cast_input_dtype: Callable[[torch.Tensor, torch.dtype], torch.Tensor]
-
+    method = "FlexLoRA"
+    dropouts = "flexlora_dropout"
     adapter_layer_names = ("flexlora_P", "flexlora_lambda", "flexlora_Q")
     other_param_names = ("flexlora_active", "flexlora_dropout", "r", "lora_alpha", "scaling")
 
     def __init__(self, base_layer: nn.Module, **kwargs: Any) -> None:
-        self.base_layer = base_layer
-        self.quantization_backend = resolve_quantization_backend(
-            self.get_base_layer(), get_apply_tensor_subclass=kwargs.get("get_apply_tensor_subclass")
-        )
+        super().__init__(base_layer, **kwargs)
         self.flexlora_P = nn.ParameterDict({})
         self.flexlora_lambda = nn.ParameterDict({})
         self.flexlora_Q = nn.ParameterDict({})
@@ -52,14 +40,6 @@ class FlexLoraLayer(BaseTunerLayer):
         self.r: dict[str, int] = {}
         self.lora_alpha: dict[str, float] = {}
         self.scaling: dict[str, float] = {}
-        self._disable_adapters = False
-        self.merged_adapters: list[str] = []
-        self.cast_input_dtype_enabled = True
-        in_features, out_features = _get_in_out_features(self.get_base_layer())
-        if in_features is None or out_features is None:
-            raise TypeError(f"FlexLoRA adapts linear layers, not {type(self.get_base_layer()).__name__}.")
-        self.in_features, self.out_features = in_features, out_features
-        self.fan_in_fan_out = isinstance(self.get_base_layer(), Conv1D)
 
     def update_layer(self, adapter_name: str, r: int, lora_alpha: float, config: FlexLoraConfig, **kwargs: Any) -> None:
         """Create the adapter `adapter_name` with `r` active directions, in the first `r` slots.
@@ -79,6 +59,7 @@ class FlexLoraLayer(BaseTunerLayer):
         if config.init_b > 0:
             r = min(r, self.in_features, self.out_features)
         capacity = max(r, min(max_rank, self.in_features, self.out_features))
+        config.fan_in_fan_out |= self.fan_in_fan_out  # kept for an export to LoRA; a layer looks at its base
         dtype = self._adapter_dtype()
         self.r[adapter_name] = r
         self.lora_alpha[adapter_name] = lora_alpha
@@ -111,23 +92,6 @@ class FlexLoraLayer(BaseTunerLayer):
             if not config.init_weights:
                 values[:r].normal_(std=config.init_std)
 
-    def _adapter_dtype(self) -> torch.dtype:
-        """float32 over any half-precision or quantised base (steps of 8e-4 vanish in bfloat16 near 1)."""
-        _, dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())
-        return torch.float64 if dtype == torch.float64 else torch.float32
-
-    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        """As PEFT's, but the adapter keeps its own dtype: PEFT's would round loaded weights to a bfloat16 base's."""
-        if device is None:
-            device, _ = self._get_base_layer_device_and_dtype(self.get_base_layer())
-        if device is None or adapter_name not in self.flexlora_P:
-            return
-        for parameters in (self.flexlora_P, self.flexlora_lambda, self.flexlora_Q):
-            # Parameters that PEFT put on the meta device (low_cpu_mem_usage) are about to be loaded: leave them.
-            if parameters[adapter_name].device.type != "meta":
-                parameters[adapter_name] = parameters[adapter_name].to(device)
-        self.flexlora_active[adapter_name] = self.flexlora_active[adapter_name].to(device)
-
     # --- reading -------------------------------------------------------------------------------------------------
 
     def factors(self, adapter_name: str) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter]:
@@ -157,8 +121,13 @@ class FlexLoraLayer(BaseTunerLayer):
         index = self.slots(adapter_name).to(p.device)
         return p[:, index], values[index], q[index]
 
+    def product(self, adapter_name: str, training: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        p, values, q = self.factors(adapter_name)
+        gain = values * self.flexlora_active[adapter_name] * self.scaling[adapter_name]
+        # diag(gain) goes onto Q, not onto the activations: the smaller tensor, and one less to keep for backward.
+        return p, gain.unsqueeze(1) * q
+
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
-        """ΔW in the base weight's own orientation (out × in, or in × out for Conv1D), in the adapter's dtype."""
         p, values, q = self.factors(adapter)
         gain = values * self.flexlora_active[adapter] * self.scaling[adapter]
         delta = (p * gain) @ q
@@ -274,7 +243,7 @@ class FlexLoraLayer(BaseTunerLayer):
         return {"P": full_p, "lambda": full_values, "Q": full_q, "active": active}
 
 
-class FlexLoraLinear(nn.Module, FlexLoraLayer):
+class FlexLoraLinear(FlexLoraLayer):
     """FlexLoRA on an `nn.Linear`, a transformers `Conv1D`, or a quantised linear that PEFT knows."""
 
     def __init__(
@@ -286,88 +255,9 @@ class FlexLoraLinear(nn.Module, FlexLoraLayer):
         lora_alpha: float,
         **kwargs: Any,
     ) -> None:
-        super().__init__()
-        FlexLoraLayer.__init__(self, base_layer, **kwargs)
+        super().__init__(base_layer, **kwargs)
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, r, lora_alpha, config=config)
-
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Base output plus ΔW x of every active adapter, in the base output's dtype: (..., in) → (..., out)."""
-        if kwargs.pop("adapter_names", None) is not None:
-            raise ValueError(
-                "FlexLoRA does not mix adapters within a batch (`adapter_names`): run one adapter a batch."
-            )
-        if self.disable_adapters:
-            if self.merged:
-                self.unmerge()
-            return self.base_layer(x, *args, **kwargs)
-        result = self.base_layer(x, *args, **kwargs)
-        if self.merged:
-            return result
-        if self.quantization_backend is not None:
-            result = self.quantization_backend.maybe_clone_base_result(result)
-        for adapter_name in self.active_adapters:
-            if adapter_name in self.flexlora_P:
-                result = self._add_delta(result, x, adapter_name)
-        return result
-
-    def _add_delta(self, result: torch.Tensor, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
-        p, values, q = self.factors(adapter_name)
-        gain = values * self.flexlora_active[adapter_name] * self.scaling[adapter_name]
-        # diag(gain) goes onto Q, not onto the activations: the smaller tensor, and one less to keep for backward.
-        if not torch.is_autocast_enabled(x.device.type):  # autocast chooses the dtype of the products itself
-            x = self._cast_input_dtype(x, q.dtype)
-        hidden = F.linear(self.flexlora_dropout[adapter_name](x), gain.unsqueeze(1) * q)
-        if result.dtype == hidden.dtype:
-            # One pass over the output instead of two.
-            flat = torch.addmm(result.reshape(-1, self.out_features), hidden.reshape(-1, hidden.shape[-1]), p.T)
-            return flat.view(result.shape)
-        return (result + F.linear(hidden, p)).to(result.dtype)
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add ΔW to the base weight, in the base's dtype.
-
-        Args:
-            safe_merge: merge a copy first and refuse non-finite weights.
-            adapter_names: adapters to merge; the active ones by default.
-
-        Raises:
-            ValueError: under `safe_merge`, the merged weight is not finite; the base is left as it was.
-            TypeError: the base is quantised in a way that cannot be merged.
-        """
-        for adapter_name in check_adapters_to_merge(self, adapter_names):
-            if adapter_name not in self.flexlora_P:
-                continue
-            weight = self._shifted_base_weight(adapter_name, +1)
-            if safe_merge and not torch.isfinite(weight).all():
-                raise ValueError(
-                    f"merging adapter {adapter_name} would give weights that are not finite: it seems broken."
-                )
-            self.set_base_weight(weight)
-            self.merged_adapters.append(adapter_name)
-
-    def unmerge(self) -> None:
-        """Subtract every merged ΔW from the base weight again (exact up to the base dtype's rounding)."""
-        if not self.merged:
-            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
-            return
-        while self.merged_adapters:
-            adapter_name = self.merged_adapters.pop()
-            if adapter_name in self.flexlora_P:
-                self.set_base_weight(self._shifted_base_weight(adapter_name, -1))
-
-    @torch.no_grad()
-    def _shifted_base_weight(self, adapter_name: str, sign: int) -> torch.Tensor:
-        weight = self.get_base_weight()
-        delta = self.get_delta_weight(adapter_name).to(weight.device)
-        # Summed in the adapter's dtype, rounded once.
-        return (weight + sign * delta).to(weight.dtype)
-
-    def extra_repr(self) -> str:
-        return quantization_extra_repr(self)
-
-    def __repr__(self) -> str:
-        return "flexlora." + super().__repr__()
 
 
 def seeded_generator(*key: int) -> torch.Generator:

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
-from typing import Any
-
 import torch
-from peft import NoMatchingPeftModuleError
-from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils import (
-    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
-    get_quantization_kwargs,
-    register_peft_method,
-    resolve_quantization_backend,
-)
-from peft.utils.other import get_pattern_key
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from .allocator import RankAllocator, RankEvent
 from .config import FlexLoraConfig
 from .layer import FlexLoraLayer, FlexLoraLinear
-from .packing import pack_state_dict, plain_name, unpack_state_dict
+from .linear_tuner import LinearTuner
+from .packing import pack_state_dict, unpack_state_dict
 from .parameters import count_parameters
-from .peft_type import FLEXLORA
+from .peft_type import NAME, register_tuner
 from .weighted import combine_adapters
 
 
-class FlexLoraModel(BaseTuner):
+class FlexLoraModel(LinearTuner):
     """FlexLoRA on a pretrained model, made by `peft.get_peft_model(model, FlexLoraConfig(...))`.
 
     Ranks move only if somebody counts steps: call `flexlora.attach(model, optimizer)` once, or use
@@ -47,32 +34,10 @@ class FlexLoraModel(BaseTuner):
 
     prefix = "flexlora_"
     tuner_layer_cls = FlexLoraLayer
-    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    linear_cls = FlexLoraLinear
     _rank_allocator: RankAllocator | None = None
 
     # --- creating ------------------------------------------------------------------------------------------------
-
-    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        config = self.peft_config[adapter_name]
-        names = [plain_name(name) for name, module in model.named_modules() if _is_linear(module)]
-        wanted = config.target_modules
-        if isinstance(wanted, set) and kwargs.get("state_dict") is None:
-            # PEFT is content when one entry of several matches; the others are then silently not adapted. Checked
-            # before anything is replaced, so that the base is as it was when the error is raised.
-            present = [plain_name(name) for name, _ in model.named_modules()]
-            unmatched = [
-                entry
-                for entry in sorted(wanted)
-                if entry != "all-linear" and not any(name == entry or name.endswith(f".{entry}") for name in present)
-            ]
-            if unmatched:
-                raise NoMatchingPeftModuleError(
-                    f"target_modules: {', '.join(unmatched)} match no module. {_nearest(unmatched, names)}"
-                )
-        try:
-            super().inject_adapter(model, adapter_name, *args, **kwargs)
-        except NoMatchingPeftModuleError as error:
-            raise NoMatchingPeftModuleError(f"{error} {_nearest(wanted, names)}") from None
 
     def _prepare_adapter_config(self, peft_config: FlexLoraConfig, model_config: dict) -> FlexLoraConfig:
         config = super()._prepare_adapter_config(peft_config, model_config)
@@ -88,42 +53,6 @@ class FlexLoraModel(BaseTuner):
                 f"FlexLoRA moves the ranks of one adapter, but {', '.join(trainable)} would all be trainable: "
                 "set inference_mode=True for all but one."
             )
-
-    def _create_and_replace(
-        self,
-        peft_config: FlexLoraConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-    ) -> None:
-        ranks, alphas = peft_config.rank_pattern, peft_config.alpha_pattern
-        r = ranks.get(get_pattern_key(list(ranks), current_key), peft_config.r)
-        alpha = alphas.get(get_pattern_key(list(alphas), current_key), peft_config.lora_alpha)
-        if isinstance(target, FlexLoraLayer):
-            target.update_layer(adapter_name, r, alpha, config=peft_config)
-            return
-        base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        if not _is_linear(base):
-            raise ValueError(
-                f"{current_key} is a {type(base).__name__}: FlexLoRA adapts nn.Linear, Conv1D and quantised linears "
-                "only. Narrow target_modules."
-            )
-        peft_config.fan_in_fan_out |= isinstance(base, Conv1D)  # kept for an export to LoRA; a layer looks at its base
-        layer = FlexLoraLinear(
-            target, adapter_name, config=peft_config, r=r, lora_alpha=alpha, **get_quantization_kwargs(self)
-        )
-        if adapter_name not in self.active_adapters:
-            layer.requires_grad_(False)  # an additional adapter is not trainable by itself
-        self._replace_module(parent, target_name, layer, target)
-
-    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        """Put `new_module` in its place: it shares the base layer, and has put its adapter on that one's device.
-
-        PEFT's own also copies `weight`, which fails at unloading a module to save that has none itself (a pooler).
-        """
-        setattr(parent, child_name, new_module)
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """Trainable and all parameters, inactive directions left out; PEFT's own count on the PeftModel has them."""
@@ -241,28 +170,4 @@ class FlexLoraModel(BaseTuner):
         combine_adapters(self, adapters, weights, adapter_name, combination_type, svd_rank)
 
 
-def _is_linear(module: nn.Module) -> bool:
-    if isinstance(module, nn.Linear | Conv1D):
-        return True
-    backend = resolve_quantization_backend(module) if hasattr(module, "weight") or hasattr(module, "qweight") else None
-    return backend is not None and backend.layer_type == "linear"
-
-
-def _nearest(wanted: Any, names: list[str]) -> str:
-    """'Nearest names: …' for entries that match nothing: last parts and full names of the model's linears."""
-    leaves = sorted({name.rpartition(".")[2] for name in names})
-    entries = [wanted] if isinstance(wanted, str) else sorted(wanted or ())
-    near: list[str] = []
-    for entry in entries:
-        tail = entry.rpartition(".")[2]
-        near += difflib.get_close_matches(entry, names, n=2, cutoff=0.6) or difflib.get_close_matches(
-            tail, leaves, n=3, cutoff=0.5
-        )
-    found = list(dict.fromkeys(near)) or leaves[:8]
-    return (
-        f"Nearest names of linears in this model: {', '.join(found)}." if found else "This model has no linear layer."
-    )
-
-
-if FLEXLORA not in PEFT_TYPE_TO_TUNER_MAPPING:
-    register_peft_method(name="flexlora", config_cls=FlexLoraConfig, model_cls=FlexLoraModel, prefix="flexlora_")
+register_tuner(NAME, FlexLoraConfig, FlexLoraModel)

@@ -1,4 +1,4 @@
-"""FLEXLORA as a member of PEFT's `PeftType`.
+"""Methods of this package as members of PEFT's `PeftType`.
 
 `register_peft_method` refuses names outside the enum, and loading an adapter looks its class up by the enum, so the
 enum has to know the method. Guarded by tests/test_peft_contract.py.
@@ -6,12 +6,17 @@ enum has to know the method. Guarded by tests/test_peft_contract.py.
 
 from __future__ import annotations
 
+from typing import Any
+
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.utils import register_peft_method
 from peft.utils.peft_types import PeftType
 
 NAME = "FLEXLORA"
 
 
-def _extend(name: str) -> PeftType:
+def extend_peft_types(name: str) -> PeftType:
+    """The member `name` of PEFT's enum, added where it is not there yet."""
     if name in PeftType.__members__:
         return PeftType[name]
     member = str.__new__(PeftType, name)
@@ -25,4 +30,12 @@ def _extend(name: str) -> PeftType:
     return member
 
 
-FLEXLORA = _extend(NAME)
+def register_tuner(name: str, config_class: type[Any], model_class: type[Any]) -> None:
+    """Have PEFT create and load adapters of the type `name` (upper case); does nothing the second time."""
+    if extend_peft_types(name) not in PEFT_TYPE_TO_TUNER_MAPPING:
+        register_peft_method(
+            name=name.lower(), config_cls=config_class, model_cls=model_class, prefix=model_class.prefix
+        )
+
+
+FLEXLORA = extend_peft_types(NAME)
