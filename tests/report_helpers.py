@@ -23,12 +23,16 @@ SCORES = {
 
 
 def write_run(root: Path, value: float | None = 0.5, best: float | None = None, **fields) -> Path:
-    """A run whose figures are all `value` (its best evaluation's `best`); its folder."""
+    """A run whose figures are all `value` (its best evaluation's `best`); its folder.
+
+    `task` is one of GLUE, or any other by its whole name; `scores`: the names of its figures, by default the task's.
+    """
     task = fields.pop("task", "cola")
+    scores = fields.pop("scores", SCORES.get(task, ("accuracy",)))
     run = {"scale": "local", "model": "small", "method": "lora", "variant": "default", "seed": 0, "status": "done"}
     run |= {key: fields.pop(key) for key in list(fields) if key in run}
-    last = None if value is None else {"step": 5, "epoch": 1.0, **dict.fromkeys(SCORES[task], value)}
-    top = last if best is None else {"step": 3, "epoch": 0.6, **dict.fromkeys(SCORES[task], best)}
+    last = None if value is None else {"step": 5, "epoch": 1.0, **dict.fromkeys(scores, value)}
+    top = last if best is None else {"step": 3, "epoch": 0.6, **dict.fromkeys(scores, best)}
     config = {"method": {"name": run["method"], "r": 8}, "training": {"epochs": 2}}
     given = {
         "error": None if run["status"] == "done" else f"it {run['status']}",
@@ -45,7 +49,7 @@ def write_run(root: Path, value: float | None = 0.5, best: float | None = None, 
         },
         "data": HUB,
     }
-    record = RunRecord(task=f"glue/{task}", **run, **(given | fields))
+    record = RunRecord(task=f"glue/{task}" if task in SCORES else task, **run, **(given | fields))
     folder = root.joinpath(record.scale, record.task, record.model, record.method, record.variant, f"seed{record.seed}")
     folder.mkdir(parents=True)
     record.write(folder / "result.json")

@@ -55,7 +55,7 @@ def test_table_1_has_no_scores_and_its_rows_are_all_there(printed):
     assert len(rows) == len(printed["1"])
     for (name, params, inferred), row in zip(rows, printed["1"], strict=True):
         assert not any(re.search(r"\d\d\.\d", cell) for cell in row[2:])
-        assert row[:2] == ([params, ""] if inferred else [name, params])
+        assert row[:2] == ([params, ""] if inferred == "label" else [name, params])
 
 
 def test_averages_that_only_the_text_gives(paper):
@@ -96,18 +96,20 @@ def test_a_tables_rows_and_columns_are_in_its_file(table):
     for row in table.paper_rows:
         lines = lines_of(row, table.published)
         assert {line.method for line in lines} == {row.method}, row
-        assert all(line.params_of in ("adapter", "adapter+head", "model") for line in lines)
+        assert all(line.params_of in ("adapter", "adapter+head", "model", "unknown") for line in lines)
+        assert all(line.inferred in ("no", "label", "params") for line in lines)
     known = {(line.task, line.metric) for line in read_published(table.published)}
-    assert {(column.task, column.published) for column in table.columns if column.published} <= known
+    columns = (*table.columns, *table.averages)
+    assert {(column.task, column.published) for column in columns if column.published} <= known
 
 
 def test_the_row_of_flexlora_is_whole():
     table = TABLES["glue"]
     (row,) = [row for row in table.paper_rows if row.method == "flexlora"]
     lines = lines_of(row, table.published)
-    values = [printed_value(lines, column) for column in table.columns if column.main]
+    values = [printed_value(lines, column) for column in table.main]
     assert values == [71.8, 90.0, 90.9, 88.8, 94.2, 95.2, 91.5, 90.3]
-    assert [printed_value(lines, column) for column in table.columns if not column.main] == [None] * 5
+    assert [printed_value(lines, column) for column in table.columns if column not in table.main] == [None] * 5
 
 
 def test_the_glue_tables_columns_are_figures_that_the_tasks_give():
@@ -122,4 +124,4 @@ def test_the_glue_tables_columns_are_figures_that_the_tasks_give():
         given = {f"{prefix}{score}" for prefix in prefixes for score in METRICS[values["metric"]].scores}
         columns = [column for column in TABLES["glue"].columns if column.task == values["name"]]
         assert {column.metric for column in columns} <= given
-        assert [column.metric for column in columns if column.main] == [values["main_metric"]]
+        assert [column.metric for column in columns if column in TABLES["glue"].main] == [values["main_metric"]]

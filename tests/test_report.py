@@ -350,9 +350,12 @@ def test_nothing_to_show_is_one_line(tmp_path):
     assert "there is no folder" in refusal(report(tmp_path / "nowhere"))
     assert "flexlora-run -m task=glue/cola" in refusal(report(tmp_path))
     (write_run(tmp_path) / "result.json").write_text(
-        (tmp_path / "local/glue/cola/small/lora/default/seed0/result.json").read_text().replace("glue/cola", "vtab/dtd")
+        (tmp_path / "local/glue/cola/small/lora/default/seed0/result.json").read_text().replace("glue/cola", "my/own")
     )
-    assert "vtab/dtd" in refusal(report(tmp_path))
+    assert "no run of a task in the table glue, commonsense170k, vtab: its runs are of my/own" in refusal(
+        report(tmp_path)
+    )
+    assert "no run of a task in the table vtab: its" in refusal(report(tmp_path, "--table", "vtab"))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from report_helpers import write_run
 
 from flexlora.report.cells import Cell, average_cell, mark_fewer, score_cell, summarise
 from flexlora.report.render import _count
+from flexlora.report.table import Average, Column
 from flexlora.report.tables import TABLES
 from flexlora.results.collect import collect
 
@@ -39,11 +40,22 @@ def test_the_average_is_seed_by_seed(tmp_path):
     runs: dict = {}
     for run in collect(tmp_path).runs:
         runs.setdefault(run.record.task, []).append(run)
-    columns = [c for c in TABLES["glue"].columns if c.main and c.task in ("glue/cola", "glue/rte")]
+    columns = tuple(column for column in TABLES["glue"].main if column.task in ("glue/cola", "glue/rte"))
     cells = [score_cell(runs[column.task], column, "last", "") for column in columns]
-    average = average_cell(runs, columns, cells, "last")
+    average = average_cell(runs, Average("average", ("", ""), "average", of=(columns,)), cells, "last")
     assert (average.mean, average.std, average.n) == (pytest.approx(40), pytest.approx(0), 3)
     assert [cell.std for cell in cells] == [pytest.approx(20), pytest.approx(20)]
+
+
+@given(st.lists(st.lists(FIGURES, min_size=1, max_size=8), min_size=1, max_size=4))
+def test_an_average_is_the_mean_of_its_groups_means(groups):
+    """Against numpy, and for groups of one size the plain mean."""
+    columns = [[Column("", ("", ""), f"{i} {j}") for j in range(len(group))] for i, group in enumerate(groups)]
+    average = Average("average", ("", ""), "average", of=tuple(map(tuple, columns)))
+    values = dict(zip(average.columns, (value for group in groups for value in group), strict=True))
+    assert average.mean(values) == pytest.approx(np.mean([np.mean(group) for group in groups]), abs=1e-9)
+    if len({len(group) for group in groups}) == 1:
+        assert average.mean(values) == pytest.approx(np.mean(list(values.values())), abs=1e-9)
 
 
 @pytest.mark.parametrize(

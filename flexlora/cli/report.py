@@ -12,7 +12,7 @@ from flexlora.cli.terminal import take_any_letter
 from flexlora.errors import UserError, did_you_mean
 from flexlora.report.build import Sheet, build
 from flexlora.report.render import as_csv, as_markdown, as_text
-from flexlora.report.tables import TABLES
+from flexlora.report.tables import BENCHMARKS, TABLES
 from flexlora.results.collect import Run, collect
 from flexlora.results.files import write_text
 
@@ -53,7 +53,12 @@ def _parser() -> _Parser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('flexlora')}")
     parser.add_argument("folder", nargs="?", default="outputs", help="where to look for runs (default: outputs)")
-    parser.add_argument("--table", default="glue", metavar="NAME", help=f"one of: {', '.join(TABLES)} (default: glue)")
+    parser.add_argument(
+        "--table",
+        metavar="NAME",
+        help=f"one of: {', '.join(TABLES)} (default: those of {', '.join(table.name for table in BENCHMARKS)} that "
+        "have runs)",
+    )
     parser.add_argument("--method", metavar="A,B", help="show these methods only")
     parser.add_argument(
         "--metric",
@@ -68,7 +73,7 @@ def _parser() -> _Parser:
 
 
 def _report(options: argparse.Namespace) -> int:
-    if options.table not in TABLES:
+    if options.table not in (None, *TABLES):
         near = did_you_mean(options.table, TABLES)
         raise UserError(f"there is no table '{options.table}'.{near} There are: {', '.join(TABLES)}.")
     kind = options.format or _format_of(options.output)
@@ -83,10 +88,12 @@ def _report(options: argparse.Namespace) -> int:
             return BROKEN
         raise UserError(f"there are no runs in {root}. {FIRST_RUNS}")
     runs = _of_methods(found.runs, options.method)
-    sheets = build(TABLES[options.table], runs, options.metric, options.all_tasks)
+    tables = BENCHMARKS if options.table is None else (TABLES[options.table],)
+    sheets = [sheet for table in tables for sheet in build(table, runs, options.metric, options.all_tasks)]
     if not sheets:
         tasks = ", ".join(sorted({run.record.task for run in runs}))
-        raise UserError(f"{root} has no run of a task in the table '{options.table}': its runs are of {tasks}")
+        names = ", ".join(table.name for table in tables)
+        raise UserError(f"{root} has no run of a task in the table {names}: its runs are of {tasks}")
     _write(sheets, kind, options.output)
     return BROKEN if found.broken else 0
 

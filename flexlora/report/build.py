@@ -1,5 +1,6 @@
 """From the runs under a folder to tables: one for each scale and model, as the figures of two never compare."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -7,14 +8,16 @@ from flexlora.report.cells import (
     MARKS,
     Cell,
     average_cell,
+    figure,
     is_generated,
     mark_fewer,
     parameter_cell,
     score_cell,
+    starting_rank,
     usual_data,
 )
 from flexlora.report.published import Published, lines_of, printed_value
-from flexlora.report.tables import ADAPTER, AVERAGE, TRAINABLE, Column, PaperRow, Table
+from flexlora.report.table import ADAPTER, TRAINABLE, Average, Column, Count, PaperRow, Table
 from flexlora.results.collect import Run
 
 # A difference between figures of these and the paper's would say nothing.
@@ -31,6 +34,8 @@ class Row:
     method: str
     variant: str
     cells: list[Cell]
+    rank: int | None = None
+    """That ours started with, where its method has one."""
     printed: list[float | None] = field(default_factory=list)
     difference: list[float | None] = field(default_factory=list)
     params: dict[str, str] = field(default_factory=dict)
@@ -51,6 +56,8 @@ class Sheet:
     groups: list[list[Row]]
     notes: list[str]
     common_marks: frozenset[str]
+    usual_seeds: int | None = None
+    """In a wide table, the number of seeds of most figures: it is said above."""
 
 
 def build(table: Table, runs: Iterable[Run], evaluation: str = "last", all_tasks: bool = False) -> list[Sheet]:
@@ -68,9 +75,9 @@ def _sheet(table: Table, found: list[Run], evaluation: str, all_tasks: bool) -> 
     runs, notes = _without_duplicates(found)
     scale, model = runs[0].record.scale, runs[0].record.model
     generated = all(is_generated(run.record) for run in runs)
-    present = {run.record.task for run in runs}
-    scores = [column for column in table.columns if all_tasks or column.task in present]
-    averages = [AVERAGE] if all_tasks or len(present) > 1 else []
+    found_columns = _with_runs(table, runs, evaluation)
+    scores = list(table.columns) if all_tasks else found_columns
+    averages = [average for average in table.averages if _is_shown(average, scores)]
     columns = [ADAPTER, TRAINABLE, *scores, *averages]
 
     rows = _our_rows(table, runs, columns, evaluation)
@@ -85,10 +92,12 @@ def _sheet(table: Table, found: list[Run], evaluation: str, all_tasks: bool) -> 
         parts = [part for part in row.variant.split("+") if part not in variants]
         row.label = "\n".join([row.method, *(f"  {part}" for part in parts if part != "default")])
 
-    tasks = list(dict.fromkeys(column.task for column in table.columns))
+    numbers = Counter(cell.n for cell in _scores(rows, columns)) if table.wide else Counter[int]()
+    usual_seeds = max(numbers, key=lambda n: (numbers[n], n), default=None)
     captions = [
-        f"{len(present)} of {len(tasks)} tasks, {evaluation} evaluation of each run, in percent: "
-        "mean ± sample standard deviation (seeds).",
+        f"{len({*table.main} & {*found_columns})} of {len(table.main)} {table.parts}, "
+        f"{evaluation} evaluation of each run, in percent: "
+        f"{_what_a_cell_is(usual_seeds, len(numbers) > 1)}.",
         *([f"All rows: {', '.join(sorted(variants))}."] if variants else []),
         *(f"All figures: {text}." for mark, text in MARKS.items() if mark in common),
     ]
@@ -99,7 +108,24 @@ def _sheet(table: Table, found: list[Run], evaluation: str, all_tasks: bool) -> 
     if evaluation == "best":
         title += " · BEST evaluation of each run, chosen on the very data it is measured on"
     notes = notes + _failures(runs)
-    return Sheet(table, scale, model, evaluation, title, captions, columns, groups, notes, common)
+    return Sheet(table, scale, model, evaluation, title, captions, columns, groups, notes, common, usual_seeds)
+
+
+def _with_runs(table: Table, runs: list[Run], evaluation: str) -> list[Column]:
+    """The columns of the tasks that were run; without optional ones that no run has, unless there are no others."""
+    present = {run.record.task for run in runs}
+    columns = [column for column in table.columns if column.task in present]
+
+    def is_there(column: Column) -> bool:
+        of_task = (run.record for run in runs if run.record.task == column.task)
+        return any(figure(record, column.metric, evaluation) is not None for record in of_task)
+
+    return [column for column in columns if not column.optional or is_there(column)] or columns
+
+
+def _is_shown(average: Average, scores: Sequence[Column]) -> bool:
+    there = len({*average.columns} & {*scores})
+    return there == len(average.columns) if average.optional else there > 1
 
 
 def _title(table: Table, scale: str, model: str, is_paper: bool, generated: bool) -> str:
@@ -124,42 +150,43 @@ def _our_rows(table: Table, runs: list[Run], columns: Sequence[Column], evaluati
         rows.setdefault((record.method, record.variant), {}).setdefault(record.task, []).append(run)
         data.setdefault(record.task, []).append(run)
     usual = {task: usual_data(seen) for task, seen in data.items()}
-    main = [column for column in table.columns if column.main]
 
     def cells(by_task: dict[str, list[Run]]) -> list[Cell]:
-        def score(column: Column) -> Cell:
+        def cell(column: Column) -> Cell:
+            if isinstance(column, Count):
+                return parameter_cell([run for seen in by_task.values() for run in seen], column)
+            if isinstance(column, Average):
+                return average_cell(by_task, column, [cell(part) for part in column.columns], evaluation)
             return score_cell(by_task.get(column.task, []), column, evaluation, usual.get(column.task, ""))
 
-        everything = [run for seen in by_task.values() for run in seen]
-        found = {
-            ADAPTER: lambda: parameter_cell(everything, ["adapter_active"]),
-            TRAINABLE: lambda: parameter_cell(everything, ["adapter_active", "head"]),
-            AVERAGE: lambda: average_cell(by_task, main, [score(column) for column in main], evaluation),
-        }
-        return [found[column]() if column in found else score(column) for column in columns]
+        return [cell(column) for column in columns]
 
     def order(key: tuple[str, str]) -> tuple[int, str, bool, str]:
         method, variant = key
         place = table.methods.index(method) if method in table.methods else len(table.methods)
         return place, method, variant != "default", variant
 
-    ours = [Row("ours", key[0], *key, cells(rows[key])) for key in sorted(rows, key=order)]
+    ours = [
+        Row("ours", key[0], *key, cells(rows[key]), starting_rank(run for seen in rows[key].values() for run in seen))
+        for key in sorted(rows, key=order)
+    ]
     for i, column in enumerate(columns):
-        if column.unit == "percent":
+        if not isinstance(column, Count):
             for row, cell in zip(ours, mark_fewer([row.cells[i] for row in ours]), strict=True):
                 row.cells[i] = cell
     return ours
 
 
 def _beside_paper(table: Table, rows: list[Row], columns: Sequence[Column]) -> list[list[Row]]:
-    """Rows by method, each method followed by the paper's row; then the paper's rows of methods that were not run."""
-    papers = {paper.method: _paper_row(paper, table, columns) for paper in table.paper_rows}
-    groups: dict[str, list[Row]] = {}
+    """Rows by method, followed by the paper's row they stand beside; then the paper's rows that stand beside none."""
+    papers = {paper: _paper_row(paper, table, columns) for paper in table.paper_rows}
+    groups: dict[tuple[str, PaperRow | None], list[Row]] = {}
     for row in rows:
-        groups.setdefault(row.method, []).append(row)
-    for method, group in groups.items():
-        if method in papers:
-            paper = papers.pop(method)
+        beside = next((paper for paper in papers if paper.method == row.method and _fits(paper, row)), None)
+        groups.setdefault((row.method, beside), []).append(row)
+    for (_, beside), group in groups.items():
+        if beside is not None:
+            paper = papers.pop(beside)
             for row in group:
                 row.printed = paper.printed
                 row.difference = [_difference(*pair) for pair in zip(row.cells, paper.printed, strict=True)]
@@ -168,17 +195,32 @@ def _beside_paper(table: Table, rows: list[Row], columns: Sequence[Column]) -> l
     return [*groups.values(), *([rest] if rest else [])]
 
 
+def _fits(paper: PaperRow, row: Row) -> bool:
+    return not paper.ranks or row.rank in paper.ranks
+
+
 def _paper_row(paper: PaperRow, table: Table, columns: Sequence[Column]) -> Row:
     lines = lines_of(paper, table.published)
-    printed = [printed_value(lines, column) for column in columns]
-    label = f"paper: {paper.row}{' (inferred)' if any(line.inferred for line in lines) else ''}"
-    cells = [Cell() if value is None else Cell(mean=value) for value in printed]
-    return Row("paper", label, paper.method, "", cells, printed, params=_printed_params(lines))
+    cells = [_paper_cell(lines, column) for column in columns]
+    label = f"paper: {paper.row}{' (inferred)' if any(line.inferred == 'label' for line in lines) else ''}"
+    printed = [cell.mean for cell in cells]
+    return Row("paper", label, paper.method, "", cells, printed=printed, params=_printed_params(lines))
+
+
+def _paper_cell(lines: list[Published], column: Column) -> Cell:
+    """What the paper prints; an average that it does not print is that of its figures where it prints them all."""
+    value = printed_value(lines, column)
+    if value is None and isinstance(column, Average):
+        parts = {part: printed_value(lines, part) for part in column.columns}
+        figures = {part: figure for part, figure in parts.items() if figure is not None}
+        if len(figures) == len(parts):
+            return Cell(mean=column.mean(figures), marks=frozenset("c"))
+    return Cell(mean=value)
 
 
 def _printed_params(lines: list[Published]) -> dict[str, str]:
     line = lines[0]
-    return {(ADAPTER if line.params_of == "adapter" else TRAINABLE).metric: line.params}
+    return {(ADAPTER if line.params_of in ("adapter", "unknown") else TRAINABLE).metric: line.params}
 
 
 def _difference(cell: Cell, printed: float | None) -> float | None:
@@ -189,9 +231,23 @@ def _difference(cell: Cell, printed: float | None) -> float | None:
 
 def _common_marks(rows: Sequence[Row], columns: Sequence[Column]) -> frozenset[str]:
     """Marks that every score has: they are said once, above the table."""
-    cells = [cell for row in rows for cell, column in zip(row.cells, columns, strict=True) if column.unit == "percent"]
-    marks = [cell.marks for cell in cells if cell.n]
+    marks = [cell.marks for cell in _scores(rows, columns)]
     return frozenset.intersection(*marks) if marks else frozenset()
+
+
+def _what_a_cell_is(usual_seeds: int | None, with_others: bool) -> str:
+    figure = "mean ± sample standard deviation"
+    if usual_seeds is None:
+        return f"{figure} (seeds)"
+    if usual_seeds == 1:
+        return f"one seed, or {figure} (seeds)" if with_others else "one seed"
+    return f"{figure} of {usual_seeds} seeds{'; other numbers of seeds in brackets' if with_others else ''}"
+
+
+def _scores(rows: Sequence[Row], columns: Sequence[Column]) -> list[Cell]:
+    """The cells of our rows that have a score."""
+    pairs = [pair for row in rows for pair in zip(row.cells, columns, strict=True)]
+    return [cell for cell, column in pairs if cell.n and not isinstance(column, Count)]
 
 
 def _common_parts(variants: list[str]) -> set[str]:

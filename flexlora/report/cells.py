@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from flexlora.report.tables import Column
+from flexlora.report.table import Average, Column, Count
 from flexlora.results.collect import Run
 from flexlora.results.record import RunRecord
 
@@ -18,6 +18,7 @@ MARKS = {
     "m": "its seeds ran with settings that differ",
     "x": "without seeds that did not end well or gave no figure",
     "f": "fewer seeds than another row",
+    "c": "not printed: computed from the paper's printed figures",
 }
 
 
@@ -65,26 +66,33 @@ def score_cell(runs: Sequence[Run], column: Column, evaluation: str, usual_data:
     return replace(summarise(values), marks=frozenset(mark for mark, holds in marks.items() if holds))
 
 
-def average_cell(runs: dict[str, list[Run]], columns: Sequence[Column], cells: Sequence[Cell], evaluation: str) -> Cell:
-    """The average over `columns` (`cells` are the row's) of each seed that has them all; `n/8` where none has."""
-    by_seed: dict[int, list[float]] = {}
-    for column in columns:
+def average_cell(runs: dict[str, list[Run]], average: Average, cells: Sequence[Cell], evaluation: str) -> Cell:
+    """The average of each seed that has all its columns (`cells` are the row's); `n/8` where none has."""
+    by_seed: dict[int, dict[Column, float]] = {}
+    for column in average.columns:
         for run in runs.get(column.task, []):
             value = figure(run.record, column.metric, evaluation)
             if value is not None:
-                by_seed.setdefault(run.record.seed, []).append(100 * value)
-    whole = [statistics.fmean(values) for values in by_seed.values() if len(values) == len(columns)]
+                by_seed.setdefault(run.record.seed, {})[column] = 100 * value
+    whole = [average.mean(values) for values in by_seed.values() if len(values) == len(average.columns)]
     if not whole:
-        return Cell(word=f"{max(map(len, by_seed.values()), default=0)}/{len(columns)}")
+        return Cell(word=f"{max(map(len, by_seed.values()), default=0)}/{len(average.columns)}")
     marks = frozenset().union(*(cell.marks for cell in cells))
     return replace(summarise(whole), marks=marks - {"x", "f"} | ({"x"} if len(whole) < len(by_seed) else set()))
 
 
-def parameter_cell(runs: Iterable[Run], names: Sequence[str]) -> Cell:
-    """Mean over the runs that are done of the sum of these entries of the record's `parameters`."""
+def parameter_cell(runs: Iterable[Run], column: Count) -> Cell:
+    """Mean of the column's count over the runs that are done."""
     counts = [run.record.parameters for run in runs if run.record.status == "done"]
-    sums = [float(sum(count[name] for name in names)) for count in counts if set(names) <= set(count)]
+    sums = [float(sum(count[name] for name in column.entries)) for count in counts if set(column.entries) <= set(count)]
     return summarise(sums) if sums else Cell(word="–")
+
+
+def starting_rank(runs: Iterable[Run]) -> int | None:
+    """The rank that the method of these runs starts with; None for a method without one."""
+    methods = [run.record.config.get("method") for run in runs]
+    ranks = [method.get("init_r", method.get("r")) for method in methods if isinstance(method, dict)]
+    return next((rank for rank in ranks if isinstance(rank, int)), None)
 
 
 def mark_fewer(column: Sequence[Cell]) -> list[Cell]:

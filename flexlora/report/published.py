@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-from flexlora.report.tables import Column, PaperRow
+from flexlora.report.table import Column, PaperRow
 
 
 @dataclass(frozen=True)
 class Published:
     """A line of the file. `metric` and `row` are spelled as the paper spells them.
 
-    `params_of` says what the printed parameters count: `adapter`, `adapter+head` or `model`. `inferred` marks rows
-    whose label is our reading.
+    `params_of` says what the printed parameters count: `adapter`, `adapter+head`, `model` or `unknown`. `inferred` is
+    `no`, or says what of the line is our reading: the row's `label`, or what its `params` count.
     """
 
     table: str
@@ -25,7 +25,7 @@ class Published:
     params: str
     params_of: str
     note: str
-    inferred: bool
+    inferred: str
 
 
 @cache
@@ -34,9 +34,8 @@ def read_published(name: str) -> tuple[Published, ...]:
     text = resources.files("flexlora.report").joinpath("published", name).read_text(encoding="utf-8")
     return tuple(
         Published(
-            **{key: line[key] for key in ("table", "row", "method", "task", "metric", "params", "params_of", "note")},
+            **{key: text for key, text in line.items() if key != "value"},
             value=float(line["value"]) if line["value"] else None,
-            inferred=line["inferred"] == "yes",
         )
         for line in csv.DictReader(text.splitlines())
     )

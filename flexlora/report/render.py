@@ -11,21 +11,21 @@ from rich.table import Table as RichTable
 
 from flexlora.report.build import Row, Sheet
 from flexlora.report.cells import MARKS, Cell
-from flexlora.report.tables import Column
+from flexlora.report.table import Average, Column, Count
 
-SUPERSCRIPT = str.maketrans("sgdmxf", "ˢᵍᵈᵐˣᶠ")
+SUPERSCRIPT = str.maketrans("sgdmxfc", "ˢᵍᵈᵐˣᶠᶜ")
 WHERE = ("table", "scale", "model", "source", "method", "variant", "task", "metric", "evaluation")
 CSV_COLUMNS = (*WHERE, "mean", "std", "n", "marks", "status", "paper", "difference")
 
 
 def as_text(sheets: Sequence[Sheet], width: int, colour: bool = False) -> str:
-    """Tables no wider than `width`: columns that find no room are printed below, under the same rows."""
+    """Tables no wider than `width`: columns of another group, or that find no room, stand below under the same rows."""
     file = io.StringIO()
     console = Console(file=file, width=width, force_terminal=colour, highlight=False, emoji=False, markup=False)
     for sheet in sheets:
         for line in (sheet.title, *sheet.captions):
             console.print(textwrap.fill(line, width), style="bold" if line is sheet.title else "")
-        for columns in _fitting(sheet, width):
+        for columns in _blocks(sheet, width):
             console.print()
             console.print(_rich_table(sheet, columns))
         console.print()
@@ -53,13 +53,14 @@ def as_csv(sheets: Sequence[Sheet]) -> str:
 
 def _rich_table(sheet: Sheet, columns: Sequence[int]) -> RichTable:
     table = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("method", no_wrap=True)
+    groups = {sheet.columns[i].group for i in columns}
+    table.add_column((groups.pop() if len(groups) == 1 else "") or "method", no_wrap=True)
     for i in columns:
         table.add_column("\n".join(sheet.columns[i].heading), justify="right", no_wrap=True)
     spaced = any(len(group) > 1 for group in sheet.groups)
     for group in sheet.groups:
         for row in group:
-            for name, cells, style in _printed_lines(sheet, row):
+            for name, cells, style in _printed_lines(sheet, row, sheet.table.wide):
                 if any(cells[i] for i in columns):  # the paper's rows may have nothing in this block
                     table.add_row(name, *(cells[i] for i in columns), style=style)
         if spaced:
@@ -67,27 +68,35 @@ def _rich_table(sheet: Sheet, columns: Sequence[int]) -> RichTable:
     return table
 
 
-def _printed_lines(sheet: Sheet, row: Row) -> list[tuple[str, list[str], str]]:
-    """The lines of a row as name, cells and style: its own, and that of its difference from the paper's."""
-    own = [_cell_text(cell, column, row, sheet) for cell, column in zip(row.cells, sheet.columns, strict=True)]
-    lines = [(row.label, own, "dim" if row.kind == "paper" else "")]
+def _printed_lines(sheet: Sheet, row: Row, stacked: bool = False) -> list[tuple[str, list[str], str]]:
+    """The lines of a row as name, cells and style: its own, and that of its difference from the paper's.
+
+    `stacked`: a cell's parts stand below each other, and so do a name's.
+    """
+    parts = [_cell_parts(cell, column, row, sheet) for cell, column in zip(row.cells, sheet.columns, strict=True)]
+    own = [("\n" if stacked else " ").join(part) for part in parts]
+    label = row.label.replace(" (", "\n  (") if stacked else row.label
+    lines = [(label, own, "dim" if row.kind == "paper" else "")]
     if any(value is not None for value in row.difference):
         lines.append(("  less the paper's", [_signed(value) for value in row.difference], "dim"))
     return lines
 
 
-def _cell_text(cell: Cell, column: Column, row: Row, sheet: Sheet) -> str:
-    if row.kind == "paper" and column.unit == "count":
-        return row.params.get(column.metric, "")
+def _cell_parts(cell: Cell, column: Column, row: Row, sheet: Sheet) -> list[str]:
+    """A cell as mean, deviation and number of seeds, as far as it has them; marks follow the last one."""
+    if row.kind == "paper" and isinstance(column, Count):
+        return [row.params.get(column.metric, "")]
     if cell.mean is None:
-        return cell.word
-    if column.unit == "count":
-        return _count(cell.mean)
-    if row.kind == "paper":
-        return f"{cell.mean:.1f}"
-    spread = "" if cell.std is None else f" ± {cell.std:.1f}"
+        return [cell.word]
+    if isinstance(column, Count):
+        return [_count(cell.mean)]
+    parts = [_rounded(cell.mean)]
+    if cell.std is not None:
+        parts.append(f"± {cell.std:.1f}")
+    if row.kind == "ours" and cell.n != sheet.usual_seeds:
+        parts.append(f"({cell.n})")
     marks = "".join(mark for mark in MARKS if mark in cell.marks - sheet.common_marks)
-    return f"{_rounded(cell.mean)}{spread} ({cell.n}){marks.translate(SUPERSCRIPT)}"
+    return [*parts[:-1], parts[-1] + marks.translate(SUPERSCRIPT)]
 
 
 def _rounded(value: float) -> str:
@@ -116,27 +125,34 @@ def _legend(sheet: Sheet) -> list[str]:
     if "–" in words:
         lines.append("–  no run, or none that is done")
     if any("/" in word for word in words):
-        lines.append("n/8  no average: only n of the tasks' main figures are there".replace("8", str(_mains(sheet))))
+        sizes = {str(len(column.columns)) for column in sheet.columns if isinstance(column, Average)}
+        size = sizes.pop() if len(sizes) == 1 else "k"
+        lines.append(f"n/{size}  no average: only n of the {sheet.table.parts}' main figures are there")
     return [*lines, *(f"·  {note}" for note in sheet.notes)]
 
 
-def _mains(sheet: Sheet) -> int:
-    return sum(column.main for column in sheet.table.columns)
-
-
-def _fitting(sheet: Sheet, width: int) -> list[list[int]]:
-    """The columns in blocks that fit `width` beside the names; every block has one column at least."""
-    lines = [line for group in sheet.groups for row in group for line in _printed_lines(sheet, row)]
+def _blocks(sheet: Sheet, width: int) -> list[list[int]]:
+    """The columns in blocks that fit `width` beside the names: one, or those of each group; none of them is empty."""
+    rows = [row for group in sheet.groups for row in group]
+    lines = [line for row in rows for line in _printed_lines(sheet, row, sheet.table.wide)]
     room = width - max(len(part) for name, _, _ in lines for part in name.split("\n"))
+    needed = [
+        3 + max(map(len, (*column.heading, *(part for _, cells, _ in lines for part in cells[i].split("\n")))))
+        for i, column in enumerate(sheet.columns)
+    ]
+    if sum(needed) <= room:
+        return [list(range(len(needed)))]
     blocks: list[list[int]] = []
-    left = 0
-    for i, column in enumerate(sheet.columns):
-        needed = 3 + max(map(len, (*column.heading, *(cells[i] for _, cells, _ in lines))))
-        if needed > left or not blocks:
-            blocks.append([])
-            left = room
-        blocks[-1].append(i)
-        left -= needed
+    for group in dict.fromkeys(column.group for column in sheet.columns):
+        left = 0
+        for i, column in enumerate(sheet.columns):
+            if column.group != group:
+                continue
+            if needed[i] > left:
+                blocks.append([])
+                left = room
+            blocks[-1].append(i)
+            left -= needed[i]
     return blocks
 
 
@@ -166,10 +182,10 @@ def _csv_lines(sheet: Sheet, row: Row) -> Iterable[dict[str, object]]:
             "task": column.task,
             "metric": column.metric,
             "mean": cell.mean,
+            "marks": "".join(mark for mark in MARKS if mark in cell.marks),
         }
         if row.kind == "ours":
             figures |= {"evaluation": sheet.evaluation, "std": cell.std, "n": cell.n, "status": cell.word}
-            figures |= {"marks": "".join(mark for mark in MARKS if mark in cell.marks)}
             figures |= {"paper": row.printed[i] if row.printed else None}
             figures |= {"difference": row.difference[i] if row.difference else None}
         yield shared | figures

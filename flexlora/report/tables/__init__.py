@@ -1,0 +1,10 @@
+"""The tables there are, as data: another one is another entry, with its file of printed numbers in `published/`."""
+
+from flexlora.report.tables.commonsense import COMMONSENSE
+from flexlora.report.tables.glue import GLUE
+from flexlora.report.tables.vtab import VTAB, VTAB_TABLE_16
+
+BENCHMARKS = (GLUE, COMMONSENSE, VTAB)
+"""One for each benchmark: what is shown unless another is asked for."""
+
+TABLES = {table.name: table for table in (*BENCHMARKS, VTAB_TABLE_16)}
