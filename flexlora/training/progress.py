@@ -97,7 +97,7 @@ def is_main_process() -> bool:
 def show_log() -> None:
     """Print the package's log on the terminal, once however often this is called; on the main process only."""
     log.setLevel(logging.INFO)
-    # tqdm's own lock is the system's as well, which a process that is killed leaves behind: a warning of Python's later.
+    # tqdm's own lock is the system's as well, which a process that is killed leaves behind: Python warns of it later.
     tqdm.set_lock(threading.RLock())
     if is_main_process() and not any(isinstance(h, BarFriendlyHandler) for h in log.handlers):
         log.addHandler(BarFriendlyHandler())
