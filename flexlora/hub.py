@@ -41,3 +41,16 @@ def _knock(reached: threading.Event) -> None:
     except OSError:
         return
     reached.set()
+
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def is_cached(repository: str, revision: str | None) -> bool:
+    """Whether config and weights of a model are in the hub's local cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    def here(name: str) -> bool:
+        return isinstance(try_to_load_from_cache(repository, name, revision=revision), str)
+
+    return here("config.json") and any(here(name) for name in WEIGHTS)

@@ -32,6 +32,13 @@ class Precision(Enum):
     fp16 = "fp16"
 
 
+class LrScheduler(Enum):
+    """How the learning rate falls to 0 after its warmup."""
+
+    linear = "linear"
+    cosine = "cosine"
+
+
 class Dtype(Enum):
     """The type that a backbone's weights are loaded in."""
 
@@ -52,9 +59,12 @@ class TrainingSettings:
     gradient_accumulation: int = MISSING
     weight_decay: float = MISSING
     warmup_ratio: float = MISSING
+    warmup_steps: int | None = MISSING
+    lr_scheduler: LrScheduler = MISSING
     max_grad_norm: float | None = MISSING
     precision: Precision = MISSING
     tf32: bool = MISSING
+    gradient_checkpointing: bool = MISSING
     shard_base: bool = MISSING
     eval_every: int | None = MISSING
     checkpoint_every: int | None = MISSING
@@ -110,8 +120,8 @@ class GlueTask:
 
 
 @dataclass
-class SequenceClassifier:
-    """`model.*` of an encoder that `AutoModelForSequenceClassification` loads."""
+class ModelSettings:
+    """`model.*`: a pretrained backbone, from the hub, from a folder, or pretrained here."""
 
     name: str | None = MISSING
     kind: str = MISSING
@@ -217,11 +227,11 @@ class MaskSettings:
 
 @dataclass
 class RunSettings:
-    """The whole of one run. `task`, `method` and `model` are typed by their own group's schema."""
+    """The whole of one run. `task` and `method` are typed by their own group's schema."""
 
     task: Any = MISSING
     method: Any = MISSING
-    model: Any = MISSING
+    model: ModelSettings = MISSING
     training: TrainingSettings = MISSING
     schedule: Schedule = MISSING
     paper_steps: int | None = MISSING
@@ -235,7 +245,6 @@ class RunSettings:
 
 
 TASK_SCHEMAS: dict[str, type] = {"glue": GlueTask, "synthetic": GlueTask}
-MODEL_SCHEMAS: dict[str, type] = {"sequence_classifier": SequenceClassifier, "tiny": SequenceClassifier}
 METHOD_SCHEMAS: dict[str, type] = {
     "lora": LoraSettings,
     "flexlora": FlexLoraSettings,
@@ -258,7 +267,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "training.gradient_accumulation": (1, math.inf),
     "training.weight_decay": (0, math.inf),
     "training.warmup_ratio": (0, 1),
-    "training.eval_every": (1, math.inf),
+    "training.warmup_steps": (0, math.inf),
+    "training.eval_every": (0, math.inf),
     "training.checkpoint_every": (1, math.inf),
     "training.log_every": (1, math.inf),
     "task.num_labels": (1, math.inf),
@@ -280,7 +290,8 @@ def register_schemas() -> None:
     """Put every schema where the YAML files pull it in (`- /schema/task/glue@_here_`)."""
     store = ConfigStore.instance()
     store.store(group="schema", name="run", node=RunSettings)
-    groups = {"task": TASK_SCHEMAS, "model": MODEL_SCHEMAS, "method": METHOD_SCHEMAS}
+    store.store(group="schema", name="model", node=ModelSettings)
+    groups = {"task": TASK_SCHEMAS, "method": METHOD_SCHEMAS}
     for group, schemas in groups.items():
         for name, schema in schemas.items():
             store.store(group=f"schema/{group}", name=name, node=schema)
@@ -311,7 +322,6 @@ def resolve(config: DictConfig) -> tuple[RunSettings, dict[str, Any]]:
     _refuse_missing(plain)
     run = _strict(plain, RunSettings, "")
     run.task = _strict(plain["task"], _schema(TASK_SCHEMAS, plain["task"]["family"], "task.family"), "task.")
-    run.model = _strict(plain["model"], _schema(MODEL_SCHEMAS, plain["model"]["kind"], "model.kind"), "model.")
     run.method = dict(plain["method"])
     _strict(run.method, STRICT_KINDS.get(run.method["kind"]), "method.")
     _refuse_out_of_range(plain)

@@ -71,7 +71,7 @@ def main() -> None:
             settings, _ = resolve(compose("config", overrides=[*chosen, *more]))
         task = load_task(settings.task)
         tokenizer = load_backbone(settings.model, task.num_labels).processor
-        task.tokenize(tokenizer)
+        task.preprocess(tokenizer)
         longest = min(settings.task.max_length, tokenizer.model_max_length)
         ways: dict[str, Task] = {"by length": task, "static": Static(task, longest, tokenizer.pad_token_id)}
         speeds: dict[str, list[float]] = {way: [] for way in ways}

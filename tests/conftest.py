@@ -1,6 +1,7 @@
 """What the runner's tests share: the installed command, and data and a model that the tests make themselves."""
 
 import os
+import signal
 import subprocess
 from collections.abc import Callable
 from functools import partial
@@ -10,6 +11,9 @@ import pytest
 from runner_helpers import COMMAND, run_command, write_bert, write_cola
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# A shell's background job ignores Ctrl-C, and so would every run that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

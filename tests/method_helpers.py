@@ -27,7 +27,7 @@ from flexlora.methods import Method, RunContext, build_method
 from flexlora.models.architectures import ARCHITECTURES
 from flexlora.models.random_init import DEBERTA_V3_BASE
 from flexlora.settings import RunSettings, Schedule, register_schemas, resolve
-from flexlora.tasks import Split
+from flexlora.tasks import Split, Task
 from flexlora.training.loop import Loop
 
 METHODS = sorted(file.stem for file in (conf_dir() / "method").glob("*.yaml"))
@@ -82,7 +82,7 @@ def wrapped(method: str, architecture: str, *overrides: str, base: nn.Module | N
     return built, built.wrap(copy.deepcopy(base) if base is not None else tiny(architecture))
 
 
-class Sentences:
+class Sentences(Task):
     """Twenty rows of token ids in two classes; implements what the loop asks of a task."""
 
     name, main_metric, num_labels, provenance, subset = "sentences", "accuracy", 2, {}, False

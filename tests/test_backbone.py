@@ -17,13 +17,13 @@ from transformers import (
 from flexlora.errors import UserError
 from flexlora.models import load_backbone
 from flexlora.models.sequence_classifier import positions
-from flexlora.settings import Dtype, SequenceClassifier
+from flexlora.settings import Dtype, ModelSettings
 
 SMALL = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 
 
-def settings(folder: Path) -> SequenceClassifier:
-    return SequenceClassifier(
+def settings(folder: Path) -> ModelSettings:
+    return ModelSettings(
         name=None,
         kind="sequence_classifier",
         scale="local",

@@ -116,7 +116,7 @@ def test_batches_are_padded_to_a_multiple_of_eight_and_cut_at_max_length(setting
     from transformers import AutoTokenizer
 
     task = load_task(dataclasses.replace(settings, data_dir=str(cola), max_length=7))
-    task.tokenize(AutoTokenizer.from_pretrained(tiny_bert))
+    task.preprocess(AutoTokenizer.from_pretrained(tiny_bert))
     assert max(task.train.lengths) == 7
     batch = task.collate([task.train.examples[i] for i in range(5)])
     assert batch["input_ids"].shape == (5, 8)
@@ -156,9 +156,9 @@ def test_a_length_without_room_for_a_word_is_refused(settings, cola, tiny_bert):
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
     task = load_task(dataclasses.replace(settings, data_dir=str(cola), max_length=2))
     with pytest.raises(UserError, match=r"task.max_length must be above the 2 tokens"):
-        task.tokenize(tokenizer)
+        task.preprocess(tokenizer)
     task = load_task(dataclasses.replace(settings, data_dir=str(cola), max_length=3))
-    task.tokenize(tokenizer)
+    task.preprocess(tokenizer)
     assert max(task.train.lengths) == 3
 
 

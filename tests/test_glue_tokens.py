@@ -171,12 +171,12 @@ def test_a_folder_that_cannot_be_written_costs_time_only(tokenizer, tmp_path, ca
 def test_no_cache_writes_nothing(cola, tokenizer, tmp_path, monkeypatch, counted):
     monkeypatch.setenv("FLEXLORA_CACHE", str(tmp_path / "cache"))
     for _ in range(2):
-        load_task(settings_of("cola", data_dir=str(cola), token_cache=None)).tokenize(tokenizer)
+        load_task(settings_of("cola", data_dir=str(cola), token_cache=None)).preprocess(tokenizer)
     assert counted == [64, 40, 64, 40]
     assert not (tmp_path / "cache").exists()
     for folder in ("default", str(tmp_path / "own")):
         for _ in range(2):
-            load_task(settings_of("cola", data_dir=str(cola), token_cache=folder)).tokenize(tokenizer)
+            load_task(settings_of("cola", data_dir=str(cola), token_cache=folder)).preprocess(tokenizer)
     assert counted == [64, 40] * 4
     assert len(list((tmp_path / "cache" / "tokens").iterdir())) == len(list((tmp_path / "own").iterdir())) == 2
 
@@ -217,7 +217,7 @@ def test_two_processes_may_fill_it_at_once(tiny_bert, tmp_path):
 
 def test_a_floats_label_stays_a_float(tmp_path, tokenizer):
     task = load_task(settings_of("stsb", data_dir=str(_stsb(tmp_path))))
-    task.tokenize(tokenizer)
+    task.preprocess(tokenizer)
     batch = task.collate(task.train.examples[:])
     assert batch["labels"].dtype == torch.float32
     assert batch["labels"].tolist() == [5.0, 0.75]

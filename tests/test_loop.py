@@ -1,5 +1,6 @@
 """The loop on a model of one linear: gradients, learning rates, evaluations and hooks, against arithmetic by hand."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,13 @@ from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 
 from flexlora.methods import Method
-from flexlora.settings import Precision, TrainingSettings
-from flexlora.tasks import Split
+from flexlora.settings import LrScheduler, Precision, TrainingSettings
+from flexlora.tasks import Split, Task
 from flexlora.training.batching import epoch_batches
 from flexlora.training.loop import Loop
 
 
-class Regression:
+class Regression(Task):
     """Mean squared error of one linear; evaluations are scored by a script, so that best and last can differ."""
 
     name, main_metric, num_labels, provenance, subset = "regression", "score", 1, {}, False
@@ -27,6 +28,12 @@ class Regression:
         self.evaluation = [Split("validation", rows[:5], [3, 1, 5, 2, 4])]
         self.scores = iter(scores)
         self.predictions: list[list[float]] = []
+
+    def padded_size(self, batch):
+        return 3
+
+    def aggregate(self, scores):
+        return {"doubled": 2 * scores["score"]}
 
     def collate(self, examples):
         return {key: torch.stack([example[key] for example in examples]) for key in ("x", "y")}
@@ -70,7 +77,8 @@ def settings(**values) -> TrainingSettings:
     given = {
         "epochs": 1, "max_steps": None, "learning_rate": 0.1, "batch_size": 4, "eval_batch_size": 2,
         "gradient_accumulation": 1, "weight_decay": 0.0, "warmup_ratio": 0.0, "max_grad_norm": None,
-        "precision": Precision.fp32, "tf32": False, "shard_base": False,
+        "warmup_steps": None, "lr_scheduler": LrScheduler.linear,
+        "precision": Precision.fp32, "tf32": False, "shard_base": False, "gradient_checkpointing": False,
         "eval_every": None,
         "checkpoint_every": None, "log_every": 2,
     }  # fmt: skip
@@ -104,6 +112,29 @@ def test_the_learning_rate_rises_and_falls_once_a_step():
     loop(Regression(12, [0.0] * 9), method, 10, gradient_accumulation=2, warmup_ratio=0.2).run()
     expected = [0.0, 0.05, 0.1, *(0.1 * (10 - step) / 8 for step in range(3, 10))]
     assert method.rates == pytest.approx(expected)
+
+
+def test_half_a_cosine_after_a_warmup_in_steps():
+    method = Sgd()
+    task = Regression(12, [0.0] * 9)
+    loop(task, method, 10, gradient_accumulation=2, warmup_steps=2, lr_scheduler=LrScheduler.cosine).run()
+    expected = [0.0, 0.05, *(0.1 * 0.5 * (1 + math.cos(math.pi * (step - 2) / 8)) for step in range(2, 10))]
+    assert method.rates == pytest.approx(expected)
+
+
+def test_evaluations_at_the_end_only():
+    task = Regression(12, [0.5])
+    outcome = loop(task, Sgd(), 7, eval_every=0).run()
+    assert [result["step"] for result in outcome.history] == [7]
+    assert outcome.last["doubled"] == 1.0
+
+
+def test_each_epoch_sees_examples_of_its_own():
+    """Augmentation: a function of the seed of the data's order, the epoch and the example."""
+    task, asked = Regression(8, [0.0] * 3), []
+    task.train_examples = lambda seed, epoch: asked.append((seed, epoch)) or task.train.examples
+    loop(task, Sgd(), 6).run()
+    assert [epoch for seed, epoch in dict.fromkeys(asked)] == [0, 1, 2]
 
 
 def test_hooks_come_in_order_and_once_a_step():

@@ -55,7 +55,9 @@ def estimate(config, fields, rows=32, tokens=64, eval_rows=1, precision=Precisio
     model, method = adapted(config, fields, "meta")
     settings = training(rows)
     settings.precision = precision
-    return step_memory(model, method, settings, batch(rows, tokens), batch(eval_rows, 8))
+    return step_memory(
+        model, lambda model, batch: model(**batch).logits, method, settings, batch(rows, tokens), batch(eval_rows, 8)
+    )
 
 
 MEASURE = """

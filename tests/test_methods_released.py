@@ -16,9 +16,10 @@ from flexlora import FlexLoraConfig
 from flexlora.errors import UserError
 from flexlora.methods import build_method
 from flexlora.methods.flexlora_released import BEHAVIOURS
+from flexlora.settings import LrScheduler
 from flexlora.training.checkpoint import Checkpoints
 from flexlora.training.loop import Loop
-from flexlora.training.schedule import linear_warmup_decay
+from flexlora.training.schedule import warmup_and_decay
 
 STEPS = 12
 EVENTS = (4, 6, 8)  # tinit 2, tfinal 3, deltaT 2
@@ -68,7 +69,7 @@ def simulated() -> list[SimpleNamespace]:
     defaults = {"lr": RATE, "weight_decay": 0.0}  # of the class; the real decay is given in the group only
     groups = [{"params": [weight], "weight_decay": DECAY}, {"params": [bias], "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, **defaults)
-    schedule = LambdaLR(optimizer, linear_warmup_decay(STEPS, WARMUP))
+    schedule = LambdaLR(optimizer, warmup_and_decay(STEPS, math.ceil(WARMUP * STEPS), LrScheduler.linear))
     seen = []
     for step in range(1, STEPS + 1):
         of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
@@ -115,7 +116,7 @@ def test_the_schedule_steps_twice_at_an_event():
     """Without the rebuilt optimizer one sees it: torch's own scheduler, stepped once more after each event."""
     loop, _ = released("method.rate_to_peak=false")
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=RATE)
-    schedule = LambdaLR(optimizer, linear_warmup_decay(STEPS, WARMUP))
+    schedule = LambdaLR(optimizer, warmup_and_decay(STEPS, math.ceil(WARMUP * STEPS), LrScheduler.linear))
     expected = []
     for step in range(1, STEPS + 1):
         expected.append(optimizer.param_groups[0]["lr"])
@@ -176,7 +177,7 @@ def test_flexlora_itself_keeps_moments_decay_and_schedule():
     method = build_method(settings.method, context("bert", STEPS))
     model = method.wrap(tiny("bert"))
     seen = trace(make_loop(method, model, settings, STEPS))
-    factor = linear_warmup_decay(STEPS, WARMUP)
+    factor = warmup_and_decay(STEPS, math.ceil(WARMUP * STEPS), LrScheduler.linear)
     assert [s.rates[0] for s in seen] == pytest.approx([RATE * factor(step) for step in range(STEPS)])
     assert [max(s.steps_counted) for s in seen] == list(range(STEPS))
     assert [set(s.decays) for s in seen] == [{DECAY}] * STEPS
@@ -223,7 +224,7 @@ def test_a_run_resumed_after_its_events_keeps_what_they_did(behaviour, tmp_path)
         model = method.wrap(tiny("bert"))
         loop = make_loop(method, model, settings, STEPS, checkpoints=Checkpoints(tmp_path))
         if resumed:
-            for folder in sorted(tmp_path.iterdir())[1:]:
+            for folder in sorted((tmp_path / "checkpoints").iterdir())[1:]:
                 shutil.rmtree(folder)
             loaded = Checkpoints(tmp_path).load()
             assert loaded is not None

@@ -1,5 +1,7 @@
 """What a run is going to do: counted here, and met by the batches that the loop draws."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +21,7 @@ def training(batch_size: int, accumulation: int = 1, epochs: int = 3, max_steps:
         gradient_accumulation=accumulation,
         weight_decay=0.0,
         warmup_ratio=0.1,
+        warmup_steps=None,
         max_grad_norm=1.0,
         precision=Precision.fp32,
         eval_every=None,
@@ -57,7 +60,12 @@ def test_max_steps_takes_the_place_of_epochs():
 
 @pytest.mark.parametrize(("total", "ratio", "warmup"), [(100, 0.1, 10), (101, 0.1, 11), (5, 0.0, 0), (5, 1.0, 5)])
 def test_warmup_is_rounded_up(total, ratio, warmup):
-    assert warmup_steps(total, ratio) == warmup
+    assert warmup_steps(total, replace(training(8), warmup_ratio=ratio, warmup_steps=None)) == warmup
+
+
+@pytest.mark.parametrize(("given", "warmup"), [(0, 0), (7, 7), (100, 100), (101, 100)])
+def test_warmup_steps_take_the_place_of_the_ratio_and_are_all_at_most(given, warmup):
+    assert warmup_steps(100, replace(training(8), warmup_steps=given)) == warmup
 
 
 def test_windows_are_told_in_one_line():

@@ -40,6 +40,7 @@ BAD_SETTINGS = {
     ),
     "no model.path": (["task=glue/cola", "model=local", "task.data_dir={cola}"], r"model.path is not set"),
     "no such model": (["{run}", "model.path=nowhere"], r"there is no folder nowhere"),
+    "no such kind of model": (["task=glue/cola", "model.kind=llm"], r"there is no model.kind 'llm'. There are:"),
     "no such data": (["task=glue/cola", "task.data_dir=nowhere"], r"there is no folder nowhere"),
     "no such PEFT field": (["{run}", "method=lora", "+method.use_rslra=true"], r"Did you mean method.use_rslora?"),
     "a PEFT field's type": (["{run}", "method=lora", "+method.rank_pattern=3"], r"method.rank_pattern: 3 is not"),

@@ -143,7 +143,7 @@ def test_did_you_mean(word, options, answer):
         ("training.batch_size=0", "training.batch_size must be at least 1, not 0"),
         ("training.eval_batch_size=0", "training.eval_batch_size must be at least 1, not 0"),
         ("training.gradient_accumulation=0", "training.gradient_accumulation must be at least 1, not 0"),
-        ("training.eval_every=0", "training.eval_every must be at least 1, not 0"),
+        ("training.eval_every=-1", "training.eval_every must be at least 0, not -1"),
         ("training.log_every=0", "training.log_every must be at least 1, not 0"),
         ("training.warmup_ratio=2", "training.warmup_ratio must be between 0 and 1, not 2.0"),
         ("training.weight_decay=-1", "training.weight_decay must be at least 0, not -1.0"),
@@ -157,7 +157,6 @@ def test_did_you_mean(word, options, answer):
         ("seed=-1", "seed must be between 0 and 2147483647, not -1"),
         ("variant=../x", "variant names one folder of a run's path: '../x' is no folder's name"),
         ("task.family=glu", "there is no task.family 'glu'. Did you mean glue? There are: glue, synthetic."),
-        ("model.kind=llm", "there is no model.kind 'llm'. There are: sequence_classifier, tiny."),
         ("data_seed=99999999999", "data_seed must be between 0 and 2147483647, not 99999999999"),
     ],
 )

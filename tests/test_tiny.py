@@ -16,13 +16,13 @@ from flexlora.errors import UserError
 from flexlora.models import load_backbone, tiny
 from flexlora.models.tiny_pretraining import Pretraining, pretrain
 from flexlora.results.record import read_record
-from flexlora.settings import Dtype, SequenceClassifier
+from flexlora.settings import Dtype, ModelSettings
 from flexlora.tasks.generator import corpus, primer
 
 SHORT = Pretraining(texts=64, primer_steps=1, steps=2, batch_size=4)
 
 
-def model_settings(**changes) -> SequenceClassifier:
+def model_settings(**changes) -> ModelSettings:
     values = {
         "name": "deberta_v3_base",
         "kind": "tiny",
@@ -32,7 +32,7 @@ def model_settings(**changes) -> SequenceClassifier:
         "use_safetensors": True,
         "dtype": Dtype.float32,
     }
-    return SequenceClassifier(**{**values, **changes})
+    return ModelSettings(**{**values, **changes})
 
 
 @pytest.fixture

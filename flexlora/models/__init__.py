@@ -1,11 +1,15 @@
 """Backbones, from the hub or from a folder. One file a kind of model; `model.kind` names it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flexlora.plugins import load_plugin
 
-__all__ = ["Backbone", "load_backbone", "model_name"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Backbone", "check_model", "load_backbone", "model_name", "outline"]
 
 
 @dataclass
@@ -13,23 +17,56 @@ class Backbone:
     """A pretrained model with its preprocessing, and what a method has to know of it."""
 
     model: Any
-    """A torch module that takes a batch as keywords and returns an object with `logits`."""
     processor: Any
-    """Its tokenizer."""
+    """Its tokenizer, or what it takes images as; None of an outline."""
     target_modules: str
     head_modules: list[str]
     task_type: str | None
     revision: str | None
     """The hub's commit it came from; None for a folder."""
 
+    def logits(self, model: Any, batch: "Mapping[str, torch.Tensor]") -> "torch.Tensor":
+        """What `model`, this backbone adapted, answers to a batch without its labels."""
+        logits: torch.Tensor = model(**batch).logits
+        return logits
 
-def load_backbone(settings: Any, num_labels: int) -> Backbone:
-    """The backbone that `settings` (`model.*`) describes, with a fresh head of `num_labels` outputs.
+    def made_batch(self, rows: int, length: int) -> "dict[str, torch.Tensor]":
+        """A batch of such a shape and no content, for sizes: `rows` texts of `length` tokens."""
+        import torch
+
+        ids = torch.ones(rows, length, dtype=torch.long)
+        return {"input_ids": ids, "attention_mask": ids}
+
+    def recompute_activations(self) -> None:
+        """Keep no activations inside a block for the backward: they are computed there again (before it is wrapped)."""
+        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def check_model(settings: Any) -> None:
+    """Refuse a `model.kind` that does not exist, before anything is loaded.
+
+    Raises:
+        UserError: there is none.
+    """
+    load_plugin("flexlora.models", settings.kind, "model.kind", "load")
+
+
+def load_backbone(settings: Any, num_labels: int | None) -> Backbone:
+    """The backbone that `settings` (`model.*`) describes, with a fresh head of `num_labels` outputs where it takes one.
 
     Raises:
         UserError: no such kind, folder or hub model, or not a model of this kind.
     """
     return load_plugin("flexlora.models", settings.kind, "model.kind", "load")(settings, num_labels)
+
+
+def outline(settings: Any, num_labels: int | None) -> tuple[Backbone, str]:
+    """A hub model's shapes on the meta device, without its processor, and where they are from.
+
+    Raises:
+        UserError: neither the hub answers, nor are its shapes known here; or its architecture is not described.
+    """
+    return load_plugin("flexlora.models", settings.kind, "model.kind", "outline")(settings, num_labels)
 
 
 def model_name(settings: Any) -> str:

@@ -9,14 +9,14 @@ from flexlora.errors import UserError, one_line
 from flexlora.hub import hub_is_offline
 from flexlora.models import Backbone
 from flexlora.models.architectures import ARCHITECTURES
-from flexlora.settings import SequenceClassifier
+from flexlora.settings import ModelSettings
 
 log = logging.getLogger("flexlora")
 
 LOCAL_HINT = "model=local model.path=DIR takes an encoder from a folder"
 
 
-def load(settings: SequenceClassifier, num_labels: int) -> Backbone:
+def load(settings: ModelSettings, num_labels: int) -> Backbone:
     """Model and tokenizer. Code that comes with a checkpoint is never run.
 
     Raises:
@@ -50,7 +50,7 @@ def load(settings: SequenceClassifier, num_labels: int) -> Backbone:
         raise UserError(f"cannot load {settings.path} from the hub: {one_line(error)}; {LOCAL_HINT}") from error
 
 
-def _load(source: str, where: dict[str, Any], settings: SequenceClassifier, num_labels: int) -> Backbone:
+def _load(source: str, where: dict[str, Any], settings: ModelSettings, num_labels: int) -> Backbone:
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
     from transformers.utils import logging
@@ -103,6 +103,52 @@ def _load(source: str, where: dict[str, Any], settings: SequenceClassifier, num_
         task_type="SEQ_CLS",
         revision=getattr(config, "_commit_hash", None),
     )
+
+
+def outline(settings: ModelSettings, num_labels: int) -> tuple[Backbone, str]:
+    """A hub model on the meta device, without a tokenizer, and where its shapes are from.
+
+    Raises:
+        UserError: neither the hub answers, nor are its shapes known here; or its architecture is not described.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    from flexlora.models.random_init import random_init
+
+    assert settings.path is not None
+    model: Any
+    if hub_is_offline():
+        try:
+            model = random_init(settings.name or "", num_labels=num_labels, device="meta")
+        except ValueError as error:
+            raise UserError(f"the shapes of {settings.path} are not known without the hub") from error
+        source = "exact shapes, hub not asked"
+    else:
+        try:
+            config = AutoConfig.from_pretrained(
+                settings.path, revision=settings.revision, num_labels=num_labels, trust_remote_code=False
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read the config of {settings.path} from the hub: {one_line(error)}") from error
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(
+                config, dtype=getattr(torch, settings.dtype.value), trust_remote_code=False
+            )
+        source = "by the hub's config"
+    architecture = ARCHITECTURES.get(model.config.model_type)
+    if architecture is None:
+        raise UserError(f"model.path: architecture '{model.config.model_type}' is not described")
+    model.to(getattr(torch, settings.dtype.value))
+    backbone = Backbone(
+        model=model,
+        processor=None,
+        target_modules=architecture.target_modules,
+        head_modules=list(architecture.head_modules),
+        task_type="SEQ_CLS",
+        revision=settings.revision,
+    )
+    return backbone, source
 
 
 def positions(model: Any) -> int:

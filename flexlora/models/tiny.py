@@ -24,7 +24,7 @@ from flexlora.cache import cache_dir
 from flexlora.errors import UserError
 from flexlora.models import Backbone, sequence_classifier
 from flexlora.models.tiny_pretraining import Pretraining
-from flexlora.settings import SequenceClassifier
+from flexlora.settings import ModelSettings
 
 log = logging.getLogger("flexlora")
 
@@ -83,7 +83,7 @@ RELATIVES = {"deberta_v3_base": _DEBERTA, "roberta_base": _ROBERTA}
 CHECKSUM = "sha256.json"
 
 
-def load(settings: SequenceClassifier, num_labels: int) -> Backbone:
+def load(settings: ModelSettings, num_labels: int) -> Backbone:
     """The small relative of `model.name`, with a fresh head; pretrained first where the cache does not have it.
 
     Raises:

@@ -12,7 +12,7 @@ from flexlora.cache import cache_dir
 from flexlora.errors import UserError, did_you_mean, one_line
 from flexlora.hub import hub_is_offline
 from flexlora.settings import GlueTask
-from flexlora.tasks.base import Split
+from flexlora.tasks.base import Split, Task
 from flexlora.tasks.glue_columns import find_split, hub_rows, read_files
 from flexlora.tasks.glue_tsv import read_tsv
 from flexlora.tasks.metrics import load_metric
@@ -24,7 +24,7 @@ DEFAULT_CACHE = "default"
 
 
 @dataclass
-class Glue:
+class Glue(Task):
     """One GLUE task: rows as read, and once tokenised the splits a loop takes."""
 
     settings: GlueTask
@@ -49,7 +49,7 @@ class Glue:
                 f"task.main_metric: there is no '{self.main_metric}'.{near} This task has {', '.join(figures)}."
             )
 
-    def tokenize(self, processor: Any) -> None:
+    def preprocess(self, processor: Any) -> None:
         own = processor.num_special_tokens_to_add(pair=len(self.settings.text) == 2)
         if self.settings.max_length <= own:  # the tokenizer would then cut nothing at all
             raise UserError(f"task.max_length must be above the {own} tokens that this tokenizer adds itself")
@@ -66,6 +66,9 @@ class Glue:
     def collate(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         labels = torch.tensor([example["labels"] for example in examples])
         return {**pad(examples, self.processor), "labels": labels}
+
+    def padded_size(self, batch: dict[str, torch.Tensor]) -> int:
+        return batch["input_ids"].shape[1]
 
     def loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return model(**batch).loss

@@ -13,7 +13,7 @@ from flexlora.errors import UserError, one_line
 from flexlora.results import environment
 from flexlora.results.folder import RunFolder, cannot_write, checkpoint_folders, held_by
 from flexlora.results.record import read_record
-from flexlora.settings import Precision, RunSettings
+from flexlora.settings import LrScheduler, Precision, RunSettings
 from flexlora.training.plan import Steps, plan_steps, run_context, windows_line
 
 if TYPE_CHECKING:
@@ -144,14 +144,13 @@ class _Checkup:
         self._say("data", "source", f"{source} {where}".strip(), Mark.good)
 
     def _model(self) -> None:
-        from flexlora.hub import hub_is_offline
-        from flexlora.models import load_backbone
-        from flexlora.models.outline import is_cached, outline
+        from flexlora.hub import hub_is_offline, is_cached
+        from flexlora.models import load_backbone, outline
 
         model = self.settings.model
         labels = self.settings.task.num_labels
         from_hub = model.path is not None and model.revision is not None and not Path(model.path).expanduser().is_dir()
-        cached = from_hub and is_cached(model)
+        cached = from_hub and is_cached(model.path or "", model.revision)
         if from_hub and not cached:
             if hub_is_offline():
                 try:
@@ -161,9 +160,13 @@ class _Checkup:
             else:
                 self._say("model", "backbone", f"{model.path}, fetched from the hub by the first run", Mark.good)
             self.backbone, source = outline(model, labels)
+            if self.settings.training.gradient_checkpointing:
+                self.backbone.recompute_activations()
             self._say("model", "shapes", source)
             return
         self.backbone = load_backbone(model, labels)
+        if self.settings.training.gradient_checkpointing:
+            self.backbone.recompute_activations()
         if from_hub:
             text = f"{model.path} at {str(model.revision)[:7]}, in the local cache"
         else:
@@ -176,11 +179,12 @@ class _Checkup:
         from flexlora.training.batching import epoch_batches
 
         task, training = self.task, self.settings.training
-        task.tokenize(self.backbone.processor)
+        task.preprocess(self.backbone.processor)
         held = ", ".join(f"{len(split):,} {split.name}" for split in task.evaluation)
         self._say("data", "rows", f"{len(task.train):,} to train on, {held} to evaluate on", Mark.good)
         lengths = task.train.lengths
-        self._say("data", "tokens", f"{sum(lengths) / len(lengths):.1f} a row, {max(lengths)} at most")
+        if max(lengths) > 1:
+            self._say("data", "tokens", f"{sum(lengths) / len(lengths):.1f} a row, {max(lengths)} at most")
         try:
             epoch_batches(lengths, training.batch_size, seed=0, epoch=0, processes=self.processes)
         except ValueError as error:  # too few rows for so many processes
@@ -198,9 +202,11 @@ class _Checkup:
         accumulated = f", {training.gradient_accumulation} batches a step" if training.gradient_accumulation > 1 else ""
         self._say("steps", "batches", f"{steps.batches:,} an epoch of {training.batch_size} rows at most{accumulated}")
         peak = f"{training.learning_rate:g}"
-        self._say("steps", "warmup", f"{steps.warmup:,} steps up to a learning rate of {peak}, then linearly to 0")
-        every = training.eval_every or steps.per_epoch
-        self._say("steps", "evaluations", f"{math.ceil(steps.total / every):,}, every {every:,} steps and at the end")
+        fall = {LrScheduler.linear: "linearly", LrScheduler.cosine: "by a cosine"}[training.lr_scheduler]
+        self._say("steps", "warmup", f"{steps.warmup:,} steps up to a learning rate of {peak}, then {fall} to 0")
+        every = steps.per_epoch if training.eval_every is None else training.eval_every
+        often = f"{math.ceil(steps.total / every):,}, every {every:,} steps and " if every else "1, "
+        self._say("steps", "evaluations", f"{often}at the end")
 
     def _method(self) -> None:
         if self.backbone is None:
@@ -265,20 +271,23 @@ class _Checkup:
 
         from flexlora.training.memory import CPU_FRAGMENTS, free_memory, step_memory
 
-        training = self.settings.training
+        assert self.backbone is not None
+        training, backbone = self.settings.training, self.backbone
         device = torch.device(self.device).type
         if self.task is not None and self.steps is not None:
             train_batch = _largest(self.task, [self.task.train], training.batch_size)
             eval_batch = _largest(self.task, self.task.evaluation, training.eval_batch_size)
         else:
-            longest = self.settings.task.max_length
-            train_batch, eval_batch = (_made(size, longest) for size in (training.batch_size, training.eval_batch_size))
-        rows, width = _shape(train_batch)
-        need = step_memory(model, method, training, train_batch, eval_batch, device)
+            longest = getattr(self.settings.task, "max_length", 0)
+            train_batch, eval_batch = (
+                backbone.made_batch(rows, longest) for rows in (training.batch_size, training.eval_batch_size)
+            )
+        shape = " × ".join(map(str, max(train_batch.values(), key=lambda value: value.dim()).shape))
+        need = step_memory(model, backbone.logits, method, training, train_batch, eval_batch, device)
         self.trained_bytes = need.trained
         self._say("memory", "parameters", f"{size(need.frozen)} frozen, {size(need.trained)} that train")
         self._say("memory", "gradients", f"{size(need.gradients)}, and {size(need.optimizer)} of the optimizer's state")
-        self._say("memory", "activations", f"{size(need.activations)} of the largest batch, {rows} × {width}")
+        self._say("memory", "activations", f"{size(need.activations)} of the largest batch, {shape}")
         free = free_memory(self.device)
         by = "an evaluation" if need.evaluation_decides else "a training step"
         fragments = CPU_FRAGMENTS * need.peak if device == "cpu" else 0
@@ -332,17 +341,6 @@ def _largest(task: "Task", splits: "list[Split]", rows: int) -> Any:
     split = max(splits, key=lambda split: max(split.lengths))
     order = sorted(range(len(split)), key=lambda i: -split.lengths[i])
     return task.collate([split.examples[i] for i in order[:rows]])
-
-
-def _made(rows: int, tokens: int) -> Any:
-    import torch
-
-    ids = torch.ones(rows, tokens, dtype=torch.long)
-    return {"input_ids": ids, "attention_mask": ids}
-
-
-def _shape(batch: Mapping[str, Any]) -> tuple[int, int]:
-    return max(tuple(value.shape) for value in batch.values() if value.dim() == 2)
 
 
 def size(count: float) -> str:

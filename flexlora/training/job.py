@@ -182,7 +182,7 @@ class _Job:
         from accelerate.utils import set_seed
 
         from flexlora.methods import build_method, check_method
-        from flexlora.models import load_backbone
+        from flexlora.models import check_model, load_backbone
         from flexlora.tasks import load_task
         from flexlora.training.checkpoint import Checkpoints
         from flexlora.training.loop import Loop
@@ -193,11 +193,14 @@ class _Job:
         environment.reset_peak_memory()
         log.info("%s · %s · %s · seed %d → %s", record.task, record.method, record.model, record.seed, self.path)
 
+        check_model(settings.model)
         check_method(settings)
         task = load_task(settings.task)
         set_seed(settings.seed)
         backbone = load_backbone(settings.model, task.num_labels)
-        task.tokenize(backbone.processor)
+        if training.gradient_checkpointing:
+            backbone.recompute_activations()
+        task.preprocess(backbone.processor)
         processes = accelerator.num_processes
         steps = plan_steps(training, len(task.train), processes)
         record.samples = {"train": len(task.train), "evaluation": {split.name: len(split) for split in task.evaluation}}

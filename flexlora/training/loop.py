@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -26,8 +26,9 @@ from flexlora.training.checkpoint import (
     restore_random_state,
     restore_tensors,
 )
+from flexlora.training.plan import warmup_steps
 from flexlora.training.progress import Progress
-from flexlora.training.schedule import linear_warmup_decay
+from flexlora.training.schedule import warmup_and_decay
 from flexlora.training.stop import Interrupted, StopRequest
 from flexlora.training.together import largest, shared_failure
 from flexlora.training.trackers import scalars
@@ -93,7 +94,7 @@ class Loop:
         self.method.prepare(self.adapted, self._first_batches())
         groups = method.parameter_groups(self.adapted, settings.learning_rate)
         self.optimizer = method.optimizer(groups, settings.learning_rate, settings.weight_decay)
-        factor = linear_warmup_decay(total_steps, settings.warmup_ratio)
+        factor = warmup_and_decay(total_steps, warmup_steps(total_steps, settings), settings.lr_scheduler)
         self.scheduler = method.scheduler(self.optimizer, factor)
         # Several processes share what trains by DDP, or over a sharded base by `average_gradients`.
         self.model = accelerator.prepare_model(
@@ -170,9 +171,9 @@ class Loop:
             if self._diverged():
                 return False
         end_of_epoch = self._steps_in_epoch == self._epoch_size
-        self._evaluation_due = at_end or (
-            end_of_epoch if settings.eval_every is None else steps % settings.eval_every == 0
-        )
+        every = settings.eval_every
+        due = end_of_epoch if every is None else every > 0 and steps % every == 0
+        self._evaluation_due = at_end or due
         checkpoint_due = settings.checkpoint_every is not None and steps % settings.checkpoint_every == 0
         self._leave_if_told()
         if self._evaluation_due:
@@ -307,7 +308,8 @@ class Loop:
             self.task.train.lengths, self.settings.batch_size, seed=self.data_seed, epoch=epoch, processes=processes
         )
         batches = batches[done * self.settings.gradient_accumulation * processes :]
-        loader = iter(self._loader(self.task.train, batches[self.accelerator.process_index :: processes]))
+        examples = self.task.train_examples(self.data_seed, epoch)
+        loader = iter(self._loader(examples, batches[self.accelerator.process_index :: processes]))
         for indices in batching.optimizer_steps(batches, self.settings.gradient_accumulation, processes):
             yield indices, [next(loader) for _ in range(len(indices) // processes)]
 
@@ -316,9 +318,9 @@ class Loop:
         for _, batches in self._epoch_steps(0):
             yield from (self._to_device(batch) for batch in batches)
 
-    def _loader(self, split: Split, batches: list[list[int]]) -> DataLoader[Any]:
+    def _loader(self, examples: Sequence[dict[str, Any]], batches: list[list[int]]) -> DataLoader[Any]:
         return DataLoader(
-            split.examples,  # type: ignore[arg-type]
+            examples,  # type: ignore[arg-type]
             batch_sampler=batches,
             collate_fn=self.task.collate,
             pin_memory=self.accelerator.device.type == "cuda",
@@ -380,9 +382,8 @@ class Loop:
     def _add_tokens(self, indices: list[list[int]], batches: list[dict[str, torch.Tensor]]) -> None:
         lengths = self.task.train.lengths
         for chosen, batch in zip(indices, batches, strict=True):
-            longest = max(value.shape[1] if value.dim() > 1 else 1 for value in batch.values())
             self._tokens["real"] += sum(lengths[i] for i in chosen)
-            self._tokens["padded"] += longest * len(chosen)
+            self._tokens["padded"] += self.task.padded_size(batch) * len(chosen)
 
     def _epoch_now(self) -> float:
         return round(self._epoch + self._steps_in_epoch / self._epoch_size, 4)
@@ -455,6 +456,7 @@ class Loop:
         for split in self.task.evaluation:
             result["eval_loss"][split.name], predictions = self._predict(split)
             scores |= self.task.score(split, predictions)
+        scores |= self.task.aggregate(scores)
         self.model.train()
         ranks = self.method.ranks(self.adapted)
         result |= scores
@@ -478,7 +480,7 @@ class Loop:
         mine = batches[self.accelerator.process_index :: self.accelerator.num_processes]
         # All make as many passes, which a sharded base needs: who has no batch left passes the first one for nothing.
         rounds = math.ceil(len(batches) / self.accelerator.num_processes)
-        loader = self._loader(split, [*mine, *[batches[0]] * (rounds - len(mine))])
+        loader = self._loader(split.examples, [*mine, *[batches[0]] * (rounds - len(mine))])
         losses, predictions = [], []
         for number, batch in enumerate(loader):
             told = largest(self._stop.number or 0)

@@ -12,7 +12,7 @@ back at once. By default glibc keeps fragments, and a run on a CPU holds up to a
 import contextlib
 import logging
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,7 @@ class _Alive(TorchDispatchMode):
 
 def step_memory(
     model: nn.Module,
+    logits: Callable[[nn.Module, Batch], torch.Tensor],
     method: Method,
     training: TrainingSettings,
     train_batch: Batch,
@@ -94,7 +95,8 @@ def step_memory(
     """The memory of training `model`, which `method` has wrapped on the meta device; it is used up by this.
 
     Args:
-        model: takes a batch as keywords and returns an object with `logits`.
+        model: the backbone's, adapted.
+        logits: what `model` answers to a batch (`Backbone.logits`).
         method: gives groups and optimizer.
         training: precision, learning rate, weight decay.
         train_batch: the largest batch of a training step; labels may be among its tensors and are left out.
@@ -117,8 +119,7 @@ def step_memory(
 
         def forward(batch: dict[str, torch.Tensor]) -> torch.Tensor:
             with torch.autocast(device, dtype=precision) if precision else contextlib.nullcontext():
-                logits: torch.Tensor = model(**batch).logits
-            return logits.float().square().mean()
+                return logits(model, batch).float().square().mean()
 
         with _Alive() as alive:
             for tensor in (*model.parameters(), *model.buffers()):

@@ -43,13 +43,15 @@ def plan_steps(training: TrainingSettings, rows: int, processes: int = 1) -> Ste
         batches=batches_per_epoch(rows, training.batch_size, processes),
         per_epoch=an_epoch,
         total=total,
-        warmup=warmup_steps(total, training.warmup_ratio),
+        warmup=warmup_steps(total, training),
     )
 
 
-def warmup_steps(total_steps: int, warmup_ratio: float) -> int:
-    """Steps over which the learning rate rises: a share of all, rounded up."""
-    return math.ceil(warmup_ratio * total_steps)
+def warmup_steps(total_steps: int, training: TrainingSettings) -> int:
+    """Steps over which the learning rate rises: as given, all of them at most, or a share of all, rounded up."""
+    if training.warmup_steps is not None:
+        return min(training.warmup_steps, total_steps)
+    return math.ceil(training.warmup_ratio * total_steps)
 
 
 def run_context(settings: RunSettings, backbone: "Backbone", total_steps: int) -> "RunContext":

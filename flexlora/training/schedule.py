@@ -1,20 +1,21 @@
-"""The learning rate over a run: linear warmup, then linear decay to zero."""
+"""The learning rate over a run: linear warmup, then a fall to zero."""
 
+import math
 from collections.abc import Callable
 
-from flexlora.training.plan import warmup_steps
+from flexlora.settings import LrScheduler
 
 
-def linear_warmup_decay(total_steps: int, warmup_ratio: float) -> Callable[[int], float]:
-    """A factor on the learning rate: up over ceil(warmup_ratio · total_steps) steps, down to 0 at `total_steps`.
+def warmup_and_decay(total_steps: int, warmup: int, kind: LrScheduler) -> Callable[[int], float]:
+    """A factor on the learning rate: up over `warmup` steps, then down to 0 at `total_steps`, by a line or a cosine.
 
     For torch's own scheduler, to be stepped once per optimizer step; accelerate's would step once per process.
     """
-    warmup = warmup_steps(total_steps, warmup_ratio)
 
     def factor(step: int) -> float:
         if step < warmup:
             return step / warmup
-        return max(0.0, (total_steps - step) / max(1, total_steps - warmup))
+        left = max(0.0, (total_steps - step) / max(1, total_steps - warmup))
+        return left if kind is LrScheduler.linear else 0.5 * (1 - math.cos(math.pi * left))
 
     return factor
