@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from report_helpers import write_run
 
 from flexlora.report.cells import Cell, average_cell, mark_fewer, score_cell, summarise
-from flexlora.report.render import _count
+from flexlora.report.lines import count
 from flexlora.report.table import Average, Column
 from flexlora.report.tables import TABLES
 from flexlora.results.collect import collect
@@ -73,4 +73,4 @@ def test_an_average_is_the_mean_of_its_groups_means(groups):
     ],
 )
 def test_counts_have_three_figures(number, text):
-    assert _count(number) == text
+    assert count(number) == text

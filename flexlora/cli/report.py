@@ -11,13 +11,16 @@ from typing import NoReturn
 from flexlora.cli.terminal import take_any_letter
 from flexlora.errors import UserError, did_you_mean
 from flexlora.report.build import Sheet, build
-from flexlora.report.render import as_csv, as_markdown, as_text
+from flexlora.report.documents import as_html, as_latex, as_markdown
+from flexlora.report.render import as_csv, as_text
 from flexlora.report.tables import BENCHMARKS, TABLES
 from flexlora.results.collect import Run, collect
 from flexlora.results.files import write_text
 
 BROKEN, REFUSED = 1, 2
-FORMATS = {"text": ".txt", "markdown": ".md", "csv": ".csv"}
+FORMATS = {"text": ".txt", "markdown": ".md", "csv": ".csv", "latex": ".tex", "html": ".html"}
+WRITERS = {"markdown": as_markdown, "csv": as_csv, "latex": as_latex, "html": as_html}
+SAVED = ("md", "csv", "tex", "html")
 FIRST_RUNS = "flexlora-run -m task=glue/cola method=lora,flexlora scale=tiny makes two."
 
 
@@ -69,6 +72,12 @@ def _parser() -> _Parser:
     parser.add_argument("--all-tasks", action="store_true", help="show the tasks without a run too")
     parser.add_argument("--format", choices=tuple(FORMATS), help="default: by the ending of --output, else text")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write to this file instead of the terminal")
+    parser.add_argument(
+        "--save",
+        type=Path,
+        metavar="FOLDER",
+        help=f"write each table into this folder: <name>.{{{','.join(SAVED)}}}",
+    )
     return parser
 
 
@@ -76,6 +85,8 @@ def _report(options: argparse.Namespace) -> int:
     if options.table not in (None, *TABLES):
         near = did_you_mean(options.table, TABLES)
         raise UserError(f"there is no table '{options.table}'.{near} There are: {', '.join(TABLES)}.")
+    if options.save and (options.output or options.format):
+        raise UserError("--save writes every format under names of its own: leave --output and --format out")
     kind = options.format or _format_of(options.output)
     root = Path(options.folder)
     if not root.is_dir():
@@ -94,7 +105,10 @@ def _report(options: argparse.Namespace) -> int:
         tasks = ", ".join(sorted({run.record.task for run in runs}))
         names = ", ".join(table.name for table in tables)
         raise UserError(f"{root} has no run of a task in the table {names}: its runs are of {tasks}")
-    _write(sheets, kind, options.output)
+    if options.save:
+        _save_all(sheets, options.save)
+    else:
+        _show(sheets, kind, options.output)
     return BROKEN if found.broken else 0
 
 
@@ -118,22 +132,38 @@ def _of_methods(runs: list[Run], wanted: str | None) -> list[Run]:
     return [run for run in runs if run.record.method in names]
 
 
-def _write(sheets: list[Sheet], kind: str, output: Path | None) -> None:
-    if kind == "csv":
-        text = as_csv(sheets)
-    elif kind == "markdown":
-        text = as_markdown(sheets)
+def _save_all(sheets: list[Sheet], folder: Path) -> None:
+    for name in dict.fromkeys(sheet.table.name for sheet in sheets):
+        of_table = [sheet for sheet in sheets if sheet.table.name == name]
+        for ending in SAVED:
+            path = folder / f"{name}.{ending}"
+            _write(path, WRITERS[_format_of(path)](of_table))
+        print(f"{folder / name}.{{{','.join(SAVED)}}}: {_number(of_table)}")
+
+
+def _show(sheets: list[Sheet], kind: str, output: Path | None) -> None:
+    if kind in WRITERS:
+        text = WRITERS[kind](sheets)
     else:
         colour = output is None and sys.stdout.isatty() and "NO_COLOR" not in os.environ
         text = as_text(sheets, shutil.get_terminal_size((140, 24)).columns, colour)
     if output is None:
         print(text, end="", flush=True)
         return
+    _write(output, text)
+    print(f"{output}: {_number(sheets)}")
+
+
+def _number(sheets: list[Sheet]) -> str:
+    return f"{len(sheets)} table{'s' if len(sheets) > 1 else ''}"
+
+
+def _write(path: Path, text: str) -> None:
     try:
-        write_text(output, text)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
     except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror or error}") from error
-    print(f"{output}: {len(sheets)} table{'s' if len(sheets) > 1 else ''}")
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _say(what: object) -> None:

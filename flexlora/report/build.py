@@ -11,6 +11,7 @@ from flexlora.report.cells import (
     figure,
     is_generated,
     mark_fewer,
+    mark_places,
     parameter_cell,
     score_cell,
     starting_rank,
@@ -82,6 +83,9 @@ def _sheet(table: Table, found: list[Run], evaluation: str, all_tasks: bool) -> 
 
     rows = _our_rows(table, runs, columns, evaluation)
     common = _common_marks(rows, columns)
+    for i, column in enumerate(columns):
+        if not isinstance(column, Count):
+            _set_column(rows, i, mark_places([row.cells[i] for row in rows], common))
     is_paper = scale == "paper" and model == table.paper_model and not generated and not common & NOT_COMPARABLE
     groups = [[row] for row in rows]
     if is_paper:
@@ -172,9 +176,13 @@ def _our_rows(table: Table, runs: list[Run], columns: Sequence[Column], evaluati
     ]
     for i, column in enumerate(columns):
         if not isinstance(column, Count):
-            for row, cell in zip(ours, mark_fewer([row.cells[i] for row in ours]), strict=True):
-                row.cells[i] = cell
+            _set_column(ours, i, mark_fewer([row.cells[i] for row in ours]))
     return ours
+
+
+def _set_column(rows: Sequence[Row], place: int, cells: Sequence[Cell]) -> None:
+    for row, cell in zip(rows, cells, strict=True):
+        row.cells[place] = cell
 
 
 def _beside_paper(table: Table, rows: list[Row], columns: Sequence[Column]) -> list[list[Row]]:

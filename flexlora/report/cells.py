@@ -21,6 +21,9 @@ MARKS = {
     "c": "not printed: computed from the paper's printed figures",
 }
 
+# Figures with these marks cannot be ranked among those without.
+NO_RIVAL = {"s", "g", "d", "m"}
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -31,6 +34,8 @@ class Cell:
     n: int = 0
     marks: frozenset[str] = frozenset()
     word: str = ""
+    place: int = 0
+    """Among our rows that can be compared: 1 for the best figure of the column, 2 for the second, as printed."""
 
 
 def summarise(values: Sequence[float]) -> Cell:
@@ -99,6 +104,22 @@ def mark_fewer(column: Sequence[Cell]) -> list[Cell]:
     """The same cells, those with fewer seeds than another one marked so."""
     most = max((cell.n for cell in column), default=0)
     return [replace(cell, marks=cell.marks | {"f"}) if 0 < cell.n < most else cell for cell in column]
+
+
+def mark_places(column: Sequence[Cell], common: frozenset[str]) -> list[Cell]:
+    """The same cells with their places: the best of two or more, the second of three or more.
+
+    Figures that print alike share a place. What is not of the data and settings that the others are of has none.
+    """
+    rivals = [cell for cell in column if cell.mean is not None and not (cell.marks - common) & NO_RIVAL]
+    figures = sorted({round(cell.mean, 1) for cell in rivals if cell.mean is not None}, reverse=True)
+    if len(figures) < 2:
+        return list(column)
+    places = {figures[0]: 1} | ({figures[1]: 2} if len(rivals) > 2 else {})
+    return [
+        replace(cell, place=places.get(round(cell.mean, 1), 0)) if cell.mean is not None and cell in rivals else cell
+        for cell in column
+    ]
 
 
 def is_generated(record: RunRecord) -> bool:

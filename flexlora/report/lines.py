@@ -1,0 +1,95 @@
+"""What a table prints, whatever the format: its lines, the parts of their cells, and the legend below."""
+
+from typing import NamedTuple
+
+from flexlora.report.build import Row, Sheet
+from flexlora.report.cells import MARKS, Cell
+from flexlora.report.table import Average, Column, Count
+
+SUPERSCRIPT = str.maketrans("sgdmxfc", "ˢᵍᵈᵐˣᶠᶜ")
+
+
+class Entry(NamedTuple):
+    """A cell as mean, deviation and number of seeds, as far as it has them. `place`: 1 for the best of its column."""
+
+    parts: list[str]
+    place: int = 0
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.parts)
+
+
+class Line(NamedTuple):
+    """One line of a row: its own, or that of a difference. `aside` where it is not a figure of ours."""
+
+    name: str
+    entries: list[Entry]
+    aside: bool
+
+
+def printed_lines(sheet: Sheet, row: Row) -> list[Line]:
+    """The row's own line; below it, where it has them, its difference from the paper's."""
+    own = [_entry(cell, column, row, sheet) for cell, column in zip(row.cells, sheet.columns, strict=True)]
+    lines = [Line(row.label, own, row.kind == "paper")]
+    if any(value is not None for value in row.difference):
+        lines.append(Line("  less the paper's", [Entry([signed(value)]) for value in row.difference], True))
+    return lines
+
+
+def legend(sheet: Sheet) -> list[str]:
+    """What marks and words mean, as far as the table has them; then its notes, each behind a dot."""
+    rows = [row for group in sheet.groups for row in group]
+    used = frozenset[str]().union(*(cell.marks for row in rows for cell in row.cells)) - sheet.common_marks
+    lines = [f"{mark.translate(SUPERSCRIPT)}  {text}" for mark, text in MARKS.items() if mark in used]
+    words = {cell.word for row in rows for cell in row.cells}
+    if "–" in words:
+        lines.append("–  no run, or none that is done")
+    if any("/" in word for word in words):
+        sizes = {str(len(column.columns)) for column in sheet.columns if isinstance(column, Average)}
+        size = sizes.pop() if len(sizes) == 1 else "k"
+        lines.append(f"n/{size}  no average: only n of the {sheet.table.parts}' main figures are there")
+    return [*lines, *(f"·  {note}" for note in sheet.notes)]
+
+
+def blocks_by_group(sheet: Sheet) -> list[list[int]]:
+    """The places of the columns, those of one group together."""
+    groups = dict.fromkeys(column.group for column in sheet.columns)
+    return [[i for i, column in enumerate(sheet.columns) if column.group == group] for group in groups]
+
+
+def corner(sheet: Sheet, block: list[int]) -> str:
+    """What heads the names of the rows: the group where all columns of the block are of one."""
+    groups = {sheet.columns[i].group for i in block}
+    return (groups.pop() if len(groups) == 1 else "") or "method"
+
+
+def _entry(cell: Cell, column: Column, row: Row, sheet: Sheet) -> Entry:
+    if row.kind == "paper" and isinstance(column, Count):
+        return Entry([row.params.get(column.metric, "")])
+    if cell.mean is None:
+        return Entry([cell.word])
+    if isinstance(column, Count):
+        return Entry([count(cell.mean)])
+    parts = [f"{round(cell.mean, 1) + 0.0:.1f}"]  # no -0.0
+    if cell.std is not None:
+        parts.append(f"± {cell.std:.1f}")
+    if row.kind == "ours" and cell.n != sheet.usual_seeds:
+        parts.append(f"({cell.n})")
+    marks = "".join(mark for mark in MARKS if mark in cell.marks - sheet.common_marks)
+    return Entry([*parts[:-1], parts[-1] + marks.translate(SUPERSCRIPT)], cell.place)
+
+
+def signed(value: float | None) -> str:
+    """A difference in points."""
+    return "" if value is None else f"{round(value, 1) + 0.0:+.1f}"
+
+
+def count(number: float) -> str:
+    """Three figures, as papers print parameters: 1.33M, 332k, 57."""
+    number = float(f"{number:.3g}")
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            digits = max(0, 3 - len(str(int(number / size))))
+            return f"{number / size:.{digits}f}{unit}"
+    return f"{number:.0f}"
