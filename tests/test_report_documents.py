@@ -166,7 +166,7 @@ def test_a_page_needs_nothing_else_and_takes_any_text(tmp_path):
     [
         (["--save", "x", "--format", "csv"], "leave --output and --format out"),
         (["--save", "x", "--output", "y.md"], "leave --output and --format out"),
-        (["--save", "/dev/null/tables"], "cannot write /dev/null/tables/glue.md"),
+        (["--save", "/dev/null/tables"], "cannot write into /dev/null/tables: Not a directory"),
     ],
 )
 def test_what_cannot_be_saved_is_one_line(tmp_path, arguments, what):

@@ -133,6 +133,10 @@ def _of_methods(runs: list[Run], wanted: str | None) -> list[Run]:
 
 
 def _save_all(sheets: list[Sheet], folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write into {folder}: {error.strerror or error}") from error
     for name in dict.fromkeys(sheet.table.name for sheet in sheets):
         of_table = [sheet for sheet in sheets if sheet.table.name == name]
         for ending in SAVED:
@@ -160,7 +164,6 @@ def _number(sheets: list[Sheet]) -> str:
 
 def _write(path: Path, text: str) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
