@@ -1,7 +1,7 @@
 """FlexLoRA (ICLR 2026) as a PEFT tuner, and the runner that reproduces its benchmarks.
 
-Importing the package registers the tuner with PEFT, so that plain PEFT code loads adapters it saved. It does not
-import PEFT or torch by itself: a mistyped `flexlora-run` is answered before those are.
+Importing the package registers the tuner and the baselines with PEFT, so that plain PEFT code loads adapters they
+saved. It does not import PEFT or torch by itself: a mistyped `flexlora-run` is answered before those are.
 """
 
 import importlib
@@ -52,6 +52,11 @@ def _tuner() -> Any:
     return importlib.import_module("flexlora.tuner")
 
 
+def _register() -> None:
+    _tuner()
+    importlib.import_module("flexlora.baselines")
+
+
 def __getattr__(name: str) -> Any:
     if name in __all__:
         return getattr(_tuner(), name)
@@ -63,6 +68,6 @@ def __dir__() -> list[str]:
 
 
 if "peft" in sys.modules:
-    _tuner()
+    _register()
 else:
-    call_after_import("peft", _tuner)
+    call_after_import("peft", _register)

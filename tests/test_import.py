@@ -30,6 +30,12 @@ def test_peft_knows_the_method_whatever_came_first(imports: str) -> None:
     assert python(code) == "FlexLoraConfig"
 
 
+@pytest.mark.parametrize("imports", ["import flexlora", "import flexlora.tuner", "import flexlora.baselines"])
+def test_peft_knows_the_baselines_without_timm(imports: str) -> None:
+    code = f"import sys; {imports}; from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as m"
+    assert python(f"{code}; print(m['HOULSBY'].__name__, 'timm' in sys.modules)") == "HoulsbyConfig False"
+
+
 def test_a_submodule_of_peft_is_enough() -> None:
     code = "import flexlora; from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING as m; print(m['FLEXLORA'].__name__)"
     assert python(code) == "FlexLoraModel"

@@ -32,6 +32,7 @@ NAMES = [
     ("peft.tuners.tuners_utils", "BaseTuner"),
     ("peft.tuners.tuners_utils", "BaseTunerLayer"),
     ("peft.tuners.tuners_utils", "_get_in_out_features"),
+    ("peft.tuners.tuners_utils", "_maybe_include_all_linear_layers"),
     ("peft.tuners.tuners_utils", "check_adapters_to_merge"),
     ("peft.utils", "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING"),
     ("peft.utils", "get_quantization_kwargs"),
@@ -107,11 +108,12 @@ def test_methods_that_the_layer_and_the_model_override_or_call():
     layer = [
         "get_base_layer", "get_base_weight", "set_base_weight", "_cast_input_dtype", "set_adapter",
         "_get_base_layer_device_and_dtype", "_move_adapter_to_device_of_base_layer", "supports_lora_conversion",
-        "merged", "disable_adapters", "active_adapters",
+        "merged", "disable_adapters", "active_adapters", "_get_available_adapters",
     ]  # fmt: skip
     model = [
         "inject_adapter", "_prepare_adapter_config", "_check_new_adapter_config", "_create_and_replace",
-        "_replace_module", "set_adapter", "active_adapters", "merge_and_unload",
+        "_replace_module", "set_adapter", "active_adapters", "merge_and_unload", "_check_merge_allowed",
+        "_check_target_module_exists",
     ]  # fmt: skip
     assert [name for name in layer if not hasattr(BaseTunerLayer, name)] == []
     assert [name for name in model if not hasattr(BaseTuner, name)] == []

@@ -2,6 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
+# First, and whole: as soon as it is there the baselines are imported too, which use modules of this package.
+import peft  # noqa: F401
+
 from .allocator import RankAllocator, RankEvent, Reallocation, decide
 from .attach import Attachment, attach
 from .config import FlexLoraConfig

@@ -36,15 +36,9 @@ class LinearTuner(BaseTuner):
         config = self.peft_config[adapter_name]
         names = [plain_name(name) for name, module in model.named_modules() if _is_linear(module)]
         wanted = config.target_modules
-        if isinstance(wanted, set) and kwargs.get("state_dict") is None:
-            # PEFT is content when one entry of several matches; the others are then silently not adapted. Checked
-            # before anything is replaced, so that the base is as it was when the error is raised.
-            present = [plain_name(name) for name, _ in model.named_modules()]
-            unmatched = [
-                entry
-                for entry in sorted(wanted)
-                if entry != "all-linear" and not any(name == entry or name.endswith(f".{entry}") for name in present)
-            ]
+        if kwargs.get("state_dict") is None:
+            # Before anything is replaced, so that the base is as it was when the error is raised.
+            unmatched = unmatched_targets(model, wanted)
             if unmatched:
                 raise NoMatchingPeftModuleError(
                     f"target_modules: {', '.join(unmatched)} match no module. {_nearest(unmatched, names)}"
@@ -88,6 +82,21 @@ class LinearTuner(BaseTuner):
         PEFT's own also copies `weight`, which fails at unloading a module to save that has none itself (a pooler).
         """
         setattr(parent, child_name, new_module)
+
+
+def unmatched_targets(model: nn.Module, wanted: Any) -> list[str]:
+    """Those entries of a set of target modules that match none of the model's.
+
+    PEFT is content when one entry of several matches; the others are then silently not adapted.
+    """
+    if not isinstance(wanted, set):
+        return []
+    present = [plain_name(name) for name, _ in model.named_modules()]
+    return [
+        entry
+        for entry in sorted(wanted)
+        if entry != "all-linear" and not any(name == entry or name.endswith(f".{entry}") for name in present)
+    ]
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -1,0 +1,26 @@
+"""The tuners that PEFT lacks, one file each: torch and peft, and what `flexlora.tuner` tells of PEFT's registry.
+
+Importing this registers them with PEFT, as importing `flexlora` does as soon as PEFT is imported.
+"""
+
+from .adaptformer import AdaptFormerConfig, AdaptFormerModel
+from .fact import FactConfig, FactModel
+from .houlsby import HoulsbyConfig, HoulsbyModel
+from .pfeiffer import PfeifferConfig, PfeifferModel
+from .ssf import SsfConfig, SsfModel
+from .vpt import VptConfig, VptModel
+
+__all__ = [
+    "AdaptFormerConfig",
+    "AdaptFormerModel",
+    "FactConfig",
+    "FactModel",
+    "HoulsbyConfig",
+    "HoulsbyModel",
+    "PfeifferConfig",
+    "PfeifferModel",
+    "SsfConfig",
+    "SsfModel",
+    "VptConfig",
+    "VptModel",
+]

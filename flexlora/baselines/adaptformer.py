@@ -1,0 +1,97 @@
+"""AdaptFormer (Chen et al., NeurIPS 2022, arXiv 2205.13535, Eq. 2 and 3).
+
+A bottleneck beside every MLP, on the same input and scaled: x_l = MLP(LN(x')) + s · (W_u ReLU(W_d LN(x') + b_d) + b_u)
++ x'. With a bottleneck of 8 that is 156,768 parameters on ViT-B/16: the "0.16" of the paper's Table 16.
+
+Where the description leaves room:
+
+- The paper's branch reads LN(x'), the MLP's own input; its code x' itself, before the norm. Here as in the paper.
+- s = 0.1 (paper's and code's default; the VTAB tables search it over 0.01 to 10 a task), W_d Kaiming-uniform
+  (a = √5), W_u and biases 0, dropout 0.1 on the activations: their code. The output at the start is the backbone's.
+- The branch is not linear, so that no merging is possible.
+- On encoders of BERT's kind, which have no module for the MLP as a whole, the branch is added to the residual that the
+  MLP's second half is handed: LN(W h + b + (x + s · …)), the same sum. This is He et al.'s parallel adapter (arXiv
+  2110.04366).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from flexlora.tuner.peft_type import register_tuner
+
+from . import places
+from .base import BaselineModel, hint
+from .bottleneck import BottleneckConfig, BottleneckLayer
+
+
+@dataclass
+class AdaptFormerConfig(BottleneckConfig):
+    """Configuration of an [`AdaptFormerModel`]."""
+
+    method: ClassVar[str] = "adaptformer"
+    default_targets: ClassVar[str] = places.MLP
+
+    bottleneck: int = field(default=8, metadata=hint("Width of the bottleneck."))
+    dropout: float = field(default=0.1, metadata=hint("Dropout on the bottleneck's activations."))
+    scale: float = field(default=0.1, metadata=hint("s, on the branch's output."))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(self.scale != 0 and math.isfinite(self.scale), "scale", "a number other than 0")
+
+
+class AdaptFormerLayer(BottleneckLayer):
+    """An MLP with branches beside it."""
+
+    adapter_layer_names = ("adaptformer_down", "adaptformer_down_bias", "adaptformer_up", "adaptformer_up_bias")
+
+    def width(self) -> int:
+        return int(_last_linear(self.get_base_layer()).out_features)
+
+    def fill_down(self, weight: torch.Tensor, config: Any) -> None:
+        nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
+
+    def fill_up(self, weight: torch.Tensor, config: Any) -> None:
+        nn.init.zeros_(weight)
+
+    def adapted(self, adapters: list[str], x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if args:  # of BERT's kind: the MLP's hidden units, and its input once more for the residual sum
+            residual, *others = args
+            return self.base_layer(x, self._with_branches(adapters, residual, residual), *others, **kwargs)
+        return self._with_branches(adapters, self.base_layer(x, **kwargs), x)
+
+    def _with_branches(self, adapters: list[str], result: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        for adapter_name in adapters:
+            branch = self.settings[adapter_name].scale * self.bottleneck(adapter_name, x)
+            result = result + branch.to(result.dtype)
+        return result
+
+
+class AdaptFormerModel(BaselineModel):
+    """A branch beside every MLP, by `peft.get_peft_model(model, AdaptFormerConfig(...))`."""
+
+    prefix = "adaptformer_"
+    tuner_layer_cls = AdaptFormerLayer
+    title = "AdaptFormer"
+    made_for = "the MLPs of a transformer"
+    not_mergeable = "its branch is not linear"
+
+    def check_target(self, target: nn.Module, name: str) -> None:
+        if isinstance(target, nn.Linear) or not any(isinstance(module, nn.Linear) for module in target.modules()):
+            raise ValueError(
+                f"{name} is a {type(target).__name__}: AdaptFormer adapts MLPs only. Narrow target_modules."
+            )
+
+
+def _last_linear(mlp: nn.Module) -> nn.Linear:
+    *_, last = (module for module in mlp.modules() if isinstance(module, nn.Linear))
+    return last
+
+
+register_tuner("ADAPTFORMER", AdaptFormerConfig, AdaptFormerModel)

@@ -1,0 +1,200 @@
+"""FacT, factor-tuning (Jie and Deng, AAAI 2023, arXiv 2212.03145, Eq. 4 to 9).
+
+The updates of all linears of a ViT, cut into d × d pieces and stacked, are one tensor that is factored as a whole:
+
+- FacT-TT (tensor train): piece l is s · U Σ_l V, with U (d × r) and V (r × d) shared by all of them.
+- FacT-TK (Tucker): Σ_l is itself a mixture of r matrices, Σ_l = Σ_c core[:, :, c] P[c, l], core (r × r × r) shared.
+
+A layer of ViT-B/16 has 12 pieces: three of qkv, one of proj, four each of fc1 and fc2. TT at r = 16 trains 61,440
+parameters (768 · 16 · 2 + 144 · 16²), TK at r = 32 86,528 (768 · 32 · 2 + 32³ + 144 · 32); Table 16 of the FlexLoRA
+paper has "0.07" and does not say which. The update is linear: it merges.
+
+Where the description leaves room, as in their code:
+
+- V starts at 0, so that the output is the backbone's; U and the Σ_l like an `nn.Linear` (U(±1/√inputs)), core and P
+  Xavier-uniform. Dropout 0.1 between Σ_l and V. s is searched over 0.01 to 100 a task; here 1 unless set.
+- A wide linear's pieces lie one after another. (Their TK code interleaves those of fc1 and fc2 by a reshape, which is
+  neither the paper's equation nor a change to what can be learned in general.)
+- d is the width of the residual stream. Text models work where every adapted linear is a multiple of it each way: BERT,
+  RoBERTa, DeBERTa; of LLaMA the attention's, without grouped queries.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers
+from torch import nn
+from torch.nn import functional
+
+from flexlora.tuner.peft_type import register_tuner
+
+from . import places
+from .base import BaselineConfig, BaselineLayer, BaselineModel, hint
+
+
+@dataclass
+class FactConfig(BaselineConfig):
+    """Configuration of a [`FactModel`]."""
+
+    method: ClassVar[str] = "fact"
+    default_targets: ClassVar[str] = places.ALL_LINEARS
+
+    r: int = field(default=16, metadata=hint("Rank of the shared factors."))
+    factorization: str = field(default="tt", metadata=hint("'tt' (tensor train) or 'tk' (Tucker)."))
+    scale: float = field(default=1.0, metadata=hint("s, on every update."))
+    dropout: float = field(default=0.1, metadata=hint("Dropout between Σ and V."))
+    width: int | None = field(
+        default=None, metadata=hint("d, the side of a piece; by default the width of the residual stream.")
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_whole("r")
+        self.require(self.factorization in ("tt", "tk"), "factorization", "'tt' or 'tk'")
+        self.require(self.scale != 0 and math.isfinite(self.scale), "scale", "a number other than 0")
+        self.require_dropout()
+        if self.width is not None:
+            self.require_whole("width")
+
+
+class FactLayer(BaselineLayer):
+    """A linear of n pieces in and m pieces out; the first one of a model also holds what all share.
+
+    A linear's own: `fact_sigma` (n·r × m·r) of TT, or `fact_P` (r × n·m) of TK, its columns by (in, out).
+    Shared: `fact_U` (d × r), `fact_V` (r × d), and `fact_core` (r × r × r) of TK.
+    """
+
+    adapter_layer_names = ("fact_U", "fact_V", "fact_core", "fact_sigma", "fact_P")
+    other_param_names = ("settings", "holder", "pieces")
+    fact_U: nn.ParameterDict
+    fact_V: nn.ParameterDict
+    fact_core: nn.ParameterDict
+    fact_sigma: nn.ParameterDict
+    fact_P: nn.ParameterDict
+    settings: dict[str, FactConfig]
+    holder: dict[str, FactLayer]
+    """The layer that holds the shared factors. In a dict, which torch does not take for a module inside this one."""
+    pieces: dict[str, tuple[int, int]]
+    """(n, m)."""
+
+    def update_layer(self, adapter_name: str, config: Any, **place: Any) -> None:
+        r, width = config.r, place["width"]
+        base: Any = self.get_base_layer()
+        n, m = base.in_features // width, base.out_features // width
+        self.settings[adapter_name] = config
+        self.holder[adapter_name] = place["holder"] or self
+        self.pieces[adapter_name] = (n, m)
+        if place["holder"] is None:
+            self.new_parameter("fact_U", adapter_name, (width, r), lambda factor: uniform(factor, width**-0.5))
+            self.new_parameter("fact_V", adapter_name, (r, width))
+            if config.factorization == "tk":
+                self.new_parameter("fact_core", adapter_name, (r, r, r), nn.init.xavier_uniform_)
+        if config.factorization == "tt":
+            self.new_parameter("fact_sigma", adapter_name, (n * r, m * r), lambda s: uniform(s, (n * r) ** -0.5))
+        else:
+            bound = math.sqrt(6 / (r + place["all_pieces"]))  # Xavier's for the P of all linears, r × all pieces
+            self.new_parameter("fact_P", adapter_name, (r, n * m), lambda mixture: uniform(mixture, bound))
+        self.finish_update(adapter_name, config)
+
+    def factors(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """U (d × r), the Σ of every piece (n, r, m, r), and V (r × d)."""
+        holder, (n, m) = self.holder[adapter_name], self.pieces[adapter_name]
+        if adapter_name in self.fact_sigma:
+            sigma = self.fact_sigma[adapter_name]
+        else:
+            sigma = torch.einsum("abc,ck->kab", holder.fact_core[adapter_name], self.fact_P[adapter_name])
+            sigma = sigma.unflatten(0, (n, m)).permute(0, 2, 1, 3)
+        r = self.settings[adapter_name].r
+        return holder.fact_U[adapter_name], sigma.reshape(n, r, m, r), holder.fact_V[adapter_name]
+
+    def adapted(self, adapters: list[str], x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        result = self.base_layer(x, *args, **kwargs)
+        for adapter_name in adapters:
+            config, (n, m) = self.settings[adapter_name], self.pieces[adapter_name]
+            u, sigma, v = self.factors(adapter_name)
+            inside = self.branch_input(x, u).unflatten(-1, (n, -1)) @ u  # (..., n, r)
+            hidden = inside.flatten(-2) @ sigma.flatten(0, 1).flatten(1)  # (..., m·r)
+            hidden = functional.dropout(hidden, config.dropout, self.training).unflatten(-1, (m, -1))
+            result = result + (config.scale * (hidden @ v).flatten(-2)).to(result.dtype)
+        return result
+
+    def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
+        """ΔW (out × in), in the adapter's dtype: piece (j, i) is s · (U Σ_ij V)ᵀ."""
+        u, sigma, v = self.factors(adapter_name)
+        delta = torch.einsum("da,iajb,be->jeid", u, sigma, v).flatten(0, 1).flatten(1)
+        return self.settings[adapter_name].scale * delta
+
+    def merged_parameters(self, adapter_name: str) -> dict[str, torch.Tensor]:
+        weight: Any = self.get_base_layer().weight
+        return {"weight": weight + self.get_delta_weight(adapter_name).to(weight.device)}
+
+
+class FactModel(BaselineModel):
+    """Updates that share their factors over a whole model, by `peft.get_peft_model(model, FactConfig(...))`.
+
+    Raises:
+        ValueError: a linear is no multiple of the residual stream's width, or that is not known.
+    """
+
+    prefix = "fact_"
+    tuner_layer_cls = FactLayer
+    title = "FacT"
+    made_for = "the linears of a transformer's layers"
+
+    def prepare(self, model: nn.Module, config: Any) -> None:
+        config = _maybe_include_all_linear_layers(config, model)
+        config.width = config.width or stream_width(model)
+        targets = self._targets(model, config)
+        for name, linear in targets:
+            sides = (getattr(linear, "in_features", None), getattr(linear, "out_features", None))
+            if not isinstance(linear, nn.Linear):
+                raise ValueError(f"{name} is a {type(linear).__name__}: FacT adapts linears. Narrow target_modules.")
+            if any(side is None or side % config.width for side in sides):
+                raise ValueError(
+                    f"FacT cuts every update into pieces of {config.width} × {config.width}, the width of the residual "
+                    f"stream, but {name} is {sides[1]} × {sides[0]}. Narrow target_modules, or set width."
+                )
+        self.all_pieces = sum(linear.in_features * linear.out_features for _, linear in targets) // config.width**2
+
+    def place(self, adapter_name: str, config: Any, name: str) -> dict[str, Any]:
+        layers = (layer for layer in self.model.modules() if isinstance(layer, FactLayer))
+        return {
+            "width": config.width,
+            "holder": next((layer for layer in layers if adapter_name in layer.fact_U), None),
+            "all_pieces": self.all_pieces,
+        }
+
+    def _targets(self, model: nn.Module, config: Any) -> list[tuple[str, Any]]:
+        """(name, linear) of all that this adapter is for, whether they are wrapped yet or not."""
+        return [
+            (name, module.get_base_layer() if isinstance(module, BaseTunerLayer) else module)
+            for name, module in model.named_modules()
+            if name and self._check_target_module_exists(config, name)
+        ]
+
+
+def stream_width(model: nn.Module) -> int:
+    """Features of a transformer's residual stream: `hidden_size` of a transformers model, `embed_dim` of a ViT.
+
+    Raises:
+        ValueError: it has neither.
+    """
+    width = getattr(getattr(model, "config", None), "hidden_size", None)
+    for module in model.modules() if width is None else ():
+        if hasattr(module, "blocks") and isinstance(getattr(module, "embed_dim", None), int):
+            width = module.embed_dim
+    if not isinstance(width, int):
+        raise ValueError(f"the width of {type(model).__name__}'s residual stream is not known here: set width.")
+    return width
+
+
+def uniform(weight: torch.Tensor, bound: float) -> None:
+    """U(-bound, bound)."""
+    weight.uniform_(-bound, bound)
+
+
+register_tuner("FACT", FactConfig, FactModel)

@@ -1,0 +1,143 @@
+"""VPT, visual prompt tuning (Jia et al., ECCV 2022, arXiv 2203.12119, Eq. 4 to 6).
+
+Learned tokens between the class token and the patches. Shallow: before the first block, and they go through all of
+them, p · d parameters. Deep: before every block, in place of those that come out of the block before, L · p · d
+parameters. On ViT-B/16 with p = 50 that is 38,400 and 460,800; the paper searches p over 1 to 200 a task, and the
+"0.06" and "0.53" of the FlexLoRA paper's Table 16 are means over the tasks.
+
+Where the description leaves room, as in their code:
+
+- Prompts start as U(±√(6 / (3 · patch² + d))), Xavier's of the patch embedding, and have no dropout unless it is set.
+  The output at the start is not the backbone's, nor near it: every token attends to the prompts.
+- The prompts leave the sequence behind the last block. Where the class token is read that changes nothing; where
+  patches are averaged the prompts are not among them.
+- timm's `VisionTransformer`, with any number of prefix tokens (class, distillation, register): prompts come after them.
+  Text models have PEFT's own prompt tuning.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from flexlora.tuner.peft_type import register_tuner
+
+from . import places
+from .base import BaselineConfig, BaselineLayer, BaselineModel, hint
+
+
+@dataclass
+class VptConfig(BaselineConfig):
+    """Configuration of a [`VptModel`]."""
+
+    method: ClassVar[str] = "vpt"
+    default_targets: ClassVar[str] = places.BLOCKS
+
+    num_tokens: int = field(default=50, metadata=hint("Prompts (p), before the first block or before every one."))
+    deep: bool = field(default=True, metadata=hint("New prompts before every block, or before the first one only."))
+    dropout: float = field(default=0.0, metadata=hint("Dropout on the prompts."))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_whole("num_tokens")
+        self.require_dropout()
+        self.require(
+            self.target_modules == self.default_targets and not self.exclude_modules,
+            "exclude_modules" if self.exclude_modules else "target_modules",
+            "left out: prompts go through all blocks",
+        )
+
+
+class VptLayer(BaselineLayer):
+    """A block of a ViT with `vpt_prompt` (p × d) before it; it has none of its own where prompts come from below."""
+
+    adapter_layer_names = ("vpt_prompt",)
+    other_param_names = ("settings",)
+    vpt_prompt: nn.ParameterDict
+    settings: dict[str, VptConfig]
+    prefix_tokens: int
+    is_first: bool
+    is_last: bool
+
+    def update_layer(self, adapter_name: str, config: Any, **place: Any) -> None:
+        self.prefix_tokens, self.is_first, self.is_last = place["prefix_tokens"], place["is_first"], place["is_last"]
+        self.settings[adapter_name] = config
+        if config.deep or self.is_first:
+            bound = math.sqrt(6 / (3 * place["patch_pixels"] + place["width"]))
+            shape = (config.num_tokens, place["width"])
+            self.new_parameter("vpt_prompt", adapter_name, shape, lambda prompt: prompt.uniform_(-bound, bound))
+        self.finish_update(adapter_name, config)
+
+    def _get_available_adapters(self) -> set[str]:
+        return set(self.settings)  # also of those whose prompts only pass through
+
+    def adapted(self, adapters: list[str], x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """(batch, prefix + prompts + patches, d) in and out; no prompts into the first block and out of the last."""
+        if kwargs.get("attn_mask") is not None or kwargs.get("is_causal"):
+            raise ValueError("VPT lengthens the sequence: an attention mask does not fit it.")
+        start = self.prefix_tokens
+        count = 0 if self.is_first else sum(self.settings[name].num_tokens for name in adapters)
+        parts, position = [x[:, :start]], start
+        for adapter_name in adapters:
+            length = self.settings[adapter_name].num_tokens
+            if adapter_name in self.vpt_prompt:
+                prompt = self.vpt_prompt[adapter_name]
+                prompt = functional.dropout(
+                    prompt.expand(len(x), -1, -1), self.settings[adapter_name].dropout, self.training
+                )
+                parts.append(prompt.to(x.dtype))
+            else:
+                parts.append(x[:, position : position + length])
+            position += length
+        x = torch.cat([*parts, x[:, start + count :]], dim=1)
+        x = self.base_layer(x, *args, **kwargs)
+        if self.is_last:
+            prompts = sum(self.settings[name].num_tokens for name in adapters)
+            x = torch.cat([x[:, :start], x[:, start + prompts :]], dim=1)
+        return x
+
+
+class VptModel(BaselineModel):
+    """Prompts before the first or every block of a ViT, by `peft.get_peft_model(model, VptConfig(...))`.
+
+    Raises:
+        ValueError: the model is not timm's `VisionTransformer`.
+    """
+
+    prefix = "vpt_"
+    tuner_layer_cls = VptLayer
+    title = "VPT"
+    made_for = "timm's VisionTransformer"
+    not_mergeable = "its prompts are tokens, not weights"
+
+    def prepare(self, model: nn.Module, config: Any) -> None:
+        _vision_transformer(model)
+
+    def place(self, adapter_name: str, config: Any, name: str) -> dict[str, Any]:
+        vit = _vision_transformer(self.model)
+        index = int(name.rpartition(".")[2])
+        return {
+            "prefix_tokens": vit.num_prefix_tokens,
+            "width": vit.embed_dim,
+            "patch_pixels": math.prod(vit.patch_embed.patch_size),
+            "is_first": index == 0,
+            "is_last": index == len(vit.blocks) - 1,
+        }
+
+
+def _vision_transformer(model: nn.Module) -> Any:
+    """The one in `model`, which may be a wrapper of it."""
+    timm = sys.modules.get("timm.models.vision_transformer")  # a model of timm's is there only if this is
+    found = [module for module in model.modules() if timm is not None and isinstance(module, timm.VisionTransformer)]
+    if len(found) != 1:
+        raise ValueError(f"VPT works on timm's VisionTransformer; {type(model).__name__} holds {len(found)} of them.")
+    return found[0]
+
+
+register_tuner("VPT", VptConfig, VptModel)
