@@ -69,6 +69,11 @@ def _parser() -> _Parser:
         default="last",
         help="figures of each run's last evaluation, or of its best, which flatters (default: last)",
     )
+    parser.add_argument(
+        "--against",
+        metavar="METHOD",
+        help="compare the other rows with this method's, over the seeds that both have (paired t test)",
+    )
     parser.add_argument("--all-tasks", action="store_true", help="show the tasks without a run too")
     parser.add_argument("--format", choices=tuple(FORMATS), help="default: by the ending of --output, else text")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write to this file instead of the terminal")
@@ -99,8 +104,12 @@ def _report(options: argparse.Namespace) -> int:
             return BROKEN
         raise UserError(f"there are no runs in {root}. {FIRST_RUNS}")
     runs = _of_methods(found.runs, options.method)
+    if options.against is not None:
+        _check_method(options.against, runs)
     tables = BENCHMARKS if options.table is None else (TABLES[options.table],)
-    sheets = [sheet for table in tables for sheet in build(table, runs, options.metric, options.all_tasks)]
+    sheets = [
+        sheet for table in tables for sheet in build(table, runs, options.metric, options.all_tasks, options.against)
+    ]
     if not sheets:
         tasks = ", ".join(sorted({run.record.task for run in runs}))
         names = ", ".join(table.name for table in tables)
@@ -124,12 +133,16 @@ def _format_of(output: Path | None) -> str:
 def _of_methods(runs: list[Run], wanted: str | None) -> list[Run]:
     if wanted is None:
         return runs
-    known = sorted({run.record.method for run in runs})
     names = wanted.split(",")
     for name in names:
-        if name not in known:
-            raise UserError(f"no run of method '{name}'.{did_you_mean(name, known)} There are: {', '.join(known)}.")
+        _check_method(name, runs)
     return [run for run in runs if run.record.method in names]
+
+
+def _check_method(name: str, runs: list[Run]) -> None:
+    known = sorted({run.record.method for run in runs})
+    if name not in known:
+        raise UserError(f"no run of method '{name}'.{did_you_mean(name, known)} There are: {', '.join(known)}.")
 
 
 def _save_all(sheets: list[Sheet], folder: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from flexlora.report.cells import (
     MARKS,
+    NO_RIVAL,
     Cell,
     average_cell,
     figure,
@@ -17,6 +18,7 @@ from flexlora.report.cells import (
     starting_rank,
     usual_data,
 )
+from flexlora.report.paired import Paired, paired
 from flexlora.report.published import Published, lines_of, printed_value
 from flexlora.report.table import ADAPTER, TRAINABLE, Average, Column, Count, PaperRow, Table
 from flexlora.results.collect import Run
@@ -24,6 +26,9 @@ from flexlora.results.collect import Run
 # A difference between figures of these and the paper's would say nothing.
 NOT_COMPARABLE = {"s", "g"}
 SHOWN_FAILURES = 8
+HOW_COMPARED = (
+    "Less {}'s: over the seeds that both rows have; p: two-sided paired t test, not corrected for their number."
+)
 
 
 @dataclass
@@ -39,6 +44,8 @@ class Row:
     """That ours started with, where its method has one."""
     printed: list[float | None] = field(default_factory=list)
     difference: list[float | None] = field(default_factory=list)
+    paired: list[Paired | None] = field(default_factory=list)
+    """Against the reference's row, where one was asked for."""
     params: dict[str, str] = field(default_factory=dict)
     """For the paper's rows: its parameter count as printed, by the `metric` of the column it belongs to."""
 
@@ -59,20 +66,27 @@ class Sheet:
     common_marks: frozenset[str]
     usual_seeds: int | None = None
     """In a wide table, the number of seeds of most figures: it is said above."""
+    against: str | None = None
+    """The method that the other rows are compared with, seed by seed."""
 
 
-def build(table: Table, runs: Iterable[Run], evaluation: str = "last", all_tasks: bool = False) -> list[Sheet]:
-    """The table of each scale and model that has runs of its tasks; the paper's scale first."""
+def build(
+    table: Table, runs: Iterable[Run], evaluation: str = "last", all_tasks: bool = False, against: str | None = None
+) -> list[Sheet]:
+    """The table of each scale and model that has runs of its tasks; the paper's scale first.
+
+    `against`: the method whose row the others are compared with, seed by seed.
+    """
     tasks = {column.task for column in table.columns}
     by_place: dict[tuple[bool, str, str], list[Run]] = {}
     for run in runs:
         if run.record.task in tasks:
             key = (run.record.scale != "paper", run.record.scale, run.record.model)
             by_place.setdefault(key, []).append(run)
-    return [_sheet(table, by_place[key], evaluation, all_tasks) for key in sorted(by_place)]
+    return [_sheet(table, by_place[key], evaluation, all_tasks, against) for key in sorted(by_place)]
 
 
-def _sheet(table: Table, found: list[Run], evaluation: str, all_tasks: bool) -> Sheet:
+def _sheet(table: Table, found: list[Run], evaluation: str, all_tasks: bool, against: str | None) -> Sheet:
     runs, notes = _without_duplicates(found)
     scale, model = runs[0].record.scale, runs[0].record.model
     generated = all(is_generated(run.record) for run in runs)
@@ -86,6 +100,10 @@ def _sheet(table: Table, found: list[Run], evaluation: str, all_tasks: bool) -> 
     for i, column in enumerate(columns):
         if not isinstance(column, Count):
             _set_column(rows, i, mark_places([row.cells[i] for row in rows], common))
+    reference = _reference(rows, against)
+    for row in rows:
+        if reference is not None and row is not reference:
+            row.paired = [_paired(*cells, common) for cells in zip(row.cells, reference.cells, strict=True)]
     is_paper = scale == "paper" and model == table.paper_model and not generated and not common & NOT_COMPARABLE
     groups = [[row] for row in rows]
     if is_paper:
@@ -104,6 +122,7 @@ def _sheet(table: Table, found: list[Run], evaluation: str, all_tasks: bool) -> 
         f"{_what_a_cell_is(usual_seeds, len(numbers) > 1)}.",
         *([f"All rows: {', '.join(sorted(variants))}."] if variants else []),
         *(f"All figures: {text}." for mark, text in MARKS.items() if mark in common),
+        *(how for how in [HOW_COMPARED.format(against)] if reference),
     ]
     if is_paper:
         shown = {None, *(column.task for column in columns)}
@@ -111,8 +130,13 @@ def _sheet(table: Table, found: list[Run], evaluation: str, all_tasks: bool) -> 
     title = _title(table, scale, model, is_paper, generated)
     if evaluation == "best":
         title += " · BEST evaluation of each run, chosen on the very data it is measured on"
+    if against and reference is None:
+        notes.append(f"nothing is compared with {against}: it has no row here, or several and none is its default")
     notes = notes + _failures(runs)
-    return Sheet(table, scale, model, evaluation, title, captions, columns, groups, notes, common, usual_seeds)
+    shown_against = against if reference else None
+    return Sheet(
+        table, scale, model, evaluation, title, captions, columns, groups, notes, common, usual_seeds, shown_against
+    )
 
 
 def _with_runs(table: Table, runs: list[Run], evaluation: str) -> list[Column]:
@@ -183,6 +207,17 @@ def _our_rows(table: Table, runs: list[Run], columns: Sequence[Column], evaluati
 def _set_column(rows: Sequence[Row], place: int, cells: Sequence[Cell]) -> None:
     for row, cell in zip(rows, cells, strict=True):
         row.cells[place] = cell
+
+
+def _reference(rows: Sequence[Row], method: str | None) -> Row | None:
+    """The row of the method that the others are compared with: its default one, or its only one."""
+    found = [row for row in rows if row.method == method]  # a method's default row is its first
+    return found[0] if len(found) == 1 or (found and found[0].variant == "default") else None
+
+
+def _paired(cell: Cell, reference: Cell, common: frozenset[str]) -> Paired | None:
+    unlike = ((cell.marks | reference.marks) - common) & NO_RIVAL
+    return None if unlike else paired(cell.by_seed, reference.by_seed)
 
 
 def _beside_paper(table: Table, rows: list[Row], columns: Sequence[Column]) -> list[list[Row]]:

@@ -4,8 +4,8 @@ import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from flexlora.report.table import Average, Column, Count
 from flexlora.results.collect import Run
@@ -34,6 +34,7 @@ class Cell:
     n: int = 0
     marks: frozenset[str] = frozenset()
     word: str = ""
+    by_seed: Mapping[int, float] = field(default_factory=dict)
     place: int = 0
     """Among our rows that can be compared: 1 for the best figure of the column, 2 for the second, as printed."""
 
@@ -56,8 +57,8 @@ def score_cell(runs: Sequence[Run], column: Column, evaluation: str, usual_data:
     if not runs:
         return Cell(word="–")
     found = [(run.record, figure(run.record, column.metric, evaluation)) for run in runs]
-    values = [100 * value for _, value in found if value is not None]
-    if not values:
+    by_seed = {record.seed: 100 * value for record, value in found if value is not None}
+    if not by_seed:
         words = sorted({record.status if record.status != "done" else "no figure" for record, _ in found})
         return Cell(word=", ".join(words))
     used = [record for record, value in found if value is not None]
@@ -68,7 +69,8 @@ def score_cell(runs: Sequence[Run], column: Column, evaluation: str, usual_data:
         "m": len({_settings(record) for record in used}) > 1,
         "x": len(used) < len(found),
     }
-    return replace(summarise(values), marks=frozenset(mark for mark, holds in marks.items() if holds))
+    cell = summarise([*by_seed.values()])
+    return replace(cell, marks=frozenset(mark for mark, holds in marks.items() if holds), by_seed=by_seed)
 
 
 def average_cell(runs: dict[str, list[Run]], average: Average, cells: Sequence[Cell], evaluation: str) -> Cell:
@@ -79,11 +81,13 @@ def average_cell(runs: dict[str, list[Run]], average: Average, cells: Sequence[C
             value = figure(run.record, column.metric, evaluation)
             if value is not None:
                 by_seed.setdefault(run.record.seed, {})[column] = 100 * value
-    whole = [average.mean(values) for values in by_seed.values() if len(values) == len(average.columns)]
+    size = len(average.columns)
+    whole = {seed: average.mean(values) for seed, values in by_seed.items() if len(values) == size}
     if not whole:
-        return Cell(word=f"{max(map(len, by_seed.values()), default=0)}/{len(average.columns)}")
+        return Cell(word=f"{max(map(len, by_seed.values()), default=0)}/{size}")
     marks = frozenset().union(*(cell.marks for cell in cells))
-    return replace(summarise(whole), marks=marks - {"x", "f"} | ({"x"} if len(whole) < len(by_seed) else set()))
+    marks = marks - {"x", "f"} | ({"x"} if len(whole) < len(by_seed) else set())
+    return replace(summarise([*whole.values()]), marks=marks, by_seed=whole)
 
 
 def parameter_cell(runs: Iterable[Run], column: Count) -> Cell:

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from flexlora.report.build import Row, Sheet
 from flexlora.report.cells import MARKS, Cell
+from flexlora.report.paired import Paired
 from flexlora.report.table import Average, Column, Count
 
 SUPERSCRIPT = str.maketrans("sgdmxfc", "ˢᵍᵈᵐˣᶠᶜ")
@@ -29,9 +30,13 @@ class Line(NamedTuple):
 
 
 def printed_lines(sheet: Sheet, row: Row) -> list[Line]:
-    """The row's own line; below it, where it has them, its difference from the paper's."""
+    """The row's own line; below it, where it has them, its differences from the reference's row and the paper's."""
     own = [_entry(cell, column, row, sheet) for cell, column in zip(row.cells, sheet.columns, strict=True)]
     lines = [Line(row.label, own, row.kind == "paper")]
+    if any(row.paired):
+        lines.append(
+            Line(f"  less {sheet.against}'s", [_paired_entry(pair, sheet.usual_seeds) for pair in row.paired], True)
+        )
     if any(value is not None for value in row.difference):
         lines.append(Line("  less the paper's", [Entry([signed(value)]) for value in row.difference], True))
     return lines
@@ -78,6 +83,15 @@ def _entry(cell: Cell, column: Column, row: Row, sheet: Sheet) -> Entry:
         parts.append(f"({cell.n})")
     marks = "".join(mark for mark in MARKS if mark in cell.marks - sheet.common_marks)
     return Entry([*parts[:-1], parts[-1] + marks.translate(SUPERSCRIPT)], cell.place)
+
+
+def _paired_entry(pair: Paired | None, usual_seeds: int | None) -> Entry:
+    if pair is None:
+        return Entry([""])
+    parts = [signed(pair.difference)]
+    if pair.p is not None:
+        parts.append("p <0.001" if pair.p < 0.001 else f"p {pair.p:.{2 if pair.p >= 0.1 else 3}f}")
+    return Entry([*parts, f"({pair.n})"] if pair.n != usual_seeds else parts)
 
 
 def signed(value: float | None) -> str:

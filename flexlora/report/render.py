@@ -16,6 +16,7 @@ from flexlora.report.lines import Entry, Line, blocks_by_group, corner, legend, 
 
 WHERE = ("table", "scale", "model", "source", "method", "variant", "task", "metric", "evaluation")
 CSV_COLUMNS = (*WHERE, "mean", "std", "n", "marks", "status", "paper", "difference")
+PAIRED_COLUMNS = ("against", "paired_difference", "paired_n", "p")
 PLACES = ("", "bold", "underline")
 
 
@@ -39,7 +40,8 @@ def as_text(sheets: Sequence[Sheet], width: int, colour: bool = False) -> str:
 def as_csv(sheets: Sequence[Sheet]) -> str:
     """One line a figure. Scores are in percent, parameters in units; what is missing is empty, `status` says why."""
     file = io.StringIO()
-    writer = csv.DictWriter(file, CSV_COLUMNS, lineterminator="\n", restval="")
+    columns = CSV_COLUMNS + (PAIRED_COLUMNS if any(sheet.against for sheet in sheets) else ())
+    writer = csv.DictWriter(file, columns, lineterminator="\n", restval="")
     writer.writeheader()
     for sheet in sheets:
         for row in (row for group in sheet.groups for row in group):
@@ -112,4 +114,7 @@ def _csv_lines(sheet: Sheet, row: Row) -> Iterable[dict[str, object]]:
             figures |= {"evaluation": sheet.evaluation, "std": cell.std, "n": cell.n, "status": cell.word}
             figures |= {"paper": row.printed[i] if row.printed else None}
             figures |= {"difference": row.difference[i] if row.difference else None}
+            if row.paired and (pair := row.paired[i]):
+                values = (sheet.against, pair.difference, pair.n, pair.p)
+                figures |= dict(zip(PAIRED_COLUMNS, values, strict=True))
         yield shared | figures
