@@ -3,6 +3,7 @@
 Importing this registers them with PEFT, as importing `flexlora` does as soon as PEFT is imported.
 """
 
+from .adapterfusion import AdapterFusionConfig, AdapterFusionModel
 from .adaptformer import AdaptFormerConfig, AdaptFormerModel
 from .fact import FactConfig, FactModel
 from .houlsby import HoulsbyConfig, HoulsbyModel
@@ -13,6 +14,8 @@ from .vpt import VptConfig, VptModel
 __all__ = [
     "AdaptFormerConfig",
     "AdaptFormerModel",
+    "AdapterFusionConfig",
+    "AdapterFusionModel",
     "FactConfig",
     "FactModel",
     "HoulsbyConfig",

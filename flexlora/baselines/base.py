@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -232,7 +233,8 @@ class BaselineModel(BaseTuner):
     """Why the adapter cannot be folded into the base; None where it can."""
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        config = self.peft_config[adapter_name]
+        # A copy: what is read off this model is not for the next one that the same configuration is given to.
+        config = self.peft_config[adapter_name] = copy.copy(self.peft_config[adapter_name])
         if kwargs.get("state_dict") is None:
             unmatched = unmatched_targets(model, config.target_modules)
             if unmatched:

@@ -1,0 +1,192 @@
+"""AdapterFusion (Pfeiffer et al., EACL 2021, arXiv 2005.00247, section 3.2).
+
+A second stage. N of Pfeiffer's adapters, each trained alone on a task of its own, are frozen, and what trains is an
+attention over them behind every MLP: with z_n = W_u σ(W_d h + b_d) + b_u of the n-th adapter,
+
+    h ← h + Σ_n Ψ_n V z_n,    Ψ = softmax_n((Q h + b_Q) · K z_n).
+
+That is 3d² + d parameters a layer, 21,242,880 on DeBERTaV3-base whatever N. The FlexLoRA paper's Table 1 gives
+AdapterFusion 1.2M, which can only be one Pfeiffer adapter's 1,189,632 again: the fusion itself is 18 times that.
+
+Where the description leaves room, as in AdapterHub's code:
+
+- Q and K start as N(0, 0.02²), b_Q at 0, V as the identity with 10⁻⁶ beside the diagonal, without a bias: at the
+  start the output is the adapters' mixture by Ψ, close to their mean, and not the backbone's.
+- Their K has a bias as well. It adds the same to every score, so that the softmax takes it out again: left out here.
+- The skip goes around the fusion: keys and values are the adapters' updates z_n, not h + z_n.
+- V is drawn to the identity by 0.01 ‖V − I‖²; `add_value_gradient` adds its gradient, once an optimizer step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from peft import PeftConfig
+from peft.tuners._buffer_dict import BufferDict
+from peft.utils import load_peft_weights
+from torch import nn
+from torch.nn import functional
+
+from flexlora.tuner.peft_type import register_tuner
+
+from . import places
+from .base import BaselineConfig, BaselineLayer, BaselineModel, hint
+from .bottleneck import ACTIVATIONS
+from .pfeiffer import PfeifferConfig, PfeifferLayer
+
+PARTS = dict(zip(("down", "down_bias", "up", "up_bias"), PfeifferLayer.adapter_layer_names, strict=True))
+
+
+@dataclass
+class AdapterFusionConfig(BaselineConfig):
+    """Configuration of an [`AdapterFusionModel`]."""
+
+    method: ClassVar[str] = "adapterfusion"
+    default_targets: ClassVar[str] = places.AFTER_MLP
+
+    adapters: list[str] = field(
+        default_factory=list,
+        metadata=hint("Folders of saved Pfeiffer adapters of this backbone; they are copied, and saved along."),
+    )
+    init_std: float = field(default=0.02, metadata=hint("Standard deviation of Q and K at the start."))
+    value_weight: float = field(default=0.01, metadata=hint("Weight of ‖V − I‖²."))
+    bottleneck: int | None = field(default=None, metadata=hint("Widest of the adapters; set when they are read."))
+    non_linearity: str | None = field(default=None, metadata=hint("σ of the adapters; set when they are read."))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(self.init_std >= 0, "init_std", "at least 0")
+        self.require(self.value_weight >= 0, "value_weight", "at least 0")
+        self.require(len(self.adapters) >= 2, "adapters", "the folders of at least two saved Pfeiffer adapters")
+
+
+class AdapterFusionLayer(BaselineLayer):
+    """A linear with N frozen adapters and an attention over them behind it.
+
+    Trained: Q, K, V (d × d), b_Q (d). In buffers: W_d (N × m × d), b_d (N × m), W_u (N × d × m), b_u (N × d).
+    """
+
+    adapter_layer_names = ("fusion_query", "fusion_query_bias", "fusion_key", "fusion_value")
+    other_param_names = ("settings", *(f"fusion_{part}" for part in PARTS))
+    fusion_query: nn.ParameterDict
+    fusion_query_bias: nn.ParameterDict
+    fusion_key: nn.ParameterDict
+    fusion_value: nn.ParameterDict
+    settings: dict[str, AdapterFusionConfig]
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str) -> None:
+        super().__init__(base_layer, adapter_name)
+        for part in PARTS:
+            setattr(self, f"fusion_{part}", BufferDict({}, persistent=True))
+
+    def update_layer(self, adapter_name: str, config: Any, **place: Any) -> None:
+        self.settings[adapter_name] = config
+        width = int(self.get_base_layer().out_features)  # type: ignore[arg-type]
+        for name in ("fusion_query", "fusion_key"):
+            self.new_parameter(name, adapter_name, (width, width), lambda w: nn.init.normal_(w, std=config.init_std))
+        self.new_parameter("fusion_query_bias", adapter_name, (width,))
+        self.new_parameter("fusion_value", adapter_name, (width, width), near_identity)
+        shapes = {
+            "down": (config.bottleneck, width),
+            "down_bias": (config.bottleneck,),
+            "up": (width, config.bottleneck),
+            "up_bias": (width,),
+        }
+        for part, shape in shapes.items():
+            stacked = torch.zeros(len(config.adapters), *shape, dtype=self._adapter_dtype())
+            for number, held in enumerate(place["adapters"]):
+                own = held[part]  # narrower adapters are padded by units that give nothing
+                stacked[number][tuple(slice(size) for size in own.shape)] = own.to(stacked.dtype)
+            getattr(self, f"fusion_{part}")[adapter_name] = stacked
+        self.finish_update(adapter_name, config)
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        super()._move_adapter_to_device_of_base_layer(adapter_name, device)
+        home = device or next(self.get_base_layer().parameters()).device
+        for part in PARTS:
+            buffers = getattr(self, f"fusion_{part}")
+            if adapter_name in buffers and buffers[adapter_name].device.type != "meta":
+                buffers[adapter_name] = buffers[adapter_name].to(home)
+
+    def adapted(self, adapters: list[str], x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        result = self.base_layer(x, *args, **kwargs)
+        for adapter_name in adapters:
+            result = result + self._fused(adapter_name, result).to(result.dtype)
+        return result
+
+    def _fused(self, adapter_name: str, h: torch.Tensor) -> torch.Tensor:
+        """Σ_n Ψ_n V z_n: (..., d) → (..., d), in the adapter's dtype."""
+        down, down_bias, up, up_bias = (getattr(self, f"fusion_{part}")[adapter_name] for part in PARTS)
+        activation = ACTIVATIONS[self.settings[adapter_name].non_linearity or ""]
+        h = self.branch_input(h, down)
+        hidden = activation(torch.einsum("...d,nmd->...nm", h, down) + down_bias)
+        updates = torch.einsum("...nm,ndm->...nd", hidden, up) + up_bias
+        query = functional.linear(h, self.fusion_query[adapter_name], self.fusion_query_bias[adapter_name])
+        key = functional.linear(updates, self.fusion_key[adapter_name])
+        weights = torch.softmax(torch.einsum("...d,...nd->...n", query, key), -1)
+        mixed = torch.einsum("...n,...nd->...d", weights, updates.to(weights.dtype))
+        return functional.linear(mixed, self.fusion_value[adapter_name])
+
+
+class AdapterFusionModel(BaselineModel):
+    """An attention over frozen adapters, by `peft.get_peft_model(model, AdapterFusionConfig(adapters=[...]))`.
+
+    Raises:
+        ValueError: a folder holds no Pfeiffer adapter, or one of another backbone, or they do not share their σ.
+    """
+
+    prefix = "fusion_"
+    tuner_layer_cls = AdapterFusionLayer
+    title = "AdapterFusion"
+    made_for = "the output projection of the MLP"
+    not_mergeable = "its attention is not linear"
+
+    def prepare(self, model: nn.Module, config: Any) -> None:
+        self.sources: list[dict[str, torch.Tensor]] = []
+        if config.bottleneck is not None:
+            return  # of a saved fusion, which has its adapters with it
+        found = [_read(folder) for folder in config.adapters]
+        functions = sorted({each.non_linearity for each, _ in found})
+        if len(functions) > 1:
+            raise ValueError(f"the adapters must share their non_linearity, not have {' and '.join(functions)}.")
+        config.non_linearity = functions[0]
+        config.bottleneck = max(each.bottleneck for each, _ in found)
+        self.sources = [weights for _, weights in found]
+
+    def place(self, adapter_name: str, config: Any, name: str) -> dict[str, Any]:
+        keys = {part: f"base_model.model.{name}.{key}" for part, key in PARTS.items()}
+        for folder, weights in zip(config.adapters, self.sources, strict=False):
+            if not weights.keys() >= set(keys.values()):
+                raise ValueError(f"{folder} has no adapter at {name}: it is of another backbone or has other targets.")
+        return {"adapters": [{part: weights[key] for part, key in keys.items()} for weights in self.sources]}
+
+    def check_target(self, target: nn.Module, name: str) -> None:
+        if not hasattr(target, "out_features"):
+            raise ValueError(
+                f"{name} is a {type(target).__name__}: AdapterFusion sits on linears. Narrow target_modules."
+            )
+
+    def add_value_gradient(self) -> None:
+        """Add the gradient of `value_weight` · ‖V − I‖² to `.grad`: once per optimizer step, after clipping."""
+        for layer in self.model.modules():
+            for name, value in layer.fusion_value.items() if isinstance(layer, AdapterFusionLayer) else ():
+                weight = self.peft_config[name].value_weight
+                if value.grad is not None:
+                    value.grad.add_(value.detach() - torch.eye(len(value)).to(value), alpha=2 * weight)
+
+
+def _read(folder: str) -> tuple[PfeifferConfig, dict[str, torch.Tensor]]:
+    config = PeftConfig.from_pretrained(folder)
+    if not isinstance(config, PfeifferConfig):
+        raise ValueError(f"{folder} holds a {config.peft_type.value} adapter: AdapterFusion fuses Pfeiffer's.")
+    return config, load_peft_weights(folder, device="cpu")
+
+
+def near_identity(value: torch.Tensor) -> None:
+    """1 on the diagonal, 10⁻⁶ beside it."""
+    value.fill_(1e-6).fill_diagonal_(1.0)
+
+
+register_tuner("ADAPTERFUSION", AdapterFusionConfig, AdapterFusionModel)
