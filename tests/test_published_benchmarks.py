@@ -81,7 +81,8 @@ def test_tables_3_and_16_are_as_printed(paper, table, head):
 
 def test_the_inferred_parameters_of_vtab_are_marked():
     marked = {(line.table, line.params) for line in read_published("vtab.csv") if line.inferred == "params"}
-    assert marked == {("3", "1.18M"), ("3", "1.26M"), ("16", "0.34M"), ("16", "0.31M"), ("16", "0.37M")}
+    of_16 = {("16", f"0.{digits}M") for digits in ("16", "24", "31", "34", "37")}
+    assert marked == {("3", "1.18M"), ("3", "1.26M"), *of_16}
     unknown = {(line.table, line.params) for line in read_published("vtab.csv") if line.params_of == "unknown"}
     assert unknown == {("3", "1.29M"), ("3", "1.11M")}
 

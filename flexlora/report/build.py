@@ -122,7 +122,7 @@ def _sheet(table: Table, found: list[Run], evaluation: str, all_tasks: bool, aga
         f"{_what_a_cell_is(usual_seeds, len(numbers) > 1)}.",
         *([f"All rows: {', '.join(sorted(variants))}."] if variants else []),
         *(f"All figures: {text}." for mark, text in MARKS.items() if mark in common),
-        *(how for how in [HOW_COMPARED.format(against)] if reference),
+        *([HOW_COMPARED.format(against)] if reference else []),
     ]
     if is_paper:
         shown = {None, *(column.task for column in columns)}
@@ -255,9 +255,9 @@ def _paper_cell(lines: list[Published], column: Column) -> Cell:
     value = printed_value(lines, column)
     if value is None and isinstance(column, Average):
         parts = {part: printed_value(lines, part) for part in column.columns}
-        figures = {part: figure for part, figure in parts.items() if figure is not None}
-        if len(figures) == len(parts):
-            return Cell(mean=column.mean(figures), marks=frozenset("c"))
+        there = {part: printed for part, printed in parts.items() if printed is not None}
+        if len(there) == len(parts):
+            return Cell(mean=column.mean(there), marks=frozenset("c"))
     return Cell(mean=value)
 
 
@@ -279,12 +279,12 @@ def _common_marks(rows: Sequence[Row], columns: Sequence[Column]) -> frozenset[s
 
 
 def _what_a_cell_is(usual_seeds: int | None, with_others: bool) -> str:
-    figure = "mean ± sample standard deviation"
+    spread = "mean ± sample standard deviation"
     if usual_seeds is None:
-        return f"{figure} (seeds)"
+        return f"{spread} (seeds)"
     if usual_seeds == 1:
-        return f"one seed, or {figure} (seeds)" if with_others else "one seed"
-    return f"{figure} of {usual_seeds} seeds{'; other numbers of seeds in brackets' if with_others else ''}"
+        return f"one seed, or {spread} (seeds)" if with_others else "one seed"
+    return f"{spread} of {usual_seeds} seeds{'; other numbers of seeds in brackets' if with_others else ''}"
 
 
 def _scores(rows: Sequence[Row], columns: Sequence[Column]) -> list[Cell]:

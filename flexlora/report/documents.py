@@ -89,11 +89,8 @@ def _markdown(sheet: Sheet) -> str:
     lines.append(_markdown_line(["method", *_heads(sheet)]))
     lines.append("|---|" + "---:|" * len(sheet.columns))
     for line in (line for group in _groups(sheet) for line in group):
-        lines.append(
-            _markdown_line(
-                [_one_line(line.name), *(_placed(entry, ("**", "**"), ("<u>", "</u>")) for entry in line.entries)]
-            )
-        )
+        cells = [_placed(entry, ("**", "**"), ("<u>", "</u>"), entry.text) for entry in line.entries]
+        lines.append(_markdown_line([_one_line(line.name), *cells]))
     notes = _notes(sheet)
     return "\n".join([*lines, *([""] if notes else []), *(f"- {note}" for note in notes), ""])
 
@@ -102,9 +99,10 @@ def _markdown_line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _placed(entry: Entry, best: tuple[str, str], second: tuple[str, str], text: str | None = None) -> str:
+def _placed(entry: Entry, best: tuple[str, str], second: tuple[str, str], text: str) -> str:
+    """The entry's `text`, in the format's own spelling, between what makes it bold or underlined."""
     before, after = (("", ""), best, second)[entry.place]
-    return f"{before}{entry.text if text is None else text}{after}"
+    return f"{before}{text}{after}"
 
 
 def _latex(sheet: Sheet) -> str:

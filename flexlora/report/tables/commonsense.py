@@ -27,7 +27,17 @@ COMMONSENSE = Table(
     paper_model="llama3_8b",
     columns=TEST_SETS,
     averages=(Average("average", ("Avg.", ""), "average", "Avg.", of=(TEST_SETS,)),),
-    methods=("full", "lora", "adalora", "adalora_r8", "lora_dash", "nora_plus", "preclora", "flexlora"),
+    methods=(
+        "full",
+        "lora",
+        "adalora",
+        "adalora_r8",
+        "lora_dash",
+        "nora_plus",
+        "preclora",
+        "flexlora",
+        "flexlora_released",
+    ),
     published="commonsense.csv",
     paper_rows=(
         PaperRow("chatgpt", "ChatGPT", ("2",)),
