@@ -1,32 +1,20 @@
 """`scale=tiny`: small relatives of the paper's encoders, of the same classes, pretrained here once and kept.
 
-A cached encoder is a folder as `save_pretrained` writes it, named after a hash of everything that makes it what it is,
-and loaded as any encoder from a folder is.
+A cached encoder is a folder as `save_pretrained` writes it, and loaded as any encoder from a folder is.
 """
 
 import hashlib
 import inspect
-import json
-import logging
-import shutil
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
-from flexlora.cache import cache_dir
 from flexlora.errors import UserError
 from flexlora.models import Backbone, sequence_classifier
+from flexlora.models.made_once import hash_of, made_once
 from flexlora.models.tiny_pretraining import Pretraining
 from flexlora.settings import ModelSettings
-
-log = logging.getLogger("flexlora")
 
 SPECIAL = {
     "pad_token": "[PAD]",
@@ -80,8 +68,6 @@ _ROBERTA: dict[str, Any] = {
 RELATIVES = {"deberta_v3_base": _DEBERTA, "roberta_base": _ROBERTA}
 """By `model.name`: the architecture, the special tokens and the shape of the small relative."""
 
-CHECKSUM = "sha256.json"
-
 
 def load(settings: ModelSettings, num_labels: int) -> Backbone:
     """The small relative of `model.name`, with a fresh head; pretrained first where the cache does not have it.
@@ -97,13 +83,13 @@ def load(settings: ModelSettings, num_labels: int) -> Backbone:
         )
     pretraining = Pretraining()
     revision = content_hash(relative, pretraining)
-    with _folder(settings.name or "", revision, lambda folder: make(folder, relative, pretraining)) as folder:
+    with made_once(settings.name or "", revision, lambda folder: make(folder, relative, pretraining)) as folder:
         backbone = sequence_classifier.load(replace(settings, path=str(folder)), num_labels)
     return replace(backbone, revision=revision)
 
 
 def content_hash(relative: dict[str, Any], pretraining: Pretraining) -> str:
-    """A name for what `make` makes of this: its settings, the generator's source, our own, and torch's version."""
+    """A name for what `make` makes of this: its settings, the generator's source, our own, and the versions."""
     import torch
     import transformers
 
@@ -114,9 +100,8 @@ def content_hash(relative: dict[str, Any], pretraining: Pretraining) -> str:
         "pretraining": asdict(pretraining),
         "generator": source_hash(),
         "source": _own_source(),
-        "versions": [".".join(library.__version__.split(".")[:2]) for library in (torch, transformers)],
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    return hash_of(facts, torch, transformers)
 
 
 @cache
@@ -181,68 +166,3 @@ def _tokenizer(special: dict[str, str]) -> Any:
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, model_max_length=LONGEST, model_input_names=inputs, **special
     )
-
-
-@contextmanager
-def _folder(name: str, revision: str, build: Callable[[Path], None]) -> Iterator[Path]:
-    """The folder of a small encoder: the cache's, or for this time a temporary one where there is no writing there."""
-    folder = cache_dir("tiny") / f"{name}-{revision}"
-    try:
-        _ensure(folder, name, build)
-    except OSError as error:
-        reason = error.strerror or error
-        log.warning("the small encoder is not kept, %s cannot be written: %s (FLEXLORA_CACHE)", folder.parent, reason)
-        with tempfile.TemporaryDirectory(prefix="flexlora-tiny-") as temporary:
-            _announced(name, build, Path(temporary))
-            yield Path(temporary)
-        return
-    yield folder
-
-
-def _ensure(folder: Path, name: str, build: Callable[[Path], None]) -> None:
-    """Build what `folder` should hold, unless it is there; one process builds, the others wait for it."""
-    if _is_whole(folder):
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):  # it dies with its process
-        if not _is_whole(folder):
-            _build_in(folder, name, build)
-
-
-def _build_in(folder: Path, name: str, build: Callable[[Path], None]) -> None:
-    """Build beside `folder` and move it there whole; what was there, or was left half-built, goes."""
-    if folder.exists():
-        log.warning("%s is damaged and made anew", folder)
-    for left_behind in folder.parent.glob(f".{folder.name}.*.part"):
-        shutil.rmtree(left_behind, ignore_errors=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
-    try:
-        _announced(name, build, part)
-        (part / CHECKSUM).write_text(json.dumps(_checksums(part)), encoding="utf-8")
-        part.chmod(0o755)
-        for file in part.iterdir():
-            file.chmod(0o644)
-        shutil.rmtree(folder, ignore_errors=True)
-        part.replace(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _announced(name: str, build: Callable[[Path], None], folder: Path) -> None:
-    log.info("pretraining the small %s on generated text: this happens once and takes about half a minute", name)
-    began = time.perf_counter()
-    build(folder)
-    log.info("pretrained in %.0f s", time.perf_counter() - began)
-
-
-def _is_whole(folder: Path) -> bool:
-    """Whether every file is there as it was written."""
-    try:
-        return bool(json.loads((folder / CHECKSUM).read_text(encoding="utf-8")) == _checksums(folder))
-    except (OSError, ValueError):
-        return False
-
-
-def _checksums(folder: Path) -> dict[str, str]:
-    files = sorted(file for file in folder.iterdir() if file.name != CHECKSUM)
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
