@@ -114,6 +114,7 @@ class GlueTask:
     data_dir: str | None = MISSING
     max_train_rows: int | None = MISSING
     max_eval_rows: int | None = MISSING
+    validation_rows: int | None = MISSING
     token_cache: str | None = MISSING
     hub: HubData = MISSING
     tsv: TsvData = MISSING
@@ -276,6 +277,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "task.tsv.broken_rows": (0, math.inf),
     "task.max_train_rows": (1, math.inf),
     "task.max_eval_rows": (1, math.inf),
+    "task.validation_rows": (1, math.inf),
     "paper_steps": (1, math.inf),
     "seed": (0, MAX_SEED),
     "data_seed": (0, MAX_SEED),

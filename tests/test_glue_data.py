@@ -4,14 +4,17 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from glue_helpers import settings_of
 from hydra import compose, initialize_config_dir
 from runner_helpers import write_cola
 
 from flexlora.conf_path import conf_dir
 from flexlora.errors import UserError
 from flexlora.settings import GlueTask, TsvData, register_schemas, resolve
-from flexlora.tasks import load_task
+from flexlora.tasks import Split, load_task
+from flexlora.tasks.glue import glue
 from flexlora.tasks.glue_tsv import read_tsv
+from flexlora.tasks.rows import Rows
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +103,33 @@ def test_a_subset_takes_the_first_rows_and_says_so(settings, tmp_path):
     assert task.subset is True
     whole = load_task(dataclasses.replace(settings, data_dir=str(root), max_train_rows=100))
     assert whole.subset is False
+
+
+def test_validation_rows_are_held_out_of_train_and_take_the_place_of_the_evaluation(settings, tmp_path):
+    root = write_cola(tmp_path, train=40, dev=8)
+    given = load_task(dataclasses.replace(settings, data_dir=str(root)))
+    rows = list(zip(given.train_rows.texts[0], given.train_rows.labels, strict=True))
+    task = load_task(dataclasses.replace(settings, data_dir=str(root), validation_rows=12))
+    (held,) = task.evaluation_rows.values()
+    kept, out = (list(zip(split.texts[0], split.labels, strict=True)) for split in (task.train_rows, held))
+    assert (len(kept), len(out)) == (28, 12)
+    assert sorted(kept + out) == sorted(rows)
+    assert out not in (rows[:12], rows[-12:])  # files may be sorted
+    again = load_task(dataclasses.replace(settings, data_dir=str(root), validation_rows=12, max_train_rows=5))
+    assert again.evaluation_rows["validation"].texts == held.texts
+    assert again.train_rows.texts[0] == task.train_rows.texts[0][:5]
+    assert (task.provenance["held_out"], task.subset) == (12, True)
+    with pytest.raises(UserError, match="task.validation_rows=40 leaves none of 40 rows to train on"):
+        load_task(dataclasses.replace(settings, data_dir=str(root), validation_rows=40))
+
+
+def test_held_out_rows_bear_the_name_of_the_split_that_counts():
+    """MNLI has two: its main figure is the matched one's, and there is no mismatched one of its training rows."""
+    settings = settings_of("mnli", validation_rows=2)
+    rows = Rows((["a", "b", "c"], ["d", "e", "f"]), [0, 1, 2])
+    task = glue(settings, rows, {"matched": rows.first(1), "mismatched": rows.first(1)}, {})
+    assert [*task.evaluation_rows] == ["matched"]
+    assert set(task.score(Split("matched", [], []), [0, 0])) == {"matched_accuracy"}
 
 
 def test_missing_folder_and_missing_split_are_one_line(settings, tmp_path):

@@ -251,6 +251,14 @@ def test_a_figure_on_a_subset_has_no_difference(tmp_path):
     assert float(by_variant["default"]) == pytest.approx(0.2)
 
 
+def test_a_figure_on_rows_held_out_of_train_is_marked_and_has_no_difference(tmp_path):
+    write_run(tmp_path, 0.72, method="flexlora", variant="task.validation_rows-9", data={"held_out": 9}, **PAPER)
+    write_run(tmp_path, 0.72, method="flexlora", **PAPER)
+    (row,) = (row for row in figures(tmp_path) if row["variant"] == "task.validation_rows-9" and row["task"])
+    assert (row["difference"], "v" in row["marks"]) == ("", True)
+    assert "held out of train" in report(tmp_path).stdout
+
+
 def test_all_eight_tasks_have_the_papers_figures(tmp_path):
     for task in SCORES:
         write_run(tmp_path, 0.9, task=task, method="flexlora", **PAPER)

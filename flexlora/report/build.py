@@ -24,7 +24,7 @@ from flexlora.report.table import ADAPTER, TRAINABLE, Average, Column, Count, Pa
 from flexlora.results.collect import Run
 
 # A difference between figures of these and the paper's would say nothing.
-NOT_COMPARABLE = {"s", "g"}
+NOT_COMPARABLE = {"s", "v", "g"}
 SHOWN_FAILURES = 8
 HOW_COMPARED = (
     "Less {}'s: over the seeds that both rows have; p: two-sided paired t test, not corrected for their number."

@@ -13,6 +13,7 @@ from flexlora.results.record import RunRecord
 
 MARKS = {
     "s": "subset of the data (task.max_train_rows, task.max_eval_rows)",
+    "v": "on rows held out of train (task.validation_rows), to choose settings by",
     "g": "generated data",
     "d": "other data than most runs of this task (source, revision or content)",
     "m": "its seeds ran with settings that differ",
@@ -22,7 +23,7 @@ MARKS = {
 }
 
 # Figures with these marks cannot be ranked among those without.
-NO_RIVAL = {"s", "g", "d", "m"}
+NO_RIVAL = {"s", "v", "g", "d", "m"}
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def score_cell(runs: Sequence[Run], column: Column, evaluation: str, usual_data:
     used = [record for record, value in found if value is not None]
     marks = {
         "s": any(record.subset for record in used),
+        "v": any(record.data.get("held_out") for record in used),
         "g": any(is_generated(record) for record in used),
         "d": any(data_identity(record) != usual_data for record in used),
         "m": len({_settings(record) for record in used}) > 1,

@@ -7,7 +7,7 @@ from flexlora.report.cells import MARKS, Cell
 from flexlora.report.paired import Paired
 from flexlora.report.table import Average, Column, Count
 
-SUPERSCRIPT = str.maketrans("sgdmxfc", "ˢᵍᵈᵐˣᶠᶜ")
+SUPERSCRIPT = str.maketrans("svgdmxfc", "ˢᵛᵍᵈᵐˣᶠᶜ")
 
 
 class Entry(NamedTuple):

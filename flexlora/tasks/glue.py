@@ -16,7 +16,7 @@ from flexlora.tasks.base import Split, Task
 from flexlora.tasks.glue_columns import find_split, hub_rows, read_files
 from flexlora.tasks.glue_tsv import read_tsv
 from flexlora.tasks.metrics import load_metric
-from flexlora.tasks.rows import Rows, check_columns, check_labels
+from flexlora.tasks.rows import Rows, check_columns, check_labels, held_out
 from flexlora.tasks.tokens import Examples, TokenCache, pad
 
 # The value of `task.token_cache` that leaves the place to us.
@@ -41,7 +41,8 @@ class Glue(Task):
         self.main_metric = self.settings.main_metric
         self.num_labels = self.settings.num_labels
         self._metric = load_metric(self.settings.metric)
-        self._prefixes = {name: f"{name}_" if len(self.evaluation_rows) > 1 else "" for name in self.evaluation_rows}
+        several = len(self.settings.tsv.evaluation) > 1
+        self._prefixes = {name: f"{name}_" if several else "" for name in self.evaluation_rows}
         figures = [f"{prefix}{score}" for prefix in self._prefixes.values() for score in self._metric.scores]
         if self.main_metric not in figures:
             near = did_you_mean(self.main_metric, figures)
@@ -107,6 +108,14 @@ def load(settings: GlueTask) -> Glue:
 def glue(settings: GlueTask, train: Rows, evaluation: dict[str, Rows], provenance: dict[str, Any]) -> Glue:
     """The task over these rows, or over the first of them where the settings want no more."""
     whole = [len(rows) for rows in (train, *evaluation.values())]
+    if settings.validation_rows is not None:
+        # In the place of the split that the main metric is of, and under its name.
+        split = next(
+            (name for name in evaluation if settings.main_metric.startswith(f"{name}_")), next(iter(evaluation))
+        )
+        kept, held = held_out(settings.validation_rows, len(train))
+        train, evaluation = train.pick(kept), {split: train.pick(held)}
+        provenance = provenance | {"held_out": len(held)}
     train = train.first(settings.max_train_rows)
     evaluation = {name: rows.first(settings.max_eval_rows) for name, rows in evaluation.items()}
     kept = [len(rows) for rows in (train, *evaluation.values())]

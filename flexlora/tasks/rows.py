@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from flexlora.errors import UserError
 from flexlora.settings import GlueTask
 
@@ -26,6 +28,23 @@ class Rows:
     def first(self, count: int | None) -> "Rows":
         """The first `count` rows, all of them for None."""
         return Rows(tuple(text[:count] for text in self.texts), self.labels[:count], self.sha256, self.left_out)
+
+    def pick(self, numbers: Sequence[int]) -> "Rows":
+        """The rows of these numbers, counted from 0."""
+        texts = tuple([text[i] for i in numbers] for text in self.texts)
+        return Rows(texts, [self.labels[i] for i in numbers], self.sha256, self.left_out)
+
+
+def held_out(count: int, rows: int) -> tuple[list[int], list[int]]:
+    """The numbers of the training rows that stay, and of `count` that are held out: the same ones for every seed.
+
+    Raises:
+        UserError: none would stay.
+    """
+    if count >= rows:
+        raise UserError(f"task.validation_rows={count} leaves none of {rows} rows to train on")
+    chosen = set(np.random.default_rng(0).permutation(rows)[:count].tolist())
+    return [i for i in range(rows) if i not in chosen], sorted(chosen)
 
 
 def as_number(label: Any, settings: GlueTask) -> float | str:
