@@ -243,6 +243,7 @@ class RunSettings:
     output_root: str = MISSING
     trackers: list[str] = MISSING
     adapter: str | None = MISSING
+    parameter_budget: int | None = MISSING
 
 
 TASK_SCHEMAS: dict[str, type] = {"glue": GlueTask, "synthetic": GlueTask}
@@ -279,6 +280,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "task.max_eval_rows": (1, math.inf),
     "task.validation_rows": (1, math.inf),
     "paper_steps": (1, math.inf),
+    "parameter_budget": (1, math.inf),
     "seed": (0, MAX_SEED),
     "data_seed": (0, MAX_SEED),
 }

@@ -119,7 +119,7 @@ def test_validation_rows_are_held_out_of_train_and_take_the_place_of_the_evaluat
     assert again.evaluation_rows["validation"].texts == held.texts
     assert again.train_rows.texts[0] == task.train_rows.texts[0][:5]
     assert (task.provenance["held_out"], task.subset) == (12, True)
-    with pytest.raises(UserError, match="task.validation_rows=40 leaves none of 40 rows to train on"):
+    with pytest.raises(UserError, match=r"task\.validation_rows=40 leaves none of 40 rows to train on"):
         load_task(dataclasses.replace(settings, data_dir=str(root), validation_rows=40))
 
 

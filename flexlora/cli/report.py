@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from flexlora.cli.terminal import take_any_letter
 from flexlora.errors import UserError, did_you_mean
+from flexlora.report import tuned
 from flexlora.report.build import Sheet, build
 from flexlora.report.documents import as_html, as_latex, as_markdown
 from flexlora.report.render import as_csv, as_text
@@ -74,6 +75,12 @@ def _parser() -> _Parser:
         metavar="METHOD",
         help="compare the other rows with this method's, over the seeds that both have (paired t test)",
     )
+    parser.add_argument(
+        "--tuned",
+        metavar="KEY",
+        help="of a sweep over this setting (training.learning_rate) on rows held out of train (task.validation_rows): "
+        "each method at its best value, and how many runs it was given",
+    )
     parser.add_argument("--all-tasks", action="store_true", help="show the tasks without a run too")
     parser.add_argument("--format", choices=tuple(FORMATS), help="default: by the ending of --output, else text")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write to this file instead of the terminal")
@@ -106,6 +113,9 @@ def _report(options: argparse.Namespace) -> int:
     runs = _of_methods(found.runs, options.method)
     if options.against is not None:
         _check_method(options.against, runs)
+    if options.tuned is not None:
+        print(_tuned(runs, options.tuned, root), end="", flush=True)
+        return BROKEN if found.broken else 0
     tables = BENCHMARKS if options.table is None else (TABLES[options.table],)
     sheets = [
         sheet for table in tables for sheet in build(table, runs, options.metric, options.all_tasks, options.against)
@@ -143,6 +153,16 @@ def _check_method(name: str, runs: list[Run]) -> None:
     known = sorted({run.record.method for run in runs})
     if name not in known:
         raise UserError(f"no run of method '{name}'.{did_you_mean(name, known)} There are: {', '.join(known)}.")
+
+
+def _tuned(runs: list[Run], key: str, root: Path) -> str:
+    entries = tuned.tuned(runs, key)
+    if not entries:
+        raise UserError(
+            f"{root} has no runs on held-out rows (task.validation_rows) with several values of {key}: "
+            "flexlora-run experiment=lr_sweep makes some"
+        )
+    return tuned.as_text(entries, key, shutil.get_terminal_size((140, 24)).columns)
 
 
 def _save_all(sheets: list[Sheet], folder: Path) -> None:

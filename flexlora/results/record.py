@@ -56,6 +56,8 @@ class RunRecord:
     """How the method's windows were scaled to this run: factor, and each window before and after."""
 
     parameters: dict[str, int] = field(default_factory=dict)
+    parameter_budget: dict[str, Any] | None = None
+    """Where one was set: the budget, the method's settings that were chosen for it, and what they come to."""
     adapter_bytes: int | None = None
     rank_events: dict[str, Any] | None = None
     """Number of events, first and last step, final ranks, alarms; the events themselves are in `ranks.jsonl`."""

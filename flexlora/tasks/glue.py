@@ -110,9 +110,8 @@ def glue(settings: GlueTask, train: Rows, evaluation: dict[str, Rows], provenanc
     whole = [len(rows) for rows in (train, *evaluation.values())]
     if settings.validation_rows is not None:
         # In the place of the split that the main metric is of, and under its name.
-        split = next(
-            (name for name in evaluation if settings.main_metric.startswith(f"{name}_")), next(iter(evaluation))
-        )
+        first, *_ = evaluation
+        split = next((name for name in evaluation if settings.main_metric.startswith(f"{name}_")), first)
         kept, held = held_out(settings.validation_rows, len(train))
         train, evaluation = train.pick(kept), {split: train.pick(held)}
         provenance = provenance | {"held_out": len(held)}

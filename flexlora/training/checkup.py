@@ -14,7 +14,7 @@ from flexlora.results import environment
 from flexlora.results.folder import RunFolder, cannot_write, checkpoint_folders, held_by
 from flexlora.results.record import read_record
 from flexlora.settings import LrScheduler, Precision, RunSettings
-from flexlora.training.plan import Steps, plan_steps, run_context, windows_line
+from flexlora.training.plan import Steps, make_method, plan_steps, windows_line
 
 if TYPE_CHECKING:
     from flexlora.methods import Method
@@ -212,14 +212,15 @@ class _Checkup:
         if self.backbone is None:
             self._say("parameters", "adapter", "not known without the model")
             return
-        from flexlora.methods import build_method
-
         total = self.settings.training.max_steps or self.settings.paper_steps
         if self.steps is not None:
             total = self.steps.total
         elif total is not None:
             self._say("steps", "assumed", f"{total:,} optimizer steps, the recipe's, in what follows")
-        method = build_method(self.settings.method, run_context(self.settings, self.backbone, total or 1))
+        method, fit = make_method(self.settings, self.backbone, total or 1)
+        if fit is not None:
+            chosen = ", ".join(f"method.{name}={value}" for name, value in fit["changed"].items())
+            self._say("parameters", "budget", f"{fit['budget']:,}: {chosen}")
         if self.settings.adapter is None:
             self.backbone.model.to("meta")  # shapes are enough
         try:

@@ -27,7 +27,7 @@ from flexlora.results.folder import (
 from flexlora.results.record import Ending, RunRecord
 from flexlora.settings import Precision, RunSettings
 from flexlora.training.alarms import rank_alarms
-from flexlora.training.plan import plan_steps, run_context, windows_line
+from flexlora.training.plan import make_method, plan_steps, windows_line
 from flexlora.training.progress import duration, rank_range
 from flexlora.training.together import begin_together, ends_together
 from flexlora.training.trackers import require_trackers, tracked
@@ -181,7 +181,7 @@ class _Job:
     def _train(self) -> None:
         from accelerate.utils import set_seed
 
-        from flexlora.methods import build_method, check_method
+        from flexlora.methods import check_method
         from flexlora.models import check_model, load_backbone
         from flexlora.tasks import load_task
         from flexlora.training.checkpoint import Checkpoints
@@ -214,7 +214,7 @@ class _Job:
         record.hardware = environment.hardware(str(accelerator.device), processes)
         log.info("%s", steps)
 
-        method = build_method(settings.method, run_context(settings, backbone, steps.total))
+        method, record.parameter_budget = make_method(settings, backbone, steps.total)
         record.schedule = method.schedule
         if method.schedule is not None:
             log.info("%s", windows_line(method.schedule))

@@ -3,16 +3,19 @@
 The job does what stands here and `flexlora-doctor` tells it, so the two cannot disagree.
 """
 
+import logging
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from flexlora.settings import RunSettings, TrainingSettings
 from flexlora.training.batching import batches_per_epoch, steps_per_epoch
 
 if TYPE_CHECKING:
-    from flexlora.methods import RunContext
+    from flexlora.methods import Method, RunContext
     from flexlora.models import Backbone
+
+log = logging.getLogger("flexlora")
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,21 @@ def run_context(settings: RunSettings, backbone: "Backbone", total_steps: int) -
         head_modules=backbone.head_modules,
         task_type=backbone.task_type,
     )
+
+
+def make_method(
+    settings: RunSettings, backbone: "Backbone", total_steps: int
+) -> "tuple[Method, dict[str, Any] | None]":
+    """The run's method, and what was chosen for it where a parameter budget is set, for the record."""
+    from flexlora.methods import build_method
+    from flexlora.methods.parameter_budget import fit_to_budget
+
+    context = run_context(settings, backbone, total_steps)
+    if settings.parameter_budget is None:
+        return build_method(settings.method, context), None
+    fit = fit_to_budget(settings.method, context, backbone.model, settings.parameter_budget)
+    log.info("%s", fit)
+    return build_method({**settings.method, **fit.changed}, context), asdict(fit)
 
 
 def windows_line(schedule: dict[str, Any]) -> str:

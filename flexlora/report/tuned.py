@@ -1,0 +1,106 @@
+"""A sweep over one setting on rows held out of train: each method at its best value, and how many runs it was given."""
+
+import io
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from flexlora.report.cells import Cell, figure, summarise
+from flexlora.results.collect import Run
+from flexlora.settings import flat_keys
+
+Place = tuple[str, str, str, str, str]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """One method on one task with one model: its figure by the value of the setting, in percent over the seeds."""
+
+    scale: str
+    task: str
+    model: str
+    method: str
+    others: str
+    """The other overrides of its runs; `default` without any."""
+    metric: str
+    cells: dict[Any, Cell]
+    runs: int
+    """All that it was given, those that failed or diverged among them."""
+
+    @property
+    def best(self) -> Any:
+        """The value with the highest mean, the lowest value of several; None where no run gave a figure."""
+        scored = [value for value, cell in self.cells.items() if cell.mean is not None]
+        return max(scored, key=lambda value: self.cells[value].mean or -math.inf, default=None)
+
+
+def tuned(runs: Iterable[Run], key: str) -> list[Tuned]:
+    """One entry for each method, task and model with runs on held-out rows whose setting `key` differs among them."""
+    by_place: dict[Place, dict[Any, list[Run]]] = {}
+    for run in runs:
+        record, settings = run.record, flat_keys(run.record.config)
+        held_out = record.data.get("held_out") or settings.get("task.validation_rows")
+        if not held_out or settings.get(key) is None:
+            continue
+        others = "+".join(part for part in record.variant.split("+") if not part.startswith(f"{key}-")) or "default"
+        place = (record.scale, record.task, record.model, record.method, others)
+        by_place.setdefault(place, {}).setdefault(settings[key], []).append(run)
+    entries = []
+    for place, by_value in sorted(by_place.items()):
+        found = [run for runs in by_value.values() for run in runs]
+        metric = next((run.record.main_metric for run in found if run.record.main_metric), None)
+        if metric is not None and len(by_value) > 1:
+            cells = {value: _cell(by_value[value], metric) for value in sorted(by_value)}
+            entries.append(Tuned(*place, metric, cells, len(found)))
+    return entries
+
+
+def _cell(runs: Iterable[Run], metric: str) -> Cell:
+    runs = list(runs)
+    values = [value for run in runs if (value := figure(run.record, metric, "last")) is not None]
+    words = sorted({run.record.status for run in runs})
+    return summarise([100 * value for value in values]) if values else Cell(word=", ".join(words))
+
+
+def as_text(entries: Iterable[Tuned], key: str, width: int) -> str:
+    """A table a task and model: a row a method, a column a value, the best one first."""
+    file = io.StringIO()
+    console = Console(file=file, width=width, highlight=False, emoji=False, markup=False)
+    groups: dict[tuple[str, str, str, str, str], list[Tuned]] = {}
+    for entry in entries:
+        groups.setdefault((entry.task, entry.model, entry.scale, entry.others, entry.metric), []).append(entry)
+    for (task, model, scale, others, metric), group in groups.items():
+        console.print(f"{key} on rows held out of train: {task}, {model}, scale={scale}")
+        console.print(f"{metric} of each run's last evaluation, in percent: mean ± sample standard deviation (seeds).")
+        if others != "default":
+            console.print(f"All runs: {others}.")
+        console.print()
+        values = sorted({value for entry in group for value in entry.cells})
+        table = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        for heading in ("method", "best", "runs", *map(_spelled, values)):
+            table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
+        for entry in group:
+            shown = "–" if entry.best is None else _spelled(entry.best)
+            cells = [entry.cells.get(value) for value in values]
+            table.add_row(entry.method, shown, str(entry.runs), *(_shown(cell) for cell in cells))
+        console.print(table)
+        console.print()
+    return "\n".join(line.rstrip() for line in file.getvalue().rstrip().split("\n")) + "\n"
+
+
+def _spelled(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
+def _shown(cell: Cell | None) -> str:
+    if cell is None:
+        return "–"
+    if cell.mean is None:
+        return cell.word
+    spread = "" if cell.std is None else f" ± {cell.std:.1f}"
+    return f"{cell.mean:.1f}{spread} ({cell.n})"

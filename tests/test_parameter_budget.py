@@ -1,0 +1,74 @@
+"""A budget of active adapter parameters: the size that comes nearest, for every method that has one."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from method_helpers import context, settings_of, tiny
+
+from flexlora.errors import UserError
+from flexlora.methods import build_method
+from flexlora.methods.parameter_budget import fit_to_budget
+from flexlora.results.record import read_record
+
+MODEL = tiny("bert")
+
+
+def active(method: str, **changed: int) -> int:
+    fields = {**settings_of(method).method, **changed}
+    return build_method(fields, context("bert")).parameters(build_method(fields, context("bert")).wrap(tiny("bert")))[
+        "adapter_active"
+    ]
+
+
+@given(budget=st.integers(1_000, 40_000))
+@settings(max_examples=15, deadline=None)
+def test_no_other_rank_comes_nearer(budget):
+    fit = fit_to_budget(settings_of("lora").method, context("bert"), MODEL, budget)
+    rank = fit.changed["r"]
+    assert fit.active == active("lora", r=rank)
+    others = [active("lora", r=other) for other in (rank - 1, rank + 1) if other > 0]
+    assert all(abs(fit.active - budget) <= abs(other - budget) for other in others)
+
+
+def test_methods_are_brought_to_the_same_budget():
+    budget = active("lora", r=5)
+    chosen = {}
+    for method in ("lora", "flexlora", "flexlora_released", "adalora"):
+        fit = fit_to_budget(settings_of(method).method, context("bert"), MODEL, budget)
+        assert abs(fit.active - budget) < budget / 10
+        chosen[method] = fit.changed
+    assert chosen["lora"] == chosen["flexlora"] == {"r": 5}
+    # It starts at one and a half times the rank that it comes down to, on average.
+    assert chosen["adalora"] == {"target_r": 5, "init_r": 8}
+
+
+def test_the_model_is_not_touched():
+    names = [name for name, _ in MODEL.named_modules()]
+    fit_to_budget(settings_of("lora").method, context("bert"), MODEL, 5_000)
+    assert [name for name, _ in MODEL.named_modules()] == names
+    assert all(parameter.device.type == "cpu" for parameter in MODEL.parameters())
+
+
+@pytest.mark.parametrize(
+    ("method", "budget", "message"),
+    [
+        ("bitfit", 5_000, r"parameter_budget: method bitfit has no rank to choose"),
+        ("lora", 10, r"parameter_budget=10: method lora has 896 at least, with r=1"),
+    ],
+)
+def test_a_budget_that_cannot_be_met_is_refused(method, budget, message):
+    with pytest.raises(UserError, match=message):
+        fit_to_budget(settings_of(method).method, context("bert"), MODEL, budget)
+
+
+def test_the_choice_is_printed_and_recorded(flexlora_run, arguments, tmp_path):
+    budget = "parameter_budget=5000"
+    result = flexlora_run(*arguments, "method=lora", budget, "training.max_steps=1", f"output_root={tmp_path}")
+    assert result.returncode == 0, result.stderr
+    (file,) = tmp_path.rglob("result.json")
+    record = read_record(file)
+    assert record.parameter_budget is not None
+    rank = record.parameter_budget["changed"]["r"]
+    assert record.parameters["adapter_active"] == record.parameter_budget["active"]
+    assert f"method.r={rank} has" in result.stdout + result.stderr
+    assert record.config["method"]["r"] == 8  # what was asked for is what names the run
