@@ -1,7 +1,7 @@
 """From the runs under a folder to tables: one for each scale and model, as the figures of two never compare."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flexlora.report.cells import (
@@ -13,9 +13,9 @@ from flexlora.report.cells import (
     is_generated,
     mark_fewer,
     mark_places,
+    method_settings,
     parameter_cell,
     score_cell,
-    starting_rank,
     usual_data,
 )
 from flexlora.report.paired import Paired, paired
@@ -40,8 +40,8 @@ class Row:
     method: str
     variant: str
     cells: list[Cell]
-    rank: int | None = None
-    """That ours started with, where its method has one."""
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """Of our row's method."""
     printed: list[float | None] = field(default_factory=list)
     difference: list[float | None] = field(default_factory=list)
     paired: list[Paired | None] = field(default_factory=list)
@@ -80,10 +80,16 @@ def build(
     tasks = {column.task for column in table.columns}
     by_place: dict[tuple[bool, str, str], list[Run]] = {}
     for run in runs:
-        if run.record.task in tasks:
+        if run.record.task in tasks and _belongs(run, table):
             key = (run.record.scale != "paper", run.record.scale, run.record.model)
             by_place.setdefault(key, []).append(run)
     return [_sheet(table, by_place[key], evaluation, all_tasks, against) for key in sorted(by_place)]
+
+
+def _belongs(run: Run, table: Table) -> bool:
+    settings = method_settings([run])
+    of_method = not table.only or run.record.method in table.only
+    return of_method and all(settings.get(name, value) == value for name, value in table.fixed)
 
 
 def _sheet(table: Table, found: list[Run], evaluation: str, all_tasks: bool, against: str | None) -> Sheet:
@@ -195,7 +201,7 @@ def _our_rows(table: Table, runs: list[Run], columns: Sequence[Column], evaluati
         return place, method, variant != "default", variant
 
     ours = [
-        Row("ours", key[0], *key, cells(rows[key]), starting_rank(run for seen in rows[key].values() for run in seen))
+        Row("ours", key[0], *key, cells(rows[key]), method_settings(run for seen in rows[key].values() for run in seen))
         for key in sorted(rows, key=order)
     ]
     for i, column in enumerate(columns):
@@ -239,7 +245,7 @@ def _beside_paper(table: Table, rows: list[Row], columns: Sequence[Column]) -> l
 
 
 def _fits(paper: PaperRow, row: Row) -> bool:
-    return not paper.ranks or row.rank in paper.ranks
+    return all(row.settings.get(name) in values for name, values in paper.settings)
 
 
 def _paper_row(paper: PaperRow, table: Table, columns: Sequence[Column]) -> Row:

@@ -99,11 +99,10 @@ def parameter_cell(runs: Iterable[Run], column: Count) -> Cell:
     return summarise(sums) if sums else Cell(word="–")
 
 
-def starting_rank(runs: Iterable[Run]) -> int | None:
-    """The rank that the method of these runs starts with; None for a method without one."""
-    methods = [run.record.config.get("method") for run in runs]
-    ranks = [method.get("init_r", method.get("r")) for method in methods if isinstance(method, dict)]
-    return next((rank for rank in ranks if isinstance(rank, int)), None)
+def method_settings(runs: Iterable[Run]) -> Mapping[str, object]:
+    """The settings of these runs' method, by the first that has any; `m` marks cells whose runs differ in them."""
+    found = (run.record.config.get("method") for run in runs)
+    return next((settings for settings in found if isinstance(settings, dict)), {})
 
 
 def mark_fewer(column: Sequence[Cell]) -> list[Cell]:

@@ -50,8 +50,8 @@ class PaperRow:
     method: str
     row: str
     tables: tuple[str, ...]
-    ranks: tuple[int, ...] = ()
-    """The starting ranks of the runs it stands beside; empty: of all."""
+    settings: tuple[tuple[str, tuple[object, ...]], ...] = ()
+    """What the settings of a method may be for its runs to stand beside it, such as `r`; others do not matter."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,10 @@ class Table:
     paper_rows: tuple[PaperRow, ...]
     footnotes: tuple[tuple[str | None, str], ...]
     """A task, or None for all, and what is to be said beside the paper's numbers when it is shown."""
+    only: tuple[str, ...] = ()
+    """The methods whose runs it shows; empty: all."""
+    fixed: tuple[tuple[str, object], ...] = ()
+    """What these settings of a method must be, where it has them, for its runs to be shown."""
     parts: str = "tasks"
     """What its averages are over."""
     wide: bool = False

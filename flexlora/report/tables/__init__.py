@@ -1,5 +1,6 @@
 """The tables there are, as data: another one is another entry, with its file of printed numbers in `published/`."""
 
+from flexlora.report.tables.ablations import ABLATIONS
 from flexlora.report.tables.commonsense import COMMONSENSE
 from flexlora.report.tables.glue import GLUE
 from flexlora.report.tables.vtab import VTAB, VTAB_TABLE_16
@@ -7,4 +8,4 @@ from flexlora.report.tables.vtab import VTAB, VTAB_TABLE_16
 BENCHMARKS = (GLUE, COMMONSENSE, VTAB)
 """One for each benchmark: what is shown unless another is asked for."""
 
-TABLES = {table.name: table for table in (*BENCHMARKS, VTAB_TABLE_16)}
+TABLES = {table.name: table for table in (*BENCHMARKS, VTAB_TABLE_16, *ABLATIONS)}
