@@ -134,16 +134,22 @@ class ModelSettings:
 
 
 @dataclass
-class AdapterSettings:
-    """`method.*` that every low-rank tuner of PEFT's has, by PEFT's names."""
+class TunerSettings:
+    """`method.*` that every tuner in PEFT's registry has, by PEFT's names."""
 
     name: str = MISSING
     kind: str = MISSING
     peft_type: str = MISSING
-    lora_alpha: int | float = MISSING
-    lora_dropout: float = MISSING
     target_modules: Any = MISSING
     modules_to_save: Any = MISSING
+
+
+@dataclass
+class AdapterSettings(TunerSettings):
+    """`method.*` that every low-rank tuner of PEFT's has, by PEFT's names."""
+
+    lora_alpha: int | float = MISSING
+    lora_dropout: float = MISSING
 
 
 @dataclass
@@ -218,6 +224,62 @@ class AdaLoraSettings(AdapterSettings):
 
 
 @dataclass
+class BottleneckSettings(TunerSettings):
+    """`method.*` of Houlsby's and Pfeiffer's adapters."""
+
+    bottleneck: int = MISSING
+    non_linearity: str = MISSING
+    dropout: float = MISSING
+    init_std: float = MISSING
+
+
+@dataclass
+class AdaptFormerSettings(TunerSettings):
+    """`method.*` of AdaptFormer."""
+
+    bottleneck: int = MISSING
+    non_linearity: str = MISSING
+    dropout: float = MISSING
+    scale: float = MISSING
+
+
+@dataclass
+class AdapterFusionSettings(TunerSettings):
+    """`method.*` of AdapterFusion."""
+
+    adapters: list[str] = MISSING
+    init_std: float = MISSING
+    value_weight: float = MISSING
+
+
+@dataclass
+class FactSettings(TunerSettings):
+    """`method.*` of FacT."""
+
+    r: int = MISSING
+    factorization: str = MISSING
+    scale: float = MISSING
+    dropout: float = MISSING
+    width: int | None = MISSING
+
+
+@dataclass
+class SsfSettings(TunerSettings):
+    """`method.*` of SSF."""
+
+    init_std: float = MISSING
+
+
+@dataclass
+class VptSettings(TunerSettings):
+    """`method.*` of VPT."""
+
+    num_tokens: int = MISSING
+    deep: bool = MISSING
+    dropout: float = MISSING
+
+
+@dataclass
 class MaskSettings:
     """`method.*` of a method that only chooses which parameters of the backbone train."""
 
@@ -252,6 +314,12 @@ METHOD_SCHEMAS: dict[str, type] = {
     "flexlora": FlexLoraSettings,
     "flexlora_released": FlexLoraReleasedSettings,
     "adalora": AdaLoraSettings,
+    "bottleneck": BottleneckSettings,
+    "adaptformer": AdaptFormerSettings,
+    "adapter_fusion": AdapterFusionSettings,
+    "fact": FactSettings,
+    "ssf": SsfSettings,
+    "vpt": VptSettings,
     "mask": MaskSettings,
 }
 

@@ -31,6 +31,8 @@ from flexlora.tasks import Split, Task
 from flexlora.training.loop import Loop
 
 METHODS = sorted(file.stem for file in (conf_dir() / "method").glob("*.yaml"))
+# A second stage, over what only the user has: they are settings here, and tested in a file of their own.
+SECOND_STAGE = {"adapter_fusion": {"adapters": ["a", "b"]}}
 # Of a training of six steps: masks or rank events at 2, 3 and 4.
 WINDOWS = {"tinit": 1, "tfinal": 1, "deltaT": 1}
 TOTAL_STEPS = 6
@@ -48,6 +50,7 @@ def settings_of(method: str, *overrides: str, schedule: str = "absolute") -> Run
         for key, value in WINDOWS.items():
             if key in config.method:
                 config.method[key] = value
+        config.method.update(SECOND_STAGE.get(method, {}))
         config.training.learning_rate = 0.01
         config.training.warmup_ratio = 0.0
         config.training.batch_size = 4

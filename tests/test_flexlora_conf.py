@@ -9,6 +9,15 @@ from method_helpers import METHODS, settings_of
 from peft import AdaLoraConfig, LoraConfig
 
 from flexlora import FlexLoraConfig
+from flexlora.baselines import (
+    AdapterFusionConfig,
+    AdaptFormerConfig,
+    FactConfig,
+    HoulsbyConfig,
+    PfeifferConfig,
+    SsfConfig,
+    VptConfig,
+)
 from flexlora.conf_path import conf_dir
 from flexlora.methods.flexlora_released import BEHAVIOURS
 from flexlora.settings import METHOD_SCHEMAS
@@ -58,6 +67,30 @@ def test_the_defaults_are_peft_s(name: str, config: Any) -> None:
     given = {key: value for key, value in values.items() if hasattr(config, key) and key != "peft_type"}
     assert len(given) >= 5
     assert {key: getattr(config, key) for key in given} == given
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("houlsby", HoulsbyConfig()),
+        ("pfeiffer", PfeifferConfig()),
+        ("adapter_fusion", AdapterFusionConfig(adapters=["a", "b"])),
+        ("adaptformer", AdaptFormerConfig()),
+        ("fact_tt", FactConfig()),
+        ("fact_tk", FactConfig(factorization="tk", r=32)),
+        ("ssf", SsfConfig()),
+        ("vpt_deep", VptConfig()),
+        ("vpt_shallow", VptConfig(deep=False)),
+    ],
+)
+def test_the_defaults_are_the_baseline_s(name: str, config: Any) -> None:
+    """And every field that is the method's own is a setting."""
+    values = {key: value for key, value in values_of(name).items() if value not in ("???", None)}
+    own = {field.name for field in dataclasses.fields(config)} - BEYOND - {"bottleneck", "non_linearity"}
+    assert own <= values_of(name).keys()
+    assert {key: getattr(config, key) for key in values if key not in ("defaults", "name", "kind")} == {
+        key: value for key, value in values.items() if key not in ("defaults", "name", "kind")
+    }
 
 
 @pytest.mark.parametrize("name", METHODS)

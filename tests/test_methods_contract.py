@@ -9,6 +9,7 @@ import pytest
 import torch
 from method_helpers import (
     METHODS,
+    SECOND_STAGE,
     TOTAL_STEPS,
     context,
     load_saved,
@@ -31,19 +32,32 @@ HEAD = 592_130  # pooler and classifier of DeBERTaV3-base with two classes
 BACKBONE = 184_423_682
 # Trainable parameters outside the head: 165,888 a unit of rank for two factors, and 72 more for λ or E.
 ADAPTER = {
+    "adaptformer": 156_768,
     "adalora": 12 * (165_888 + 72),
     "adalora_r8": 1_327_680,
     "bitfit": 102_912,
+    "fact_tk": 86_528,
+    "fact_tt": 61_440,
     "flexlora": 1_327_680,
     "flexlora_released": 1_327_680,
     "full": BACKBONE - HEAD,
+    "houlsby": 1_198_848,
     "linear": 0,
     "lora": 1_327_104,
+    "pfeiffer": 1_189_632,
+    "ssf": 204_288,
 }
+# Not near it: SSF draws its scales. Near it: weights of 1e-3 on both sides of a bottleneck.
+STARTS_NEAR = {"houlsby", "pfeiffer"}
+STARTS_ELSEWHERE = {"ssf"}
+NOT_LINEAR = {"adaptformer", "houlsby", "pfeiffer"}
+# Nothing to adapt in a text model.
+IMAGES_ONLY = {"vpt_deep", "vpt_shallow"}
+TEXT = [name for name in METHODS if name not in IMAGES_ONLY and name not in SECOND_STAGE]
 MASKS = {name for name in METHODS if "trainable" in settings_of(name).method}
-ADAPTERS = [name for name in METHODS if "target_modules" in settings_of(name).method]
+ADAPTERS = [name for name in TEXT if "target_modules" in settings_of(name).method]
 
-every_method = pytest.mark.parametrize("name", METHODS)
+every_method = pytest.mark.parametrize("name", TEXT)
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
 
@@ -52,7 +66,9 @@ every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_output_is_the_backbone_s_at_the_start(name, architecture):
     base = tiny(architecture)
     _, model = wrapped(name, architecture, base=base)
-    assert torch.equal(logits(model), logits(base))
+    if name in STARTS_NEAR:
+        torch.testing.assert_close(logits(model), logits(base), rtol=0, atol=1e-3)
+    assert torch.equal(logits(model), logits(base)) is (name not in STARTS_NEAR | STARTS_ELSEWHERE)
 
 
 @every_method
@@ -84,14 +100,26 @@ def test_what_is_saved_loads_into_a_fresh_backbone(name, architecture, tmp_path)
 
 @pytest.mark.parametrize("name", ADAPTERS)
 @every_architecture
-def test_merging_keeps_the_output(name, architecture):
+def test_merging_keeps_the_output_or_is_refused(name, architecture):
     _, model = train(name, architecture)
     before = logits(model)
+    if name in NOT_LINEAR:
+        with pytest.raises(ValueError, match="cannot be merged into the backbone"):
+            model.merge_and_unload()
+        return
     merged = model.merge_and_unload()
     torch.testing.assert_close(logits(merged), before, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize("name", sorted(IMAGES_ONLY))
+@every_architecture
+def test_a_method_for_images_is_refused_in_one_line(name, architecture):
+    with pytest.raises(UserError, match="works on timm's VisionTransformer") as refused:
+        wrapped(name, architecture)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", [name for name in ADAPTERS if name != "adaptformer"])  # it takes whole MLPs
 @every_architecture
 def test_target_modules_can_be_set(name, architecture):
     _, model = wrapped(name, architecture, f"method.target_modules=[{QUERY[architecture]}]")
@@ -116,7 +144,7 @@ def test_parameters_at_the_shape_of_deberta_v3_base(name):
     assert counted["total"] == BACKBONE + (0 if name in MASKS else ADAPTER[name] + HEAD)
 
 
-@pytest.mark.parametrize("name", sorted(set(METHODS) - MASKS))
+@pytest.mark.parametrize("name", sorted(set(TEXT) - MASKS))
 def test_a_bfloat16_backbone_trains_a_float32_adapter(name):
     method, model = wrapped(name, "bert", base=tiny("bert").to(torch.bfloat16))
     head = settings_head("bert")

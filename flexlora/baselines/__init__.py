@@ -3,7 +3,7 @@
 Importing this registers them with PEFT, as importing `flexlora` does as soon as PEFT is imported.
 """
 
-from .adapterfusion import AdapterFusionConfig, AdapterFusionModel
+from .adapter_fusion import AdapterFusionConfig, AdapterFusionModel
 from .adaptformer import AdaptFormerConfig, AdaptFormerModel
 from .fact import FactConfig, FactModel
 from .houlsby import HoulsbyConfig, HoulsbyModel

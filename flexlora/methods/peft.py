@@ -105,7 +105,9 @@ def peft_config(fields: dict[str, Any], context: RunContext) -> tuple[PeftConfig
     schedule = scale_windows(fields, context)
     by_run = {"total_step": context.total_steps, "seed": context.seed, "task_type": context.task_type}
     fields |= {name: value for name, value in by_run.items() if name in known and fields.get(name) is None}
-    if "target_modules" in known and fields.get("target_modules") is None:
+    # A method that is made for places of its own knows them itself (flexlora.baselines).
+    by_model = "target_modules" in known and not hasattr(config_class, "default_targets")
+    if by_model and fields.get("target_modules") is None:
         fields["target_modules"] = context.target_modules
     if "modules_to_save" in known and fields.get("modules_to_save") is None:
         fields["modules_to_save"] = list(context.head_modules)

@@ -61,7 +61,7 @@ VTAB = Table(
     columns=TASKS,
     averages=AVERAGES,
     methods=(
-        *("full", "linear", "bitfit", "vpt_shallow", "vpt_deep", "pfeiffer", "adaptformer", "ssf", "fact", "noah"),
+        *("full", "linear", "bitfit", "vpt_shallow", "vpt_deep", "pfeiffer", "adaptformer", "ssf", "fact_tk", "noah"),
         *("lora", "dora", "flora", "liera", "milora", "pissa", "moslora", "mlae", "adalora", "adalora_r8"),
         *("flexlora", "flexlora_released"),
     ),
@@ -123,7 +123,7 @@ VTAB_TABLE_16 = replace(
         PaperRow("adalora", "AdaLoRA", ("16",)),
         PaperRow("dora", "DoRA", ("16",)),
         PaperRow("noah", "NOAH", ("16",)),
-        PaperRow("fact", "FacT", ("16",)),
+        PaperRow("fact_tk", "FacT", ("16",)),
         PaperRow("ssf", "SSF", ("16",)),
         PaperRow("flexlora", "FlexLoRA", ("16",)),
     ),

@@ -11,7 +11,7 @@ from peft import PeftModel, get_peft_model
 
 import flexlora
 from flexlora.baselines import AdapterFusionConfig
-from flexlora.baselines.adapterfusion import AdapterFusionLayer
+from flexlora.baselines.adapter_fusion import AdapterFusionLayer
 from flexlora.models.random_init import random_init
 
 BACKBONES = ("bert", "deberta-v2", "llama", "vit")
@@ -177,7 +177,7 @@ def test_parameters_at_the_shape_of_deberta_v3_base():
 def test_what_it_refuses(sources, tmp_path):
     with pytest.raises(ValueError, match="`adapters` must be the folders of at least two"):
         AdapterFusionConfig(adapters=sources("bert")[:1])
-    with pytest.raises(ValueError, match=r"Can't find 'adapter_config\.json'"):
+    with pytest.raises(ValueError, match=r"no folder of a saved adapter: it has no adapter_config\.json"):
         fused("bert", [*sources("bert"), str(tmp_path)])
     with pytest.raises(ValueError, match=r"has no adapter at .*output\.dense: it is of another backbone"):
         fused("bert", sources("vit"))

@@ -20,12 +20,13 @@ Where the description leaves room, as in AdapterHub's code:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from peft import PeftConfig
 from peft.tuners._buffer_dict import BufferDict
-from peft.utils import load_peft_weights
+from peft.utils import CONFIG_NAME, load_peft_weights
 from torch import nn
 from torch.nn import functional
 
@@ -43,7 +44,7 @@ PARTS = dict(zip(("down", "down_bias", "up", "up_bias"), PfeifferLayer.adapter_l
 class AdapterFusionConfig(BaselineConfig):
     """Configuration of an [`AdapterFusionModel`]."""
 
-    method: ClassVar[str] = "adapterfusion"
+    method: ClassVar[str] = "adapter_fusion"
     default_targets: ClassVar[str] = places.AFTER_MLP
 
     adapters: list[str] = field(
@@ -178,6 +179,8 @@ class AdapterFusionModel(BaselineModel):
 
 
 def _read(folder: str) -> tuple[PfeifferConfig, dict[str, torch.Tensor]]:
+    if not (Path(folder) / CONFIG_NAME).is_file():  # PEFT would look for it on the hub
+        raise ValueError(f"{folder} is no folder of a saved adapter: it has no {CONFIG_NAME}.")
     config = PeftConfig.from_pretrained(folder)
     if not isinstance(config, PfeifferConfig):
         raise ValueError(f"{folder} holds a {config.peft_type.value} adapter: AdapterFusion fuses Pfeiffer's.")
@@ -189,4 +192,4 @@ def near_identity(value: torch.Tensor) -> None:
     value.fill_(1e-6).fill_diagonal_(1.0)
 
 
-register_tuner("ADAPTERFUSION", AdapterFusionConfig, AdapterFusionModel)
+register_tuner("ADAPTER_FUSION", AdapterFusionConfig, AdapterFusionModel)
