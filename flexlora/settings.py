@@ -47,6 +47,21 @@ class Dtype(Enum):
     float16 = "float16"
 
 
+class Quantization(Enum):
+    """How the linears of a frozen base are packed, by bitsandbytes."""
+
+    eight_bit = "8bit"
+    four_bit = "4bit"
+
+
+class EvaluationMode(Enum):
+    """How a causal LM is asked which option is right."""
+
+    protocol = "protocol"
+    fast = "fast"
+    likelihood = "likelihood"
+
+
 @dataclass
 class TrainingSettings:
     """`training.*`: the loop and its optimizer."""
@@ -121,6 +136,33 @@ class GlueTask:
 
 
 @dataclass
+class CommonsenseTask:
+    """`task.*` of multiple-choice questions in words: one model trained on all, several test sets."""
+
+    name: str = MISSING
+    family: str = MISSING
+    num_labels: int | None = MISSING
+    main_metric: str = MISSING
+    max_length: int = MISSING
+    epochs: int = MISSING
+    batch_size: int = MISSING
+    data_dir: str | None = MISSING
+    hub_path: str | None = MISSING
+    hub_revision: str | None = MISSING
+    train_file: str = MISSING
+    train_sets: list[str] | None = MISSING
+    test_sets: list[str] = MISSING
+    train_on_inputs: bool = MISSING
+    evaluation_mode: EvaluationMode = MISSING
+    num_beams: int = MISSING
+    max_new_tokens: int = MISSING
+    max_train_rows: int | None = MISSING
+    max_eval_rows: int | None = MISSING
+    validation_rows: int | None = MISSING
+    token_cache: str | None = MISSING
+
+
+@dataclass
 class ModelSettings:
     """`model.*`: a pretrained backbone, from the hub, from a folder, or pretrained here."""
 
@@ -131,6 +173,7 @@ class ModelSettings:
     revision: str | None = MISSING
     use_safetensors: bool = MISSING
     dtype: Dtype = MISSING
+    quantization: Quantization | None = MISSING
 
 
 @dataclass
@@ -308,7 +351,7 @@ class RunSettings:
     parameter_budget: int | None = MISSING
 
 
-TASK_SCHEMAS: dict[str, type] = {"glue": GlueTask, "synthetic": GlueTask}
+TASK_SCHEMAS: dict[str, type] = {"glue": GlueTask, "synthetic": GlueTask, "commonsense": CommonsenseTask}
 METHOD_SCHEMAS: dict[str, type] = {
     "lora": LoraSettings,
     "flexlora": FlexLoraSettings,
@@ -344,6 +387,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "task.num_labels": (1, math.inf),
     "task.max_length": (1, math.inf),
     "task.tsv.broken_rows": (0, math.inf),
+    "task.num_beams": (1, math.inf),
+    "task.max_new_tokens": (1, math.inf),
     "task.max_train_rows": (1, math.inf),
     "task.max_eval_rows": (1, math.inf),
     "task.validation_rows": (1, math.inf),

@@ -156,7 +156,10 @@ def test_did_you_mean(word, options, answer):
         ("paper_steps=0", "paper_steps must be at least 1, not 0"),
         ("seed=-1", "seed must be between 0 and 2147483647, not -1"),
         ("variant=../x", "variant names one folder of a run's path: '../x' is no folder's name"),
-        ("task.family=glu", "there is no task.family 'glu'. Did you mean glue? There are: glue, synthetic."),
+        (
+            "task.family=glu",
+            "there is no task.family 'glu'. Did you mean glue? There are: glue, synthetic, commonsense.",
+        ),
         ("data_seed=99999999999", "data_seed must be between 0 and 2147483647, not 99999999999"),
     ],
 )

@@ -24,8 +24,8 @@ class RunContext:
     paper_steps: int | None
     """Optimizer steps of the run that the method's windows were written for."""
     seed: int
-    target_modules: str
-    """Regular expression of the linears to adapt where the settings name none."""
+    target_modules: str | None
+    """Regular expression of the linears to adapt where the settings name none; None: not known."""
     head_modules: list[str] = field(default_factory=list)
     """Modules that train whole, where the settings name none: newly initialised ones."""
     task_type: str | None = None

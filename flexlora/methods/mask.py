@@ -30,7 +30,7 @@ class MaskMethod(Method):
         """Set `requires_grad`.
 
         Raises:
-            UserError: a pattern matches nothing, or what would train is not float32.
+            UserError: a pattern matches nothing, nothing would train, or what would train is not float32.
         """
         names = [name for name, _ in model.named_parameters()]
         for pattern in self.patterns:
@@ -45,6 +45,8 @@ class MaskMethod(Method):
                     f"this method trains the model's own weights, and small steps on {dtype} weights vanish: "
                     "set model.dtype=float32 (training.precision=bf16 makes the arithmetic as fast)"
                 )
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise UserError("this method trains a fresh head, and this model has none: nothing would train")
         return model
 
     def parameters(self, model: nn.Module) -> dict[str, int]:

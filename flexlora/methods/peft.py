@@ -108,6 +108,10 @@ def peft_config(fields: dict[str, Any], context: RunContext) -> tuple[PeftConfig
     # A method that is made for places of its own knows them itself (flexlora.baselines).
     by_model = "target_modules" in known and not hasattr(config_class, "default_targets")
     if by_model and fields.get("target_modules") is None:
+        if context.target_modules is None:
+            raise UserError(
+                "method.target_modules: which linears of this architecture to adapt is not known: name them"
+            )
         fields["target_modules"] = context.target_modules
     if "modules_to_save" in known and fields.get("modules_to_save") is None:
         fields["modules_to_save"] = list(context.head_modules)

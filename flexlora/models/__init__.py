@@ -19,7 +19,8 @@ class Backbone:
     model: Any
     processor: Any
     """Its tokenizer, or what it takes images as; None of an outline."""
-    target_modules: str
+    target_modules: str | None
+    """Regular expression of the linears to adapt where the settings name none; None: of this architecture not known."""
     head_modules: list[str]
     task_type: str | None
     revision: str | None

@@ -2,13 +2,13 @@
 
 import logging
 import sys
-from pathlib import Path
 from typing import Any
 
 from flexlora.errors import UserError, one_line
 from flexlora.hub import hub_is_offline
 from flexlora.models import Backbone
 from flexlora.models.architectures import ARCHITECTURES
+from flexlora.models.pretrained import pretrained
 from flexlora.settings import ModelSettings
 
 log = logging.getLogger("flexlora")
@@ -23,31 +23,8 @@ def load(settings: ModelSettings, num_labels: int) -> Backbone:
         UserError: nothing at `model.path`, no such model in reach, an architecture nobody has described, or a
             checkpoint that leaves parts of the encoder random.
     """
-    if settings.path is None:
-        raise UserError("model.path is not set: model=local needs model.path=DIR, a folder with an encoder")
-    folder = Path(settings.path).expanduser()
-    if not folder.is_dir() and (settings.name is None or folder.is_absolute()):
-        raise UserError(f"model.path: there is no folder {settings.path}")
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise UserError(f"model.path: {settings.path} has no config.json, it is not a saved transformers model")
-        source, offline = str(folder), True
-    else:
-        source, offline = settings.path, hub_is_offline()
-    from safetensors import SafetensorError
-
-    where = {"revision": settings.revision, "local_files_only": offline, "trust_remote_code": False}
-    try:
+    with pretrained(settings, LOCAL_HINT) as (source, where):
         return _load(source, where, settings, num_labels)
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        if folder.is_dir():
-            raise UserError(f"model.path: cannot load {settings.path}: {one_line(error)}") from error
-        if offline:
-            raise UserError(
-                f"{settings.path} is not in the local cache and the hub cannot be reached "
-                f"(or HF_HUB_OFFLINE=1 is set): {LOCAL_HINT}"
-            ) from error
-        raise UserError(f"cannot load {settings.path} from the hub: {one_line(error)}; {LOCAL_HINT}") from error
 
 
 def _load(source: str, where: dict[str, Any], settings: ModelSettings, num_labels: int) -> Backbone:

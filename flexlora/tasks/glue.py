@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from flexlora.cache import cache_dir
 from flexlora.errors import UserError, did_you_mean, one_line
 from flexlora.hub import hub_is_offline
 from flexlora.settings import GlueTask
@@ -17,10 +16,7 @@ from flexlora.tasks.glue_columns import find_split, hub_rows, read_files
 from flexlora.tasks.glue_tsv import read_tsv
 from flexlora.tasks.metrics import load_metric
 from flexlora.tasks.rows import Rows, check_columns, check_labels, held_out
-from flexlora.tasks.tokens import Examples, TokenCache, pad
-
-# The value of `task.token_cache` that leaves the place to us.
-DEFAULT_CACHE = "default"
+from flexlora.tasks.tokens import Examples, TokenCache, cache_folder, pad
 
 
 @dataclass
@@ -55,7 +51,7 @@ class Glue(Task):
         if self.settings.max_length <= own:  # the tokenizer would then cut nothing at all
             raise UserError(f"task.max_length must be above the {own} tokens that this tokenizer adds itself")
         self.processor = processor
-        cache = TokenCache(_cache_folder(self.settings.token_cache), processor)
+        cache = TokenCache(cache_folder(self.settings.token_cache), processor)
         self.train = self._split("train", self.train_rows, cache)
         self.evaluation = [self._split(name, rows, cache) for name, rows in self.evaluation_rows.items()]
 
@@ -119,12 +115,6 @@ def glue(settings: GlueTask, train: Rows, evaluation: dict[str, Rows], provenanc
     evaluation = {name: rows.first(settings.max_eval_rows) for name, rows in evaluation.items()}
     kept = [len(rows) for rows in (train, *evaluation.values())]
     return Glue(settings, train, evaluation, provenance, subset=kept != whole)
-
-
-def _cache_folder(setting: str | None) -> Path | None:
-    if setting is None:
-        return None
-    return cache_dir("tokens") if setting == DEFAULT_CACHE else Path(setting).expanduser()
 
 
 def _from_folder(settings: GlueTask, root: Path) -> tuple[Rows, dict[str, Rows], dict[str, Any]]:

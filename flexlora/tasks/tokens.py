@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from flexlora.cache import cache_dir
 from flexlora.results.files import replacing
 
 log = logging.getLogger("flexlora")
@@ -26,6 +27,8 @@ FORMAT = 1
 # Texts tokenised in one go: a tokenizer answers in lists of Python integers, ten times the size of the arrays.
 CHUNK = 10_000
 OFFSETS = "offsets"
+# The value of `task.token_cache` that leaves the place to us.
+DEFAULT_CACHE = "default"
 
 Array = npt.NDArray[Any]
 
@@ -46,6 +49,10 @@ class Tokens:
         """Tokens of each example."""
         lengths: list[int] = np.diff(self.offsets).tolist()
         return lengths
+
+    def row(self, index: int) -> Array:
+        """The token ids of one example."""
+        return self.columns["input_ids"][self.offsets[index] : self.offsets[index + 1]]
 
 
 class Examples(Sequence[dict[str, Any]]):
@@ -81,11 +88,11 @@ def tokenize(processor: Any, texts: tuple[list[str], ...], max_length: int) -> T
         for name, rows in encoded.items():
             chunks.setdefault(name, []).append(np.fromiter(itertools.chain.from_iterable(rows), dtype=np.int64))
         lengths += [len(row) for row in encoded["input_ids"]]
-    columns = {name: _smallest(np.concatenate(parts)) for name, parts in chunks.items()}
+    columns = {name: smallest(np.concatenate(parts)) for name, parts in chunks.items()}
     return Tokens(columns, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
 
 
-def _smallest(values: Array) -> Array:
+def smallest(values: Array) -> Array:
     """The same numbers in the smallest unsigned type that holds them."""
     return values.astype(np.min_scalar_type(int(values.max(initial=0))))
 
@@ -114,6 +121,13 @@ def pad(examples: Sequence[dict[str, Any]], processor: Any) -> dict[str, torch.T
     mask = places >= (width - lengths)[:, None] if left else places < lengths[:, None]
     batch["attention_mask"] = torch.from_numpy(mask.astype(np.int64))
     return batch
+
+
+def cache_folder(setting: str | None) -> Path | None:
+    """The folder that `task.token_cache` means; None: tokens are not kept."""
+    if setting is None:
+        return None
+    return cache_dir("tokens") if setting == DEFAULT_CACHE else Path(setting).expanduser()
 
 
 class TokenCache:

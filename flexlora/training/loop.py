@@ -486,7 +486,8 @@ class Loop:
             told = largest(self._stop.number or 0)
             if told:
                 self._leave_evaluation(told)
-            loss, predicted = self.task.predict(self.model, self._to_device(batch))
+            with self.accelerator.autocast():  # a pass that goes round the model's own forward, as generating does
+                loss, predicted = self.task.predict(self.model, self._to_device(batch))
             if number < len(mine):
                 losses.append(loss.float() * len(mine[number]))
                 predictions.append(predicted)

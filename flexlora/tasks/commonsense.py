@@ -1,0 +1,305 @@
+"""Questions in words with options to choose from: one model trained on all, several test sets (Commonsense170K).
+
+A causal language model is trained on whole texts and asked by the protocol of LLM-Adapters; docs/commonsense.md says
+what of it comes from where.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from flexlora.errors import UserError, did_you_mean, one_line
+from flexlora.hub import hub_is_offline
+from flexlora.settings import CommonsenseTask, EvaluationMode
+from flexlora.tasks.answers import IGNORED, answer_log_probabilities, generate, token_loss
+from flexlora.tasks.base import Split, Task
+from flexlora.tasks.commonsense_prompts import RESPONSE, answer_sentence, evaluation_prompt, training_text
+from flexlora.tasks.commonsense_rows import FORMATS, TEST_SETS, Row, extract, format_of, options_of, read_rows
+from flexlora.tasks.rows import held_out
+from flexlora.tasks.tokens import Examples, TokenCache, Tokens, cache_folder, pad, smallest
+
+log = logging.getLogger("flexlora")
+
+UNPARSED = -1
+
+
+@dataclass
+class Commonsense(Task):
+    """Rows as read, and once tokenised the splits a loop takes. A prediction is the number of a word of the row's
+    format, or -1 where the model's text has none of them."""
+
+    settings: CommonsenseTask
+    train_rows: Sequence[Row]
+    evaluation_rows: dict[str, Sequence[Row]]
+    provenance: dict[str, Any]
+    subset: bool
+    train: Split = field(init=False)
+    evaluation: list[Split] = field(init=False)
+    processor: Any = field(init=False)
+
+    num_labels = None
+
+    def __post_init__(self) -> None:
+        self.name = self.settings.name
+        self._ranks = self.settings.evaluation_mode is EvaluationMode.likelihood
+        self._prefix = "likelihood_" if self._ranks else ""
+        figures = [f"{name}_{self._prefix}accuracy" for name in self.evaluation_rows]
+        if self.settings.main_metric not in ("average", *figures):
+            near = did_you_mean(self.settings.main_metric, figures)
+            raise UserError(f"task.main_metric: there is no '{self.settings.main_metric}'.{near}")
+        self.main_metric = self.settings.main_metric
+        if self.main_metric == "average":
+            self.main_metric = f"{self._prefix}average"
+
+    def preprocess(self, processor: Any) -> None:
+        self.processor = processor
+        cache = TokenCache(cache_folder(self.settings.token_cache), processor)
+        self.train = self._train_split(cache)
+        self.evaluation = [self._test_split(name, rows, cache) for name, rows in self.evaluation_rows.items()]
+
+    def _train_split(self, cache: TokenCache) -> Split:
+        """Whole texts of at most `max_length` tokens, with the end-of-sequence token where one still fits.
+
+        An example's label is the number of tokens at its start that the loss leaves out.
+        """
+        longest = self.settings.max_length
+        tokens = cache.tokens(([training_text(row, row["output"]) for row in self.train_rows],), longest)
+        tokens = with_end(tokens, self.processor.eos_token_id, longest)
+        cut = sum(length >= longest for length in tokens.lengths)
+        if cut:
+            log.info(
+                "%d of %d training texts reach task.max_length=%d: what does not fit is cut, the answer first",
+                cut,
+                len(self.train_rows),
+                longest,
+            )
+        left_out = [0] * len(self.train_rows)
+        if not self.settings.train_on_inputs:
+            left_out = cache.tokens(([training_text(row, "") for row in self.train_rows],), longest).lengths
+        return Split("train", Examples(tokens, left_out), tokens.lengths)
+
+    def _test_split(self, name: str, rows: Sequence[Row], cache: TokenCache) -> Split:
+        """Prompts, and texts to weigh: of the right answer, or of every option where the mode ranks them."""
+        prompts = cache.tokens(([evaluation_prompt(row) for row in rows],), WHOLE)
+        starts = cache.tokens(([training_text(row, "") for row in rows],), WHOLE).lengths
+        offered = [options_of(row) if self._ranks else (row["answer"],) for row in rows]
+        every = [(row, option) for row, options in zip(rows, offered, strict=True) for option in options]
+        texts = cache.tokens(([training_text(row, answer_sentence(option)) for row, option in every],), WHOLE)
+        examples, first = [], 0
+        for i, (row, options) in enumerate(zip(rows, offered, strict=True)):
+            words = format_of(row)
+            examples.append(
+                {
+                    "input_ids": prompts.row(i),
+                    "texts": [texts.row(first + number) for number in range(len(options))],
+                    "start": starts[i],
+                    "format": FORMATS.index(words),
+                    "options": [words.index(option) for option in options],
+                    "answer": words.index(row["answer"]),
+                }
+            )
+            first += len(options)
+        return Split(name, examples, prompts.lengths)
+
+    def collate(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        if "texts" in examples[0]:
+            return self._collate_questions(examples)
+        batch = pad(examples, self.processor)
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
+        width = labels.shape[1]
+        for row, example in zip(labels, examples, strict=True):
+            start = width - len(example["input_ids"])
+            row[start : start + example["labels"]] = IGNORED
+        return {**batch, "labels": labels}
+
+    def _collate_questions(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Prompts as `input_ids`; the texts to weigh of all of them in one row, with whose and which they are."""
+        prompts = pad([{"input_ids": example["input_ids"]} for example in examples], self.processor)
+        texts = pad([{"input_ids": text} for example in examples for text in example["texts"]], self.processor)
+        counts = [len(example["texts"]) for example in examples]
+        starts = torch.tensor([example["start"] for example in examples]).repeat_interleave(torch.tensor(counts))
+        # Of a text padded on the left, what stands at least `start` tokens after its first one.
+        place = texts["attention_mask"].cumsum(dim=1) - 1
+        return {
+            **prompts,
+            "text_ids": texts["input_ids"],
+            "text_mask": texts["attention_mask"],
+            "scored": (place >= starts[:, None]) & (texts["attention_mask"] == 1),
+            "row": torch.arange(len(examples)).repeat_interleave(torch.tensor(counts)),
+            "option": torch.tensor([option for example in examples for option in example["options"]]),
+            "format": torch.tensor([example["format"] for example in examples]),
+            "answer": torch.tensor([example["answer"] for example in examples]),
+        }
+
+    def padded_size(self, batch: dict[str, torch.Tensor]) -> int:
+        return batch["input_ids"].shape[1]
+
+    def loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return token_loss(model, batch)
+
+    def predict(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss is that of the right answer's sentence after its question, a token's mean."""
+        weights = answer_log_probabilities(model, batch["text_ids"], batch["text_mask"], batch["scored"])
+        is_right = batch["option"] == batch["answer"][batch["row"]]
+        loss = -weights[is_right].sum() / batch["scored"][is_right].sum().clamp(min=1)
+        return loss, self._likeliest(batch, weights) if self._ranks else self._answered(model, batch)
+
+    def _likeliest(self, batch: dict[str, torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
+        """The likeliest option of each row, of equal ones the first."""
+        widest = max(len(words) for words in FORMATS)
+        table = weights.new_full((len(batch["format"]), widest), -torch.inf)
+        table[batch["row"], batch["option"]] = weights
+        return table.argmax(dim=1)
+
+    def _answered(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The number of the first word of its format in what the model makes of each prompt; -1 without one."""
+        words = [FORMATS[i] for i in batch["format"].tolist()]
+        ask = partial(
+            generate,
+            model,
+            batch["input_ids"],
+            batch["attention_mask"],
+            self.processor,
+            max_new_tokens=self.settings.max_new_tokens,
+        )
+        if self.settings.evaluation_mode is EvaluationMode.fast:
+            made = ask(is_answer=lambda row, text: extract(text, words[row]) is not None)
+        else:
+            made = ask(num_beams=self.settings.num_beams)
+        answers = []
+        for text, options in zip(self.processor.batch_decode(made, skip_special_tokens=True), words, strict=True):
+            answer = extract(text.split(RESPONSE)[1], options)
+            answers.append(UNPARSED if answer is None else options.index(answer))
+        return torch.tensor(answers, device=made.device)
+
+    def score(self, split: Split, predictions: Sequence[Any]) -> dict[str, float]:
+        """`<set>_accuracy`, and `<set>_unparsed`: how many texts have none of the options, each counted wrong."""
+        right = [example["answer"] == given for example, given in zip(split.examples, predictions, strict=True)]
+        scores = {f"{split.name}_{self._prefix}accuracy": fmean(right)}
+        if not self._ranks:
+            scores[f"{split.name}_unparsed"] = float(sum(given == UNPARSED for given in predictions))
+        return scores
+
+    def aggregate(self, scores: dict[str, float]) -> dict[str, float]:
+        """The plain mean of the test sets' accuracies, as the paper's last column."""
+        accuracies = [scores[f"{name}_{self._prefix}accuracy"] for name in self.evaluation_rows]
+        return {f"{self._prefix}average": fmean(accuracies)}
+
+
+# Of a tokenizer: cut nothing.
+WHOLE = 2**20
+
+
+def with_end(tokens: Tokens, end: int, longest: int) -> Tokens:
+    """The same with the token `end` behind each text that is shorter than `longest` and does not end with it."""
+    ids = tokens.columns["input_ids"]
+    lengths = np.diff(tokens.offsets)
+    last = ids[tokens.offsets[1:] - 1]
+    wants = (lengths < longest) & (last != end)
+    ids = smallest(np.insert(ids.astype(np.int64), tokens.offsets[1:][wants], end))
+    return Tokens({"input_ids": ids}, np.concatenate([[0], np.cumsum(lengths + wants, dtype=np.int64)]))
+
+
+def load(settings: CommonsenseTask) -> Commonsense:
+    """Read the rows to train on and the test sets, from `task.data_dir` or the hub.
+
+    Raises:
+        UserError: no such set, a folder or file is missing, a row is broken, the hub is out of reach.
+    """
+    for key in ("train_sets", "test_sets"):
+        names = getattr(settings, key)
+        if names is not None:
+            _check_sets(f"task.{key}", names)
+    root, provenance = (_folder if settings.hub_path is None or settings.data_dir is not None else _from_hub)(settings)
+    try:
+        if settings.train_sets is None:
+            files = {"train": _find(root, settings.train_file, "ft-training_set")}
+        else:
+            files = {f"{name}/train": _find(root, f"{name}/train.json", "dataset") for name in settings.train_sets}
+        tests = {name: _find(root, f"{name}/test.json", "dataset") for name in settings.test_sets}
+        train = [read_rows(path, name.partition("/")[0] if "/" in name else None) for name, path in files.items()]
+        evaluation = {name: read_rows(path, name) for name, path in tests.items()}
+    except OSError as error:
+        raise UserError(f"task.data_dir: cannot read {error.filename}: {error.strerror}") from error
+    provenance["sha256"] = {
+        str(path.relative_to(root)): file.sha256
+        for path, file in zip([*files.values(), *tests.values()], [*train, *evaluation.values()], strict=True)
+    }
+    rows = [row for file in train for row in file.rows]
+    return commonsense(settings, rows, {name: file.rows for name, file in evaluation.items()}, provenance)
+
+
+def commonsense(
+    settings: CommonsenseTask, train: Sequence[Row], evaluation: Mapping[str, Sequence[Row]], provenance: dict[str, Any]
+) -> Commonsense:
+    """The task over these rows, or over the first of them where the settings want no more."""
+    whole = [len(rows) for rows in (train, *evaluation.values())]
+    if settings.validation_rows is not None:
+        kept, held = held_out(settings.validation_rows, len(train))
+        train, evaluation = [train[i] for i in kept], {"validation": [train[i] for i in held]}
+        provenance = provenance | {"held_out": len(held)}
+    train = train[: settings.max_train_rows]
+    evaluation = {name: rows[: settings.max_eval_rows] for name, rows in evaluation.items()}
+    kept_rows = [len(rows) for rows in (train, *evaluation.values())]
+    return Commonsense(settings, train, dict(evaluation), provenance, subset=kept_rows != whole)
+
+
+def _check_sets(key: str, names: Sequence[str]) -> None:
+    if not names:
+        raise UserError(f"{key} is an empty list: name some of {', '.join(TEST_SETS)}")
+    for name in names:
+        if name not in TEST_SETS:
+            near = did_you_mean(name, TEST_SETS)
+            raise UserError(f"{key}: there is no set '{name}'.{near} There are: {', '.join(TEST_SETS)}.")
+    if len(set(names)) < len(names):
+        raise UserError(f"{key} names a set twice: {', '.join(names)}")
+
+
+def _folder(settings: CommonsenseTask) -> tuple[Path, dict[str, Any]]:
+    if settings.data_dir is None:
+        raise UserError(
+            "task.data_dir is not set: give a folder in LLM-Adapters' layout "
+            f"({settings.train_file}, dataset/<set>/test.json), such as a clone of AGI-Edgerunners/LLM-Adapters"
+        )
+    root = Path(settings.data_dir).expanduser()
+    if not root.is_dir():
+        raise UserError(f"task.data_dir: there is no folder {root}")
+    return root, {"source": "folder", "layout": "LLM-Adapters", "path": str(root), "revision": None}
+
+
+def _find(root: Path, name: str, folder: str) -> Path:
+    """The file `name` in `root`, or in its `folder`."""
+    for path in (root / folder / name, root / name):
+        if path.is_file():
+            return path
+    raise UserError(f"task.data_dir: neither {root / folder} nor {root} has {name}")
+
+
+def _from_hub(settings: CommonsenseTask) -> tuple[Path, dict[str, Any]]:
+    from huggingface_hub import snapshot_download
+
+    path, offline = settings.hub_path, hub_is_offline()
+    assert path is not None
+    try:
+        root = snapshot_download(
+            path,
+            repo_type="dataset",
+            revision=settings.hub_revision,
+            allow_patterns=["*.json"],
+            local_files_only=offline,
+        )
+    except (OSError, ValueError) as error:
+        hint = "task.data_dir=DIR takes a folder in the same layout"
+        if offline:
+            raise UserError(f"{path} is not in the local cache and the hub cannot be reached: {hint}") from error
+        raise UserError(f"cannot load {path} from the hub: {one_line(error)}; {hint}") from error
+    # The cache's folder of a snapshot is named after its commit.
+    return Path(root), {"source": "hub", "layout": "LLM-Adapters", "path": path, "revision": Path(root).name}

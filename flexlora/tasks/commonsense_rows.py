@@ -1,0 +1,103 @@
+"""Rows in LLM-Adapters' JSON: an instruction that lists its options, and the word of the right one."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flexlora.errors import UserError
+
+Row = Mapping[str, str]
+"""`instruction`, `input` (empty in all of this benchmark's), `output` (the answer in a sentence) and `answer`."""
+
+KEYS = ("instruction", "input", "output", "answer")
+
+FORMATS: tuple[tuple[str, ...], ...] = (
+    ("true", "false"),
+    ("solution1", "solution2"),
+    ("answer1", "answer2", "answer3", "answer4", "answer5"),
+    ("ending1", "ending2", "ending3", "ending4"),
+    ("option1", "option2"),
+)
+"""The words that answer a question of each kind; a text's answer is the first of them in it."""
+
+TEST_SETS: dict[str, tuple[str, ...]] = {
+    "boolq": FORMATS[0],
+    "piqa": FORMATS[1],
+    "social_i_qa": FORMATS[2],
+    "hellaswag": FORMATS[3],
+    "winogrande": FORMATS[4],
+    "ARC-Easy": FORMATS[2],
+    "ARC-Challenge": FORMATS[2],
+    "openbookqa": FORMATS[2],
+}
+"""The eight test sets and the format of each one's questions."""
+
+_LISTED = re.compile(r"Answer format: (\S+)\s*$")
+
+
+@dataclass(frozen=True)
+class File:
+    """The rows of one file, and its hash for the record."""
+
+    rows: list[Row]
+    sha256: str
+
+
+def format_of(row: Row) -> tuple[str, ...]:
+    """The words that answer a question of this row's kind, by its own answer."""
+    return next(words for words in FORMATS if row["answer"] in words)
+
+
+def options_of(row: Row) -> tuple[str, ...]:
+    """The words that this very row offers: those its instruction lists at its end, else all of its format."""
+    words = format_of(row)
+    listed = _LISTED.search(row["instruction"])
+    offered = tuple(word for word in words if word in listed[1].split("/")) if listed else ()
+    return offered if row["answer"] in offered else words
+
+
+def extract(text: str, words: Sequence[str]) -> str | None:
+    """The first of `words` in a model's text, as the protocol reads it; None where there is none of them."""
+    found = re.search("|".join(words), text.strip())
+    return None if found is None else found[0]
+
+
+def read_rows(path: Path, test_set: str | None = None) -> File:
+    """The rows of a JSON file, each checked; of a test set's they answer in its format.
+
+    Raises:
+        UserError: no JSON, not a list of rows, or a row that is broken; the message names file and row (from 1).
+        OSError: it cannot be read.
+    """
+    content = path.read_bytes()
+    try:
+        rows = json.loads(content)
+    except ValueError as error:  # broken JSON, or bytes that are no text
+        raise UserError(f"{path} is no JSON: {error}") from error
+    if not isinstance(rows, list):
+        raise UserError(f"{path} holds no list of rows")
+    if not rows:
+        raise UserError(f"{path} has no rows")
+    words = TEST_SETS[test_set] if test_set else tuple(word for format in FORMATS for word in format)
+    for number, row in enumerate(rows, 1):
+        wrong = _wrong_with(row, words)
+        if wrong:
+            raise UserError(f"{path}, row {number}: {wrong}")
+    return File([{key: row.get(key, "") for key in KEYS} for row in rows], hashlib.sha256(content).hexdigest())
+
+
+def _wrong_with(row: Any, words: Sequence[str]) -> str | None:
+    if not isinstance(row, dict):
+        return "it is no row with instruction, output and answer"
+    for key in ("instruction", "output", "answer"):
+        if not isinstance(row.get(key), str) or not row[key].strip():
+            return f"it has no '{key}'"
+    if not isinstance(row.get("input", ""), str):
+        return "its 'input' is no text"
+    if row["answer"] not in words:
+        return f"its answer '{row['answer']}' is none of {', '.join(words)}"
+    return None
