@@ -349,6 +349,7 @@ class RunSettings:
     trackers: list[str] = MISSING
     adapter: str | None = MISSING
     parameter_budget: int | None = MISSING
+    dry: bool = MISSING
 
 
 TASK_SCHEMAS: dict[str, type] = {"glue": GlueTask, "synthetic": GlueTask, "commonsense": CommonsenseTask}

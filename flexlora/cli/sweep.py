@@ -94,7 +94,8 @@ class ListingSweeper(Sweeper):
             sys.stdout.flush()
             common = set.intersection(*map(set, jobs))
             # First what sets a run apart, for the eye; the order means nothing to Hydra, nor to a run's name.
-            words = {job: [*start, *sorted(job, key=lambda item: item in common)] for job in jobs}
+            runs = {job: [item for item in job if not item.startswith("dry=")] for job in jobs}  # what would run
+            words = {job: [*start, *sorted(run, key=lambda item: item in common)] for job, run in runs.items()}
             print(page({shlex.join(words[job]): ending for job, ending in endings.items()}))
 
 

@@ -21,8 +21,8 @@ from flexlora.results.files import to_json, write_text
 from flexlora.results.record import read_record
 from flexlora.settings import flat_keys
 
-# Settings that say where things are written, and nothing of what is run.
-WHEREABOUTS = frozenset({"output_root", "task.token_cache"})
+# Settings that say where things are written, or whether at all, and nothing of what is run.
+WHEREABOUTS = frozenset({"output_root", "task.token_cache", "dry"})
 # Overrides that a run's path spells in folders of their own, or that say where things lie and not what is run.
 PATH_KEYS = WHEREABOUTS | {
     "task",

@@ -1,0 +1,76 @@
+"""What has become of a run so far, and how long a missing one would take, by what lies in folders; nothing is run."""
+
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flexlora.results.folder import RunFolder, checkpoint_folders
+from flexlora.results.record import Ending, read_record
+from flexlora.training.progress import duration
+
+
+class Outlook:
+    """Looks at one run after another and adds up what is left to do."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.seconds = 0.0
+        """Of the runs that are not done, one after another, as far as it is known."""
+        self.unknown = 0
+        """Runs that are not done and of which nothing says how long they take."""
+
+    def look(self, path: Path, config: Mapping[str, Any]) -> Ending:
+        """`done`, `diverged`, `failed`, `interrupted`, `running` or `missing`, and what the same command would do.
+
+        Raises:
+            UserError: the folder keeps a run of another config.
+        """
+        self.asked = True
+        folder = RunFolder(path, config)
+        holder = folder.holder()
+        if holder is not None:
+            return Ending("running", f"held by {holder}")
+        if folder.is_finished():
+            return Ending("done")
+        return self._unfinished(path, resumes=folder.can_resume())
+
+    def _unfinished(self, path: Path, resumes: bool) -> Ending:
+        status, parts = "interrupted" if resumes else "missing", []
+        if (path / "result.json").is_file():
+            record = read_record(path / "result.json")
+            status, parts = record.status, [record.error or ""]
+        if resumes:
+            parts.append(f"goes on after step {next(iter(checkpoint_folders(path)))}")
+        seconds = _seconds_of_others(path)
+        if seconds is None:
+            self.unknown += 1
+        else:
+            self.seconds += seconds
+            parts.append(f"{duration(seconds)} by the runs that are done")
+        return Ending(status, "; ".join(parts) or None)
+
+    def __str__(self) -> str:
+        if not self.seconds and not self.unknown:
+            return "nothing is left to do"
+        if not self.seconds:
+            return "time left: not known before a first run is done"
+        others = f", and {self.unknown} runs of a kind that none is done of" if self.unknown else ""
+        return f"about {duration(self.seconds)} left, one run after another{others}"
+
+
+def _seconds_of_others(path: Path) -> float | None:
+    """Mean time of the finished runs of the same method on the same task and model; else of any method there."""
+    method = path.parents[1]
+    for pattern in (f"{method.name}/*/seed*/result.json", "*/*/seed*/result.json"):
+        times = []
+        for file in method.parent.glob(pattern):
+            try:
+                record = read_record(file)
+            except ValueError:
+                continue
+            if record.status == "done" and record.total_seconds is not None:
+                times.append(record.total_seconds)
+        if times:
+            return statistics.fmean(times)
+    return None
