@@ -33,6 +33,46 @@ demo: $(STAMP) ## Train LoRA and FlexLoRA offline and print their table (a few m
 	@echo "Next, the same on your own data and encoder:"
 	@echo "  $(BIN)/flexlora-run task=glue/cola method=flexlora model=local model.path=DIR task.data_dir=DIR"
 
+# The paper's tables: each target runs what is missing, never what is done, and writes outputs/tables/<name>.{md,csv,tex,html}.
+#   make table1 SCALE=tiny SEEDS=0,1,2      make table4 DRY=1      make tables OVERRIDES="task.data_dir=DIR"
+SCALE ?= paper
+SEEDS ?= 0,1,2
+OVERRIDES ?=
+RUNS ?= outputs
+SWEEP = $(BIN)/flexlora-run -m scale=$(SCALE) 'seed=$(SEEDS)' output_root=$(RUNS) $(if $(DRY),dry=true) $(OVERRIDES)
+# The rows that the ablations share with Table 1.
+BESIDE := experiment=glue+method=full,adalora,flexlora
+GLUE_ABLATIONS := table4 table5 table6 table15
+TABLES := table1 table2 table3 $(GLUE_ABLATIONS) table16
+
+.PHONY: tables list $(TABLES)
+tables: $(TABLES) ## Run and write every table (SCALE=tiny SEEDS=0,1,2 OVERRIDES=… DRY=1)
+
+list: ## Say which runs of the tables are done, failed or missing, and how long the rest takes
+	@$(MAKE) --no-print-directory tables DRY=1 SCALE=$(SCALE) SEEDS=$(SEEDS) RUNS=$(RUNS) OVERRIDES='$(OVERRIDES)'
+
+# $(call table,<the report's name>,<sweeps>): a run that fails does not keep the others' table from being written.
+define table
+@code=0; $(foreach sweep,$(2),$(SWEEP) $(subst +, ,$(sweep)) || code=$$?;) \
+  $(if $(DRY),,$(BIN)/flexlora-report $(RUNS) --table $(1) --save outputs/tables || code=$$?;) exit $$code
+endef
+
+table1: $(STAMP) ## Table 1: GLUE
+	$(call table,glue,experiment=glue)
+
+table2: $(STAMP) ## Table 2: Commonsense170K
+	$(call table,commonsense,experiment=commonsense170k)
+
+table3: $(STAMP) ## Table 3: VTAB-1K
+	$(call table,vtab,experiment=vtab)
+
+table16: $(STAMP) ## Table 16: VTAB-1K in its second setting
+	$(call table,vtab_table16,experiment=vtab_table16)
+
+# Tables 4, 5, 6 and 15
+$(GLUE_ABLATIONS): $(STAMP)
+	$(call table,glue_$@,$(BESIDE) experiment=$@)
+
 test: $(STAMP) ## Run all tests (sets up first)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 

@@ -240,6 +240,7 @@ class FlexLoraSettings(LowRankSettings):
     beta1: float = MISSING
     beta2: float = MISSING
     lambda_lr_ratio: float = MISSING
+    ranks_from: str | None = MISSING
 
 
 @dataclass
@@ -401,7 +402,7 @@ LIMITS: dict[str, tuple[float, float]] = {
 POSITIVE = ("training.learning_rate", "training.max_grad_norm")
 FOLDER_NAMES = ("scale", "variant", "method.name", "model.name")
 # Empty is what a shell makes of a variable that is not set; as a path it would be the working folder.
-PATHS = ("output_root", "adapter", "task.data_dir", "task.token_cache", "model.path")
+PATHS = ("output_root", "adapter", "method.ranks_from", "task.data_dir", "task.token_cache", "model.path")
 
 
 def register_schemas() -> None:

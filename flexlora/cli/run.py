@@ -3,6 +3,9 @@
 import sys
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
 from flexlora.cli.command import FAILED, REFUSED, call_with_settings
 from flexlora.results.record import Ending
 from flexlora.settings import RunSettings
@@ -23,14 +26,15 @@ def main() -> None:
 
         show_log()
         if settings.dry:
-            return outlook.look(run_path(settings, overrides), plain)
+            ending = outlook.look(run_path(settings, overrides), plain)
+            if HydraConfig.get().mode is RunMode.RUN:  # a sweep lists its runs itself
+                print(": ".join(part for part in ending if part))
+            return ending
         return run_job(settings, plain, overrides)
 
     endings = call_with_settings("flexlora-run", run)
     bad = {ending.status for ending in endings} - {"done", "skipped"}
     if outlook.asked:
-        if len(endings) == 1:  # else the sweep has listed them
-            print(": ".join(part for part in endings[0] if part))
         print(outlook)
         sys.exit(REFUSED if "refused" in bad else 0)
     sys.exit(0 if not bad else REFUSED if bad == {"refused"} else FAILED)

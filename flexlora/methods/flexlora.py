@@ -1,13 +1,17 @@
 """FlexLoRA: PEFT's way in, and our handle on the optimizer's steps."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 import flexlora
+from flexlora.errors import UserError
 from flexlora.methods.base import Method, RunContext
 from flexlora.methods.peft import PeftMethod, peft_config
+from flexlora.results.record import read_record
+from flexlora.tuner.packing import specific_first
 
 
 class FlexLoraMethod(PeftMethod):
@@ -47,4 +51,26 @@ class FlexLoraMethod(PeftMethod):
 
 def build(fields: dict[str, Any], context: RunContext) -> Method:
     """FlexLoRA from the settings' fields."""
-    return FlexLoraMethod(*peft_config(fields, context))
+    return FlexLoraMethod(*peft_config(with_ranks(fields), context))
+
+
+def with_ranks(fields: dict[str, Any]) -> dict[str, Any]:
+    """`fields` with the final ranks of the finished run in the folder `ranks_from` as fixed ones, where it is set.
+
+    Is it the allocation that helps, or how it came about? The same ranks from the first step on answer that.
+
+    Raises:
+        UserError: there is no finished run, or its method has no ranks.
+    """
+    fields = dict(fields)
+    folder = fields.pop("ranks_from", None)
+    if folder is None:
+        return fields
+    try:
+        record = read_record(Path(folder).expanduser() / "result.json")
+    except ValueError as error:
+        raise UserError(f"method.ranks_from: {error}") from error
+    ranks = (record.rank_events or {}).get("final_ranks")
+    if record.status != "done" or not ranks:
+        raise UserError(f"method.ranks_from: {folder} is {record.status}, of {record.method}: no ranks to take over")
+    return {**fields, "rank_pattern": specific_first(ranks), "init_b": 0}

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 import flexlora
 from flexlora.errors import UserError
 from flexlora.methods.base import Method, RunContext
-from flexlora.methods.flexlora import FlexLoraMethod
+from flexlora.methods.flexlora import FlexLoraMethod, with_ranks
 from flexlora.methods.peft import peft_config
 
 BEHAVIOURS = ("reset_moments", "drop_weight_decay", "rate_to_peak", "schedule_twice")
@@ -81,7 +81,7 @@ class FlexLoraReleasedMethod(FlexLoraMethod):
 
 def build(fields: dict[str, Any], context: RunContext) -> Method:
     """FlexLoRA from the settings' fields; the released code has no rank limit, so `max_rank=null` means none here."""
-    fields = dict(fields)
+    fields = with_ranks(fields)
     behaviours = {name: fields.pop(name) for name in BEHAVIOURS}
     for name, value in behaviours.items():
         if not isinstance(value, bool):

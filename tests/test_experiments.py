@@ -1,0 +1,38 @@
+"""conf/experiment: every sweep that has a name composes, each of its runs, and names settings that exist."""
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from flexlora.conf_path import conf_dir
+from flexlora.settings import register_schemas, resolve
+
+EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
+# What has to be given on the command line.
+NEEDED = {
+    "transplant": ["task=glue/cola", "++method.ranks_from=outputs"],
+    "budget_match": ["task=glue/cola", "parameter_budget=1000000"],
+    "lr_sweep": ["task=glue/cola", "method=lora"],
+}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_first_and_the_last_run_of_an_experiment_compose(name):
+    register_schemas()
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        sweep = compose("config", [f"experiment={name}", *NEEDED.get(name, [])], return_hydra_config=True).hydra
+        assert OmegaConf.select(sweep, "mode").name == "MULTIRUN"
+        params = OmegaConf.to_container(sweep.sweeper.params)
+        assert params
+        for end in (0, -1):
+            chosen = [f"{key}={str(values).split(',')[end]}" for key, values in params.items()]
+            settings, _ = resolve(compose("config", [f"experiment={name}", *NEEDED.get(name, []), *chosen]))
+            assert settings.task.name != "none"
+
+
+def test_every_experiment_says_what_it_is_for():
+    for path in (conf_dir() / "experiment").glob("*.yaml"):
+        package, says = path.read_text(encoding="utf-8").splitlines()[:2]
+        assert package == "# @package _global_"
+        assert says.startswith("# ")
+        assert len(says) > 20
