@@ -13,8 +13,6 @@ from flexlora.settings import flat_keys, register_schemas, resolve
 
 # Of the paper's tables on images alone: they have no recipe for text, and must be given a learning rate there.
 VISION = {"adaptformer", "fact_tk", "fact_tt", "ssf", "vpt_deep", "vpt_shallow"}
-# A second stage, over adapters that only the user has.
-SECOND_STAGE = {"adapter_fusion": ["method.adapters=[a,b]"]}
 METHODS = sorted({path.stem for path in (conf_dir() / "method").glob("*.yaml")} - VISION)
 
 GLUE = "benchmark_recipe/glue"
@@ -78,7 +76,7 @@ def recipe(task: str, method: str):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_has_its_numbers_for_every_task(task, method):
     """Composed whole, with nothing left to say, and from a recipe of its own: no learning rate is inherited."""
-    run = composed(f"task=glue/{task}", f"method={method}", *SECOND_STAGE.get(method, []))
+    run = composed(f"task=glue/{task}", f"method={method}")
     assert "???" not in flat_keys(run.method).values()
     assert run.training.learning_rate > 0
     assert any((conf_dir() / folder / f"{method}.yaml").is_file() for folder in (f"recipe/glue/{task}", GLUE))

@@ -41,9 +41,9 @@ class Case:
 
 
 CASES: dict[str, Case] = {
-    "houlsby": Case(lambda **k: HoulsbyConfig(**{"bottleneck": 4} | k), starts_elsewhere=True),
-    "pfeiffer": Case(lambda **k: PfeifferConfig(**{"bottleneck": 4} | k), starts_elsewhere=True),
-    "adaptformer": Case(lambda **k: AdaptFormerConfig(**{"bottleneck": 4} | k)),
+    "houlsby": Case(lambda **k: HoulsbyConfig(**{"bottleneck": 8} | k), starts_elsewhere=True),
+    "pfeiffer": Case(lambda **k: PfeifferConfig(**{"bottleneck": 8} | k), starts_elsewhere=True),
+    "adaptformer": Case(lambda **k: AdaptFormerConfig(**{"bottleneck": 8} | k)),
     "ssf": Case(SsfConfig, starts_elsewhere=True, merges=("bert", "roberta", "deberta-v2", "vit")),
     "fact_tt": Case(
         lambda **k: FactConfig(**{"r": 3} | k), refused=("llama",), merges=("bert", "roberta", "deberta-v2", "vit")
@@ -61,7 +61,19 @@ CASES: dict[str, Case] = {
 
 
 def backbone(name: str) -> nn.Module:
-    """A model of two layers and width 32 for three classes (a LLaMA: 40 words); the same weights at every call."""
+    """A model of two layers and width 32 for three classes (a LLaMA: 40 words); the same weights at every call.
+
+    Biases and norms are not left at 0 and 1, where a mistake with them would not show.
+    """
+    model = _fresh(name)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.2 * torch.randn(parameter.shape))
+    return model
+
+
+def _fresh(name: str) -> nn.Module:
     torch.manual_seed(0)
     if name == "vit":
         return timm.models.vision_transformer.VisionTransformer(
