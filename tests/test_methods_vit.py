@@ -1,0 +1,153 @@
+"""What every method keeps on an image model: a ViT of timm's, trained by the real loop.
+
+The contract of test_methods_contract.py, for which an image model is another backbone. A method is tested here once its
+exact number of parameters at ViT-B/16's shape stands in ADAPTER.
+"""
+
+import shutil
+
+import pytest
+import timm.models.vision_transformer
+import torch
+from method_helpers import METHODS, TOTAL_STEPS, Sentences, context, make_loop, settings_of
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import nn
+
+from flexlora.methods import Method, build_method
+from flexlora.models.random_init import random_init
+from flexlora.training.checkpoint import Checkpoints
+
+LINEARS = r"(.*\.)?blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])"
+# Trainable parameters outside the head: 147,456 a unit of rank for two factors, and 48 more for λ or E.
+ADAPTER = {
+    "adalora": 12 * (147_456 + 48),
+    "adalora_r8": 1_180_032,
+    "adaptformer": 156_768,
+    "bitfit": 102_912,
+    "fact_tk": 86_528,
+    "fact_tt": 61_440,
+    "flexlora": 1_180_032,
+    "flexlora_released": 1_180_032,
+    "full": 85_798_656,
+    "houlsby": 12 * 2 * (2 * 32 * 768 + 32 + 768),
+    "linear": 0,
+    "lora": 1_179_648,
+    "pfeiffer": 1_189_632,
+    "ssf": 205_824,
+    "vpt_deep": 460_800,
+    "vpt_shallow": 38_400,
+}
+STARTS_NEAR = {"houlsby", "pfeiffer"}
+STARTS_ELSEWHERE = {"ssf", "vpt_deep", "vpt_shallow"}
+NOT_MERGEABLE = {"adaptformer", "houlsby", "pfeiffer", "vpt_deep", "vpt_shallow"}
+MASKS = {name for name in METHODS if "trainable" in settings_of(name).method}
+
+every_method = pytest.mark.parametrize("name", ADAPTER)
+
+
+class Pictures(Sentences):
+    """Twenty images in two classes; the model answers with logits alone, as timm's do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(4)
+        for rows in (self.train.examples, self.evaluation[0].examples):
+            for row in rows:
+                row.setdefault("images", torch.randn(3, 32, 32, generator=draw))
+                row.pop("input_ids", None)
+
+    def loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return nn.functional.cross_entropy(model(batch["images"]), batch["labels"])
+
+    def predict(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = model(batch["images"])
+        return nn.functional.cross_entropy(logits, batch["labels"]), logits.argmax(-1)
+
+
+def vit() -> nn.Module:
+    torch.manual_seed(0)
+    return timm.models.vision_transformer.VisionTransformer(
+        img_size=32, patch_size=16, embed_dim=32, depth=2, num_heads=2, num_classes=2
+    )
+
+
+def wrapped(name: str, base: nn.Module | None = None) -> tuple[Method, nn.Module]:
+    told = context("bert", target_modules=LINEARS, head_modules=["head"], task_type=None)
+    method = build_method(settings_of(name).method, told)
+    return method, method.wrap(base or vit())
+
+
+def train(name: str, total_steps: int = TOTAL_STEPS) -> tuple[Method, nn.Module]:
+    method, model = wrapped(name)
+    assert make_loop(method, model, settings_of(name), total_steps, task=Pictures()).run().status == "done"
+    return method, model
+
+
+@torch.no_grad()
+def logits(model: nn.Module) -> torch.Tensor:
+    rows = Pictures().evaluation[0].examples
+    return model.eval()(torch.stack([row["images"] for row in rows]))
+
+
+@every_method
+def test_the_output_is_the_backbone_s_at_the_start(name):
+    _, model = wrapped(name)
+    before = logits(vit())
+    if name in STARTS_NEAR:
+        torch.testing.assert_close(logits(model), before, rtol=0, atol=1e-3)
+    assert torch.equal(logits(model), before) is (name not in STARTS_NEAR | STARTS_ELSEWHERE)
+
+
+@every_method
+def test_two_steps_move_all_that_trains_and_nothing_else(name):
+    method, model = wrapped(name)
+    before = {key: value.detach().clone() for key, value in model.named_parameters()}
+    make_loop(method, model, settings_of(name), total_steps=2, task=Pictures()).run()
+    trains = {key for key, value in model.named_parameters() if value.requires_grad}
+    assert {key for key, value in model.named_parameters() if not torch.equal(value, before[key])} == trains
+
+
+@every_method
+def test_saved_loaded_and_merged(name, tmp_path):
+    method, model = train(name)
+    method.save(model, tmp_path)
+    expected = logits(model)
+    assert not expected.allclose(logits(vit()), atol=1e-3)
+    if (tmp_path / "adapter_config.json").is_file():
+        loaded = PeftModel.from_pretrained(vit(), str(tmp_path))
+    else:
+        (file,) = tmp_path.glob("*.safetensors")
+        loaded = vit()
+        assert not loaded.load_state_dict(load_file(file), strict=False).unexpected_keys
+    torch.testing.assert_close(logits(loaded), expected, rtol=1e-5, atol=1e-6)
+    if name in NOT_MERGEABLE:
+        with pytest.raises(ValueError, match="cannot be merged into the backbone"):
+            model.merge_and_unload()
+    elif name not in MASKS:
+        torch.testing.assert_close(logits(model.merge_and_unload()), expected, rtol=1e-4, atol=1e-5)
+
+
+@every_method
+def test_a_resumed_training_is_the_one_that_never_stopped(name, tmp_path):
+    settings = settings_of(name, "training.checkpoint_every=3", "training.eval_every=6")
+    checkpoints = Checkpoints(tmp_path)
+    method, straight = wrapped(name)
+    make_loop(method, straight, settings, task=Pictures(), checkpoints=checkpoints).run()
+    shutil.rmtree(tmp_path / "checkpoints" / f"step-{TOTAL_STEPS:09d}")
+    method, model = wrapped(name)
+    resumed = make_loop(method, model, settings, task=Pictures(), checkpoints=checkpoints)
+    loaded = checkpoints.load()
+    assert loaded is not None
+    resumed.load_state_dict(*loaded)
+    assert resumed.outcome.steps == 3
+    resumed.run()
+    expected = dict(straight.named_parameters())
+    assert [key for key, value in model.named_parameters() if not torch.equal(value, expected[key])] == []
+
+
+@every_method
+def test_parameters_at_the_shape_of_vit_b16(name):
+    method, model = wrapped(name, random_init("vit_b16", device="meta", num_labels=100))
+    counted = method.parameters(model)
+    assert (counted["adapter_active"], counted["head"]) == (ADAPTER[name], 100 * 769)
