@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from multiprocessing import forkserver
 from pathlib import Path
 from unittest.mock import patch
@@ -132,21 +133,28 @@ def differences(first: Path, second: Path) -> list[str]:
 
 
 def run_command(
-    command: Path, *arguments: str, timeout: float = 240, fresh: bool = False, **variables: str
+    command: Path,
+    *arguments: str,
+    timeout: float = 240,
+    fresh: bool = False,
+    fault: Callable[[], None] | None = None,
+    **variables: str,
 ) -> subprocess.CompletedProcess[str]:
     """An installed command in a process of its own, offline; a variable of no text is taken from its environment.
 
     The process is forked from one that has imported what they all import: most of a short run's time. With `fresh`, or
-    variables that matter to an import, the file in `bin/` is started itself.
+    variables that matter to an import, the file in `bin/` is started itself. A `fault` is called in the process before
+    the command is; see fault_helpers.py.
     """
     environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
     environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables}
     environment = {key: value for key, value in environment.items() if value}
     words = [str(command), *arguments]
     if fresh or set(variables) - READ_LATE:
+        assert fault is None, "a fault needs a forked process"
         return subprocess.run(words, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
     with tempfile.NamedTemporaryFile() as stdout, tempfile.NamedTemporaryFile() as stderr:
-        process = server().Process(target=be, args=(words, environment, stdout.name, stderr.name))
+        process = server().Process(target=be, args=(words, environment, stdout.name, stderr.name, fault))
         process.start()
         process.join(timeout)
         if process.is_alive():
@@ -167,14 +175,22 @@ def server() -> multiprocessing.context.ForkServerContext:
     return context
 
 
-def be(words: list[str], environment: dict[str, str], stdout: str, stderr: str) -> None:
-    """Be the command `words`, in a forked process."""
+def be(
+    words: list[str],
+    environment: dict[str, str],
+    stdout: str,
+    stderr: str,
+    fault: Callable[[], None] | None = None,
+) -> None:
+    """Be the command `words`, in a forked process, after a `fault` was put into it."""
     for number, name in ((1, stdout), (2, stderr)):
         os.dup2(os.open(name, os.O_WRONLY), number)
     os.environ.clear()
     os.environ |= environment
     sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep)
     sys.argv = words
+    if fault is not None:
+        fault()
     importlib.import_module(f"flexlora.cli.{Path(words[0]).name.removeprefix('flexlora-')}").main()
 
 

@@ -6,7 +6,9 @@ import signal
 import time
 from pathlib import Path
 
-from flexlora.models.made_once import ensure, is_whole
+from safetensors import SafetensorError
+
+from flexlora.models.made_once import ensure, is_whole, made_once
 
 
 def _build_slowly(folder: Path, seconds: float, log: Path) -> None:
@@ -50,3 +52,31 @@ def test_one_that_was_killed_half_way_leaves_nothing_that_counts(tmp_path):
     _build_slowly(folder, 0, log)
     assert is_whole(folder)
     assert not list(folder.parent.glob(".small.*.part"))
+
+
+def test_one_that_waits_says_so(tmp_path, caplog):
+    caplog.set_level("INFO", "flexlora")
+    folder, log = tmp_path / "cache" / "small", tmp_path / "log"
+    process = _start(folder, 2.5, log)
+    while not log.exists():
+        time.sleep(0.01)
+    _build_slowly(folder, 0, log)
+    process.join(20)
+    assert "waiting for another process, which pretrains the small small" in caplog.text
+    assert len(log.read_text().split()) == 1
+
+
+def test_a_full_disk_costs_time_only(tmp_path, monkeypatch, caplog):
+    """safetensors has an error of its own for it, which is no OSError."""
+    monkeypatch.setenv("FLEXLORA_CACHE", str(tmp_path))
+
+    def build(part: Path) -> None:
+        if tmp_path in part.parents:
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        (part / "whole").write_text("whole")
+
+    with made_once("small", "0", build) as folder:
+        assert (folder / "whole").read_text() == "whole"
+    assert not folder.exists()
+    assert f"is not kept, {tmp_path / 'tiny'} cannot be written: Error while serializing: I/O error: No" in caplog.text
+    assert not list(tmp_path.rglob("*.part"))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from flexlora.errors import UserError, one_line
-from flexlora.hub import hub_is_offline
+from flexlora.hub import trouble_with
 from flexlora.models import Backbone
 from flexlora.models.pretrained import pretrained
 from flexlora.settings import ModelSettings, Quantization
@@ -153,7 +153,7 @@ def outline(settings: ModelSettings, num_labels: None = None) -> tuple[Backbone,
 
     assert settings.path is not None
     model: Any
-    if hub_is_offline():
+    if trouble_with(settings.path, "model", settings.revision) is not None:
         try:
             model = random_init(settings.name or "", device="meta")
         except ValueError as error:

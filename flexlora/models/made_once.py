@@ -15,9 +15,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from flexlora.cache import cache_dir
+from flexlora.errors import one_line
 
 log = logging.getLogger("flexlora")
 
@@ -42,8 +44,8 @@ def made_once(name: str, revision: str, build: Build) -> Iterator[Path]:
     folder = cache_dir("tiny") / f"{name}-{revision}"
     try:
         ensure(folder, name, build)
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, SafetensorError) as error:  # safetensors' word for a disk that is full
+        reason = getattr(error, "strerror", None) or one_line(error)
         log.warning("the small model is not kept, %s cannot be written: %s (FLEXLORA_CACHE)", folder.parent, reason)
         with tempfile.TemporaryDirectory(prefix="flexlora-tiny-") as temporary:
             _announced(name, build, Path(temporary))
@@ -56,14 +58,22 @@ def ensure(folder: Path, name: str, build: Build) -> None:
     """Build what `folder` should hold, unless it is there; one process builds, the others wait for it.
 
     Raises:
-        OSError: it cannot be written there.
+        OSError, SafetensorError: it cannot be written there.
     """
     if is_whole(folder):
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):  # it dies with its process
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))  # it dies with its process
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        log.info("waiting for another process, which pretrains the small %s", name)
+        lock.acquire()
+    try:
         if not is_whole(folder):
             _build_in(folder, name, build)
+    finally:
+        lock.release()
 
 
 def is_whole(folder: Path) -> bool:

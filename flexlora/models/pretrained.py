@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flexlora.errors import UserError, one_line
-from flexlora.hub import hub_is_offline
+from flexlora.hub import trouble_with, what_failed
 from flexlora.settings import ModelSettings
 
 
@@ -29,19 +29,18 @@ def pretrained(settings: ModelSettings, hint: str) -> Iterator[tuple[str, dict[s
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise UserError(f"model.path: {settings.path} has no config.json, it is not a saved transformers model")
-        source, offline = str(folder), True
+        source, trouble = str(folder), None
     else:
-        source, offline = settings.path, hub_is_offline()
-    from safetensors import SafetensorError
-
+        source, trouble = settings.path, trouble_with(settings.path, "model", settings.revision)
+    only_here = folder.is_dir() or trouble is not None
     try:
-        yield source, {"revision": settings.revision, "local_files_only": offline, "trust_remote_code": False}
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        yield source, {"revision": settings.revision, "local_files_only": only_here, "trust_remote_code": False}
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file makes each library fail in its own ways, and so does a connection
         if folder.is_dir():
-            raise UserError(f"model.path: cannot load {settings.path}: {one_line(error)}") from error
-        if offline:
-            raise UserError(
-                f"{settings.path} is not in the local cache and the hub cannot be reached "
-                f"(or HF_HUB_OFFLINE=1 is set): {hint}"
-            ) from error
-        raise UserError(f"cannot load {settings.path} from the hub: {one_line(error)}; {hint}") from error
+            kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+            raise UserError(f"model.path: cannot load {settings.path}: {kind}{one_line(error)}") from error
+        if trouble is not None:
+            raise UserError(f"{settings.path} is not in the local cache and {trouble}; {hint}") from error
+        raise UserError(f"cannot load {settings.path} from the hub: {what_failed(error)}; {hint}") from error

@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from flexlora.errors import UserError, one_line
-from flexlora.hub import hub_is_offline
+from flexlora.hub import trouble_with
 from flexlora.models import Backbone
 from flexlora.models.architectures import ARCHITECTURES
 from flexlora.models.pretrained import pretrained
@@ -95,7 +95,7 @@ def outline(settings: ModelSettings, num_labels: int) -> tuple[Backbone, str]:
 
     assert settings.path is not None
     model: Any
-    if hub_is_offline():
+    if trouble_with(settings.path, "model", settings.revision) is not None:
         try:
             model = random_init(settings.name or "", num_labels=num_labels, device="meta")
         except ValueError as error:

@@ -33,6 +33,12 @@ def write_text(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def to_json(value: Any, indent: int | None = None) -> str:
     """JSON text of `value`. NaN and infinities, which JSON does not have, become null."""
     return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
@@ -63,7 +69,7 @@ class JsonLines:
             return
         held = path.read_bytes()[: position["bytes"]] if path.is_file() else b""
         self._count(held)
-        if self.position() != dict(position):
+        if self._position() != dict(position):
             raise ValueError(f"{path} is not what it was when the run was stopped")
         self._file = path.open("r+b")
         self._file.truncate(self._bytes)
@@ -76,11 +82,15 @@ class JsonLines:
         self._count(line)
 
     def position(self) -> dict[str, Any]:
-        """Where the file ends now, and the SHA-256 of all before."""
-        return {"bytes": self._bytes, "sha256": self._hash.hexdigest()}
+        """Where the file ends now, and the SHA-256 of all before, which is on the disk from here on."""
+        os.fsync(self._file.fileno())
+        return self._position()
 
     def close(self) -> None:
         self._file.close()
+
+    def _position(self) -> dict[str, Any]:
+        return {"bytes": self._bytes, "sha256": self._hash.hexdigest()}
 
     def _count(self, content: bytes) -> None:
         self._hash.update(content)

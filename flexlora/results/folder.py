@@ -1,5 +1,6 @@
 """The folder of one run: where it lies, who holds it, and whether there is anything left to do in it."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -37,6 +38,7 @@ PATH_KEYS = WHEREABOUTS | {
 }
 LEFTOVERS = ("result.json", "metrics.jsonl", "ranks.jsonl", "config.yaml", "log.txt")
 CHECKPOINTS = "checkpoints"
+NAME = re.compile(r"step-([0-9]+)")
 # A run that ended so is kept; one that failed, was interrupted or killed goes on from its newest checkpoint.
 KEPT = ("done", "diverged")
 
@@ -77,8 +79,8 @@ def held_by(path: Path, holder: str) -> str:
 
 def checkpoint_folders(path: Path) -> dict[int, Path]:
     """The checkpoints of the run in `path` by their step, the newest first, damaged ones among them."""
-    found = {int(folder.name.removeprefix("step-")): folder for folder in (path / CHECKPOINTS).glob("step-*")}
-    return dict(sorted(found.items(), reverse=True))
+    named = ((NAME.fullmatch(folder.name), folder) for folder in (path / CHECKPOINTS).glob("step-*"))
+    return dict(sorted(((int(name[1]), folder) for name, folder in named if name), reverse=True))
 
 
 class RunFolder:
@@ -102,6 +104,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
+            self._clear_parts()
             since = datetime.now(UTC).isoformat(timespec="seconds")
             write_text(self._holder, to_json({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
         except Timeout as error:
@@ -114,7 +117,8 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._holder.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a disk that can no longer be written; the lock says who holds it
+            self._holder.unlink(missing_ok=True)
         self._lock.release()
 
     def holder(self) -> str | None:
@@ -176,6 +180,10 @@ class RunFolder:
             "move it away, or give variant=NAME."
         )
 
+    def drop_checkpoints(self) -> None:
+        """Of a run that is done nothing is left to go on with."""
+        shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
+
     def begin(self) -> None:
         """Clear what an unfinished run left behind and write down what is going to run."""
         for name in LEFTOVERS:
@@ -188,8 +196,16 @@ class RunFolder:
         try:
             holder = json.loads(self._holder.read_text(encoding="utf-8"))
             return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return "another process"
+
+    def _clear_parts(self) -> None:
+        """Remove what a killed process had half written."""
+        for part in [*self.path.glob(".*.part"), *(self.path / CHECKPOINTS).glob(".*.part")]:
+            if part.is_dir():
+                shutil.rmtree(part, ignore_errors=True)
+            else:
+                part.unlink(missing_ok=True)
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -59,6 +59,8 @@ class RunRecord:
     parameter_budget: dict[str, Any] | None = None
     """Where one was set: the budget, the method's settings that were chosen for it, and what they come to."""
     adapter_bytes: int | None = None
+    adapter_sha256: dict[str, str] = field(default_factory=dict)
+    """Of the weights' files in `adapter/`, by name."""
     rank_events: dict[str, Any] | None = None
     """Number of events, first and last step, final ranks, alarms; the events themselves are in `ranks.jsonl`."""
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from flexlora.errors import UserError, did_you_mean, one_line
-from flexlora.hub import hub_is_offline
+from flexlora.errors import UserError, did_you_mean
+from flexlora.hub import trouble_with, what_failed
 from flexlora.settings import CommonsenseTask, EvaluationMode
 from flexlora.tasks.answers import IGNORED, answer_log_probabilities, generate, token_loss
 from flexlora.tasks.base import Split, Task
@@ -286,20 +286,21 @@ def _find(root: Path, name: str, folder: str) -> Path:
 def _from_hub(settings: CommonsenseTask) -> tuple[Path, dict[str, Any]]:
     from huggingface_hub import snapshot_download
 
-    path, offline = settings.hub_path, hub_is_offline()
+    path = settings.hub_path
     assert path is not None
+    trouble = trouble_with(path, "dataset", settings.hub_revision)
     try:
         root = snapshot_download(
             path,
             repo_type="dataset",
             revision=settings.hub_revision,
             allow_patterns=["*.json"],
-            local_files_only=offline,
+            local_files_only=trouble is not None,
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of the cache, of whatever opens connections
         hint = "task.data_dir=DIR takes a folder in the same layout"
-        if offline:
-            raise UserError(f"{path} is not in the local cache and the hub cannot be reached: {hint}") from error
-        raise UserError(f"cannot load {path} from the hub: {one_line(error)}; {hint}") from error
+        if trouble is not None:
+            raise UserError(f"{path} is not in the local cache and {trouble}; {hint}") from error
+        raise UserError(f"cannot load {path} from the hub: {what_failed(error)}; {hint}") from error
     # The cache's folder of a snapshot is named after its commit.
     return Path(root), {"source": "hub", "layout": "LLM-Adapters", "path": path, "revision": Path(root).name}

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from flexlora.errors import UserError, did_you_mean, one_line
-from flexlora.hub import hub_is_offline
+from flexlora.errors import UserError, did_you_mean
+from flexlora.hub import NO_WRITING, offline, trouble_with, what_failed
 from flexlora.settings import GlueTask
 from flexlora.tasks.base import Split, Task
 from flexlora.tasks.glue_columns import find_split, hub_rows, read_files
@@ -160,21 +160,25 @@ def _from_folder(settings: GlueTask, root: Path) -> tuple[Rows, dict[str, Rows],
 
 
 def _from_hub(settings: GlueTask) -> tuple[Rows, dict[str, Rows], dict[str, Any]]:
-    offline = hub_is_offline()
+    hub = settings.hub
+    trouble = trouble_with(hub.path, "dataset", hub.revision)
     import datasets
 
     datasets.utils.logging.disable_progress_bar()
-    hub = settings.hub
+    datasets.utils.logging.set_verbosity_error()  # what is to be said of its cache is said below
     hint = f"task.data_dir=DIR takes the classic GLUE download (DIR/{settings.tsv.folder}/{settings.tsv.train})"
     try:
-        loaded = datasets.load_dataset(hub.path, hub.name, revision=hub.revision)
-    except (OSError, ValueError) as error:  # the hub's and the cache's errors derive from these
-        if offline:
+        with offline(trouble is not None):
+            loaded = datasets.load_dataset(hub.path, hub.name, revision=hub.revision)
+    except Exception as error:  # of the library, of the cache, of whatever opens connections
+        if isinstance(error, OSError) and error.errno in NO_WRITING:  # its lock is in its cache, also to read that
             raise UserError(
-                f"{hub.path} ({hub.name}) is not in the local cache and the hub cannot be reached "
-                f"(or HF_HUB_OFFLINE=1 is set): {hint}"
+                f"datasets cannot write in its cache: {error.filename}: {error.strerror} "
+                f"(HF_DATASETS_CACHE=DIR names another); {hint}"
             ) from error
-        raise UserError(f"cannot load {hub.path} ({hub.name}) from the hub: {one_line(error)}; {hint}") from error
+        if trouble is not None:
+            raise UserError(f"{hub.path} ({hub.name}) is not in the local cache and {trouble}; {hint}") from error
+        raise UserError(f"cannot load {hub.path} ({hub.name}) from the hub: {what_failed(error)}; {hint}") from error
     splits = {"train": hub.train, **hub.evaluation}
     for split in splits.values():
         if split not in loaded:

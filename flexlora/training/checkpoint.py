@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import json
 import logging
 import os
@@ -9,14 +10,17 @@ import random
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from flexlora.results.files import to_json, write_text
+from flexlora.errors import one_line
+from flexlora.results.files import file_sha256, to_json, write_text
 from flexlora.results.folder import CHECKPOINTS, checkpoint_folders
 
 log = logging.getLogger("flexlora")
@@ -36,6 +40,7 @@ class Checkpoints:
     def __init__(self, run: Path) -> None:
         self.run = run
         self.folder = run / CHECKPOINTS
+        self._damaged: list[Path] = []
 
     def save(self, step: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
         """Write the checkpoint of `step` and drop all but the newest two.
@@ -57,7 +62,10 @@ class Checkpoints:
                 hashes[name] = hashlib.sha256(content).hexdigest()
             write_text(part / MANIFEST, to_json({"step": step, "sha256": hashes}))
             target = self.folder / f"step-{step:09d}"
-            shutil.rmtree(target, ignore_errors=True)
+            # Damaged ones too: newer than this one, they would be kept in its place.
+            for old in (target, *self._damaged):
+                shutil.rmtree(old, ignore_errors=True)
+            self._damaged.clear()
             part.replace(target)
             _sync(self.folder)
         finally:
@@ -68,15 +76,18 @@ class Checkpoints:
     def load(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         """Tensors and state of the newest checkpoint that is whole, on the CPU; None without one.
 
-        A damaged one is passed over with a line in the log.
+        A damaged one is passed over with a line in the log, and goes when the next is saved.
         """
-        for folder in checkpoint_folders(self.run).values():
+        folders = list(checkpoint_folders(self.run).values())
+        for folder, older in itertools.zip_longest(folders, folders[1:]):
             try:
                 _verify(folder)
                 tensors = load_file(folder / TENSORS)
                 return tensors, torch.load(folder / STATE, weights_only=True, map_location="cpu")
-            except (OSError, ValueError) as error:
-                log.warning("%s is damaged (%s): falling back to the one before", folder, error)
+            except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
+                instead = f"falling back to {older.name}" if older else "there is no other, the run begins again"
+                log.warning("%s is damaged (%s): %s", folder, one_line(error), instead)
+                self._damaged.append(folder)
         return None
 
 
@@ -87,13 +98,8 @@ def _verify(folder: Path) -> None:
     if not isinstance(hashes, dict) or set(hashes) != {TENSORS, STATE}:
         raise ValueError(f"{MANIFEST} is not a checkpoint's")
     for name, expected in hashes.items():
-        if _sha256(folder / name) != expected:
+        if file_sha256(folder / name) != expected:
             raise ValueError(f"{name} is not what was written")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -144,7 +144,7 @@ class _Checkup:
         self._say("data", "source", f"{source} {where}".strip(), Mark.good)
 
     def _model(self) -> None:
-        from flexlora.hub import hub_is_offline, is_cached
+        from flexlora.hub import is_cached, trouble_with
         from flexlora.models import load_backbone, outline
 
         model = self.settings.model
@@ -152,7 +152,7 @@ class _Checkup:
         from_hub = model.path is not None and model.revision is not None and not Path(model.path).expanduser().is_dir()
         cached = from_hub and is_cached(model.path or "", model.revision)
         if from_hub and not cached:
-            if hub_is_offline():
+            if trouble_with(str(model.path), "model", model.revision) is not None:
                 try:
                     load_backbone(model, labels)  # for what the run itself would say
                 except UserError as error:

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from flexlora.errors import UserError, one_line
 from flexlora.results import environment
-from flexlora.results.files import JsonLines
+from flexlora.results.files import JsonLines, file_sha256
 from flexlora.results.folder import (
-    CHECKPOINTS,
     KEPT,
     RunFolder,
     cannot_write,
@@ -24,7 +23,7 @@ from flexlora.results.folder import (
     config_hash,
     variant_name,
 )
-from flexlora.results.record import Ending, RunRecord
+from flexlora.results.record import Ending, RunRecord, read_record
 from flexlora.settings import Precision, RunSettings
 from flexlora.training.alarms import rank_alarms
 from flexlora.training.plan import make_method, plan_steps, windows_line
@@ -36,11 +35,13 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from flexlora.methods import Method
-    from flexlora.training.loop import Outcome
+    from flexlora.training.loop import Loop, Outcome
 
 log = logging.getLogger("flexlora")
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# What a file system says that has no room, is read-only, has a limit on a file's size, or fails; some writes then name
+# no file.
+NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE)
 
 
 def run_path(settings: RunSettings, overrides: Iterable[str]) -> Path:
@@ -83,7 +84,7 @@ def run_job(settings: RunSettings, config: dict[str, Any], overrides: Iterable[s
             log.info("%s is finished: skipped", path)
             return Ending("skipped")
         try:
-            return _Job(settings, config, path, resume=verdict[0] == "resumed").run()
+            return _Job(settings, config, folder, resume=verdict[0] == "resumed").run()
         except OSError as error:  # the record itself could not be written
             raise cannot_write(path, error) from error
 
@@ -91,8 +92,14 @@ def run_job(settings: RunSettings, config: dict[str, Any], overrides: Iterable[s
 def _open(folder: RunFolder, stack: contextlib.ExitStack) -> str | UserError:
     """Take the folder until `stack` closes: `begun` or `resumed`; or `skipped`, or why it is refused."""
     try:
-        stack.enter_context(folder)
+        try:
+            stack.enter_context(folder)
+        except UserError:
+            if folder.is_finished():  # and may lie where nothing can be written any more
+                return "skipped"
+            raise
         if folder.is_finished():
+            folder.drop_checkpoints()  # it was killed just before it did so itself
             return "skipped"
         resume = folder.can_resume()
         if not resume:
@@ -126,9 +133,10 @@ def _log_file(path: Path) -> Iterator[None]:
 class _Job:
     """One run in an open folder; `record` fills up as it goes and is written however it ends."""
 
-    def __init__(self, settings: RunSettings, config: dict[str, Any], path: Path, resume: bool) -> None:
+    def __init__(self, settings: RunSettings, config: dict[str, Any], folder: RunFolder, resume: bool) -> None:
         self.settings = settings
-        self.path = path
+        self.folder = folder
+        self.path = path = folder.path
         self.resume = resume
         self.began = time.perf_counter()
         self.record = RunRecord(
@@ -155,28 +163,45 @@ class _Job:
             self._train()
         except UserError as error:
             record.status, record.error = "failed", str(error)
+            self._write_if_possible()
             raise
         except KeyboardInterrupt:
             record.status, record.error = "interrupted", f"interrupted at step {record.steps or 0}"
-            if checkpoint_folders(self.path):
-                log.info("interrupted at step %d: the same command goes on from there", record.steps or 0)
+            newest = next(iter(checkpoint_folders(self.path)), None)
+            if newest is not None:
+                log.info("%s: the same command goes on after step %d", record.error, newest)
+            self._write_if_possible()
             raise
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in NO_ROOM:
+            if isinstance(error, OSError) and self._is_of_its_folder(error):
                 refusal = cannot_write(self.path, error)
                 record.status, record.error = "failed", str(refusal)
+                self._write_if_possible()
                 raise refusal from error
             record.status, record.error = "failed", f"{type(error).__name__}: {one_line(error)}"
             log.error("%s", traceback.format_exc())
-        finally:
-            record.total_seconds = round(time.perf_counter() - self.began, 3)
-            if self.main:
-                record.write(self.path / "result.json")
+        self._write()
         if self.main:
-            if record.status in KEPT:  # nothing is left to go on with
-                shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
+            if record.status in KEPT:
+                self.folder.drop_checkpoints()
             summarise(record, self.path)
         return Ending(record.status, record.error)
+
+    def _write(self) -> None:
+        self.record.total_seconds = round(time.perf_counter() - self.began, 3)
+        if self.main:
+            self.record.write(self.path / "result.json")
+
+    def _write_if_possible(self) -> None:
+        """Write the record of a run that something else is to be said of than that this was not possible."""
+        try:
+            self._write()
+        except OSError as error:
+            log.warning("%s", cannot_write(self.path, error))
+
+    def _is_of_its_folder(self, error: OSError) -> bool:
+        """Whether it is the run's folder that failed, and no bug."""
+        return error.errno in NO_WRITING or str(error.filename).startswith(str(self.path))
 
     def _train(self) -> None:
         from accelerate.utils import set_seed
@@ -198,6 +223,7 @@ class _Job:
         task = load_task(settings.task)
         set_seed(settings.seed)
         backbone = load_backbone(settings.model, task.num_labels)
+        _refuse_not_finite(backbone.model, f"model.path: {settings.model.path}")
         if training.gradient_checkpointing:
             backbone.recompute_activations()
         task.preprocess(backbone.processor)
@@ -220,7 +246,9 @@ class _Job:
             log.info("%s", windows_line(method.schedule))
         model = method.wrap(backbone.model)
         if settings.adapter is not None:
+            _refuse_damaged(Path(settings.adapter).expanduser())
             method.load(model, Path(settings.adapter).expanduser())
+            _refuse_not_finite(model, f"adapter: {settings.adapter}")
             log.info("starting from %s", settings.adapter)
         record.parameters = dict(method.parameters(model))
 
@@ -253,7 +281,7 @@ class _Job:
                 checkpoints=checkpoints,
             )
             if saved is not None:
-                loop.load_state_dict(*saved)
+                _restore(loop, saved, self.path)
                 log.info("resumed after step %d", loop.outcome.steps)
             try:
                 loop.run()
@@ -265,7 +293,9 @@ class _Job:
         if ranks:
             record.rank_events = _events_summary(loop.outcome, ranks)
         if self.main:
-            record.adapter_bytes = _save(method, model, self.path)
+            files = _save(method, model, self.path)
+            record.adapter_bytes = sum(file.stat().st_size for file in files)
+            record.adapter_sha256 = {file.name: file_sha256(file) for file in files}
 
     def _take(self, outcome: "Outcome") -> None:
         record = self.record
@@ -278,6 +308,35 @@ class _Job:
         record.tokens = outcome.tokens
         record.train_seconds = round(outcome.train_seconds, 3)
         record.eval_seconds = round(outcome.eval_seconds, 3)
+
+
+def _refuse_not_finite(model: Any, what: str) -> None:
+    """Refuse weights that a damaged file made NaN or infinite, before a training is said to diverge over them.
+
+    Raises:
+        UserError: there are such; begins with `what`.
+    """
+    import torch
+
+    for name, parameter in model.named_parameters():
+        # The sum of a tensor needs no memory beside it, and is finite only if every value is.
+        if parameter.is_floating_point() and not parameter.detach().sum(dtype=torch.float32).isfinite():
+            raise UserError(f"{what} has values in {name} that are not finite: the file is damaged")
+
+
+def _restore(loop: "Loop", saved: tuple[dict[str, Any], dict[str, Any]], path: Path) -> None:
+    """Put a checkpoint into the loop.
+
+    Raises:
+        UserError: it is whole, and of another model or version than this one.
+    """
+    try:
+        loop.load_state_dict(*saved)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise UserError(
+            f"the checkpoints in {path} do not fit ({one_line(error)}): the model or the code is not what it was. "
+            "Move the folder away, or give variant=NAME."
+        ) from error
 
 
 def _on_cpu() -> bool:
@@ -360,8 +419,24 @@ def _json_lines(path: Path, position: dict[str, Any] | None) -> JsonLines:
         raise UserError(f"{error}: move the run's folder away, or give variant=NAME") from error
 
 
-def _save(method: "Method", model: Any, path: Path) -> int:
-    """Write `adapter/`, whole or not at all; its weights' size in bytes."""
+def _refuse_damaged(adapter: Path) -> None:
+    """Refuse the adapter of a finished run whose weights are no longer those that the run wrote.
+
+    Raises:
+        UserError: so it is; of an adapter from elsewhere nothing is known.
+    """
+    try:
+        written = read_record(adapter.resolve().parent / "result.json").adapter_sha256
+    except ValueError:
+        return
+    for name, sha256 in written.items():
+        file = adapter / name
+        if file.is_file() and file_sha256(file) != sha256:
+            raise UserError(f"adapter: {file} is not what its run wrote: it is damaged, or was changed since")
+
+
+def _save(method: "Method", model: Any, path: Path) -> list[Path]:
+    """Write `adapter/`, whole or not at all; the files with its weights."""
     from safetensors import SafetensorError
 
     part, adapter = path / ".adapter.part", path / "adapter"
@@ -377,7 +452,7 @@ def _save(method: "Method", model: Any, path: Path) -> int:
         raise UserError(f"cannot write {part}: {one_line(error)}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return sum(file.stat().st_size for file in adapter.rglob("*.safetensors"))
+    return sorted(adapter.glob("*.safetensors"))
 
 
 def summarise(record: RunRecord, path: Path) -> None:

@@ -1,5 +1,6 @@
 """The loop that trains every method on every task. It asks the method and the task, and knows neither by name."""
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,8 @@ from flexlora.training.stop import Interrupted, StopRequest
 from flexlora.training.together import largest, shared_failure
 from flexlora.training.trackers import scalars
 from flexlora.tuner.sharding import average_gradients, shard_base
+
+log = logging.getLogger("flexlora")
 
 NEVER = 2**31 - 1
 REMEDY = "lower training.learning_rate, or take training.precision=fp32 or bf16, and model.dtype=float32"
@@ -201,8 +204,15 @@ class Loop:
         """Keep a checkpoint and raise `Interrupted` where a signal came to any process."""
         number = largest(self._stop.number or 0)
         if number:
-            self._keep()
+            self._keep_if_possible()
             raise Interrupted(number)
+
+    def _keep_if_possible(self) -> None:
+        """A checkpoint on the way out, which a disk without room does not turn into a failure."""
+        try:
+            self._keep()
+        except OSError as error:
+            log.warning("no checkpoint of step %d: %s", self.outcome.steps, error.strerror or error)
 
     def _keep(self) -> bool:
         """A checkpoint of this moment; False, and none, where the training diverged."""
@@ -244,6 +254,7 @@ class Loop:
                 ]
             ),
             "tokens": gather_object([self._tokens]),
+            "data": self.task.provenance,
             "files": {name: None if file is None else file.position() for name, file in files.items()},
             "outcome": {
                 **{f.name: getattr(outcome, f.name) for f in fields(outcome) if f.name not in {"last", "best"}},
@@ -255,7 +266,7 @@ class Loop:
         """Go on where `state_dict` was taken; `tensors` are the model's that training changes.
 
         Raises:
-            UserError: it was taken with another number of processes.
+            UserError: it was taken with another number of processes, or on other data.
             ValueError: it is of another model.
         """
         mine, processes = self.accelerator.process_index, self.accelerator.num_processes
@@ -264,6 +275,8 @@ class Loop:
                 f"the run was stopped on {len(state['random'])} processes and cannot go on with {processes}: "
                 "start it as before, or give variant=NAME"
             )
+        if state["data"] != self.task.provenance:
+            raise UserError("the data is not what it was when the run was stopped: begin a new one with variant=NAME")
         restore_tensors(self.adapted, tensors)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
@@ -502,7 +515,7 @@ class Loop:
         """A signal came in an evaluation: it is begun anew when the run goes on."""
         self._began = time.perf_counter()  # no time of training
         if self.outcome.steps < self.total_steps:  # else there is a checkpoint of this moment
-            self._keep()
+            self._keep_if_possible()
         raise Interrupted(number)
 
     def _write(self, row: dict[str, Any]) -> None:
