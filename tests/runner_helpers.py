@@ -13,6 +13,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from unittest.mock import patch
 
+from flexlora.results.predictions import BEST, LAST, read_answers
 from flexlora.results.record import read_record
 
 COMMAND = Path(sys.executable).with_name("flexlora-run")
@@ -123,6 +124,11 @@ def differences(first: Path, second: Path) -> list[str]:
         before, after = load_file(first / file), load_file(second / file)
         found += [f"{file}: {key}" for key in before.keys() ^ after.keys()]
         found += [f"{file}: {key}" for key in before.keys() & after.keys() if not before[key].equal(after[key])]
+    for name in (LAST, BEST):
+        one, other = read_answers(first / name), read_answers(second / name)
+        same = one.step == other.step and one.predictions.keys() == other.predictions.keys()
+        if not same or any((one.predictions[key] != other.predictions[key]).any() for key in one.predictions):
+            found.append(name)
     a, b = read_record(first / "result.json"), read_record(second / "result.json")
     for name in ("status", "steps", "tokens", "rank_events", "parameters", "train_loss"):
         if getattr(a, name) != getattr(b, name):

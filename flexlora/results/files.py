@@ -27,8 +27,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` in one move: a reader, or a run killed half-way, never meets half a file."""
-    with replacing(path) as part, part.open("w", encoding="utf-8") as file:
-        file.write(text)
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Replace `path` by `content` in one move."""
+    with replacing(path) as part, part.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
@@ -95,3 +100,24 @@ class JsonLines:
     def _count(self, content: bytes) -> None:
         self._hash.update(content)
         self._bytes += len(content)
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of such a file, one a line; none where there is no file. A last line without its end is left out.
+
+    Raises:
+        ValueError: a whole line is no JSON object; says which.
+    """
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith("\n"):
+                return
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}, is not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, line {number}, is no JSON object")
+            yield row

@@ -19,6 +19,7 @@ from yaml import YAMLError
 
 from flexlora.errors import UserError, one_line
 from flexlora.results.files import to_json, write_text
+from flexlora.results.predictions import BEST, LAST
 from flexlora.results.record import read_record
 from flexlora.settings import flat_keys
 
@@ -36,7 +37,7 @@ PATH_KEYS = WHEREABOUTS | {
     "model.path",
     "task.data_dir",
 }
-LEFTOVERS = ("result.json", "metrics.jsonl", "ranks.jsonl", "config.yaml", "log.txt")
+LEFTOVERS = ("result.json", "metrics.jsonl", "ranks.jsonl", LAST, BEST, "config.yaml", "log.txt")
 CHECKPOINTS = "checkpoints"
 NAME = re.compile(r"step-([0-9]+)")
 # A run that ended so is kept; one that failed, was interrupted or killed goes on from its newest checkpoint.

@@ -21,6 +21,8 @@ class Split:
     name: str
     examples: Sequence[dict[str, Any]]
     lengths: Sequence[int]
+    labels: Sequence[Any] | None = None
+    """What the predictions are scored by, one number an example, to be kept beside them; None where there is none."""
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -107,7 +107,7 @@ class Commonsense(Task):
                 }
             )
             first += len(options)
-        return Split(name, examples, prompts.lengths)
+        return Split(name, examples, prompts.lengths, [example["answer"] for example in examples])
 
     def collate(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         if "texts" in examples[0]:

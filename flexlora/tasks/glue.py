@@ -58,7 +58,7 @@ class Glue(Task):
     def _split(self, name: str, rows: Rows, cache: TokenCache) -> Split:
         longest = min(self.settings.max_length, self.processor.model_max_length)
         tokens = cache.tokens(rows.texts, longest)
-        return Split(name, Examples(tokens, rows.labels), tokens.lengths)
+        return Split(name, Examples(tokens, rows.labels), tokens.lengths, rows.labels)
 
     def collate(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         labels = torch.tensor([example["labels"] for example in examples])

@@ -23,6 +23,7 @@ from flexlora.results.folder import (
     config_hash,
     variant_name,
 )
+from flexlora.results.predictions import Predictions
 from flexlora.results.record import Ending, RunRecord, read_record
 from flexlora.settings import Precision, RunSettings
 from flexlora.training.alarms import rank_alarms
@@ -279,6 +280,7 @@ class _Job:
                 metrics_file=metrics_file,
                 ranks_file=ranks_file,
                 checkpoints=checkpoints,
+                predictions=Predictions(self.path) if self.main else None,
             )
             if saved is not None:
                 _restore(loop, saved, self.path)

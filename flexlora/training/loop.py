@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from flexlora.errors import UserError
 from flexlora.methods import Method
 from flexlora.results.files import JsonLines
+from flexlora.results.predictions import Predictions
 from flexlora.settings import TrainingSettings
 from flexlora.tasks import Split, Task
 from flexlora.training import batching
@@ -80,6 +81,7 @@ class Loop:
         metrics_file: JsonLines | None = None,
         ranks_file: JsonLines | None = None,
         checkpoints: Checkpoints | None = None,
+        predictions: Predictions | None = None,
     ) -> None:
         self.task = task
         self.method = method
@@ -91,6 +93,7 @@ class Loop:
         self._metrics_file = metrics_file
         self._ranks_file = ranks_file
         self._checkpoints = checkpoints
+        self._predictions = predictions
         self._stop = StopRequest()
 
         self.adapted = self._place(model)
@@ -465,10 +468,11 @@ class Loop:
         counts = gather_object([self._tokens])
         outcome.tokens = {name: sum(count[name] for count in counts) for name in self._tokens}
         scores: dict[str, float] = {}
+        predictions: dict[str, list[Any]] = {}
         self.model.eval()
         for split in self.task.evaluation:
-            result["eval_loss"][split.name], predictions = self._predict(split)
-            scores |= self.task.score(split, predictions)
+            result["eval_loss"][split.name], predictions[split.name] = self._predict(split)
+            scores |= self.task.score(split, predictions[split.name])
         scores |= self.task.aggregate(scores)
         self.model.train()
         ranks = self.method.ranks(self.adapted)
@@ -484,6 +488,10 @@ class Loop:
         if outcome.best is None or result[main] > outcome.best[main]:
             outcome.best = result
         self._write({"kind": "eval", **result})
+        with shared_failure():
+            if self._predictions is not None:
+                labels = {split.name: split.labels for split in self.task.evaluation}
+                self._predictions.keep(outcome.steps, predictions, labels, best=outcome.best is result)
         self._bar.evaluation(outcome.steps, result["epoch"], outcome.train_loss, result[main], ranks)
 
     @torch.no_grad()

@@ -72,7 +72,8 @@ def decide(
 
 @dataclass
 class RankEvent:
-    """The record of one event. Ranks are those after it; scores, energy and the orthogonality error those before.
+    """The record of one event. Ranks are those after it; scores, energy, singular values and the
+    orthogonality error those before.
 
     Attributes:
         step: completed optimizer steps.
@@ -82,6 +83,8 @@ class RankEvent:
         ranks: rank of every module.
         scores: importance of every module; None where it is undefined and the module was left alone, 1e308 caps +inf.
         energy: Σ λ² of every module.
+        singular_values: |λ| of every module's active directions, largest first, to six digits: the spectrum behind its
+            entropy, whatever the importance is (its singular values where P and Q are orthonormal).
         active_parameters: parameters of the active directions: rank · (out + in + 1), summed.
         total_rank: sum of the ranks. Conserved exactly in `both`; the parameter count is not.
         orthogonality_error: R(P, Q) with p = 1, unweighted; None where it is not a number.
@@ -100,6 +103,7 @@ class RankEvent:
     ranks: dict[str, int]
     scores: dict[str, float | None]
     energy: dict[str, float | None]
+    singular_values: dict[str, list[float | None]]
     active_parameters: int
     total_rank: int
     orthogonality_error: float | None
@@ -368,6 +372,10 @@ class RankAllocator:
                     strict=True,
                 )
             ),
+            singular_values={
+                name: [_json_number(float(f"{value:.6g}")) for value in row[mask].abs().sort(descending=True).values]
+                for name, row, mask in zip(self.names, before.values, before.active, strict=True)
+            },
             active_parameters=sum(rank * cost for rank, cost in zip(ranks, self._costs, strict=True)),
             total_rank=sum(ranks),
             orthogonality_error=_json_number(before.orthogonality_error),

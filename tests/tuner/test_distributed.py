@@ -121,6 +121,10 @@ def test_equals_one_process_on_the_joint_batch(name: str, results: dict) -> None
         for key, value in theirs.items():
             if key in ("scores", "energy"):
                 assert ours[key] == pytest.approx(value, rel=1e-8, abs=1e-10), key
+            elif key == "singular_values":
+                assert ours[key].keys() == value.keys()
+                for module, spectrum in value.items():  # rounded to six digits
+                    assert ours[key][module] == pytest.approx(spectrum, rel=2e-6, abs=1e-10), module
             elif key == "orthogonality_error":
                 assert ours[key] == pytest.approx(value, rel=1e-8), key
             else:

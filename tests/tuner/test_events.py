@@ -304,7 +304,10 @@ def test_energy_and_scores_of_the_record_are_those_before(seed):
     scramble(model, seed)
     lams = spectra(model)
     event = RankAllocator(model, config, "default").hold_event(1)
-    for values, energy, score in zip(lams, event.energy.values(), event.scores.values(), strict=True):
+    recorded = zip(lams, event.energy.values(), event.scores.values(), event.singular_values.values(), strict=True)
+    for values, energy, score, spectrum in recorded:
+        assert spectrum == pytest.approx(sorted((abs(float(v)) for v in values), reverse=True), rel=5e-6)
+        assert spectrum == sorted(spectrum, reverse=True)
         assert energy == pytest.approx(math.fsum(float(v) ** 2 for v in values), rel=1e-6)
         if len(values) > 1:
             assert score == pytest.approx(min(1, max(0, entropy(values))), abs=1e-9)
