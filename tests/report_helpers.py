@@ -2,9 +2,12 @@
 
 import csv
 import io
+import json
 import subprocess
 import sys
 from pathlib import Path
+
+import numpy as np
 
 from flexlora.results.record import RunRecord
 
@@ -75,3 +78,61 @@ def figures(*arguments: object) -> list[dict[str, str]]:
 def line_of(text: str, start: str) -> list[str]:
     """The words of the first line that starts with `start`."""
     return next(line.split() for line in text.splitlines() if line.startswith(start))
+
+
+KINDS = (
+    "attention.self.query_proj",
+    "attention.self.key_proj",
+    "attention.self.value_proj",
+    "attention.output.dense",
+    "intermediate.dense",
+    "output.dense",
+)
+
+
+def write_training(folder: Path, layers: int = 4, events: int = 5, tilt: int = 1, kinds=KINDS, seed: int = 0) -> Path:
+    """What a run of FlexLoRA leaves beside its record, for `folder` of `write_run`: ranks, metrics, adapter.
+
+    At every event a matrix of a first layer (with a `tilt` of -1: of a last one) whose turn it is gains a direction,
+    and the one of the same kind at the other end loses one; ranks begin at 8, and λ is drawn by `seed`.
+    """
+    from safetensors.numpy import save_file
+
+    draw = np.random.default_rng(seed)
+    names = [f"model.encoder.layer.{layer}.{kind}" for layer in range(layers) for kind in kinds]
+    ranks = dict.fromkeys(names, 8)
+    rows = []
+    for event in range(events):
+        spectra = {
+            name: sorted(map(float, draw.exponential(size=ranks[name]).round(3)), reverse=True) for name in names
+        }
+        shallow, deep = 0 + event % max(1, layers // 3), layers - 1 - event % max(1, layers // 4)
+        kind = kinds[event % len(kinds)]
+        grown, pruned = (f"model.encoder.layer.{i}.{kind}" for i in ((shallow, deep)[::tilt]))
+        if ranks[pruned] == 1:
+            grown, pruned = pruned, grown
+        ranks[grown] += 1
+        ranks[pruned] -= 1
+        rows.append(
+            {
+                "step": 10 * (event + 1),
+                "budget": 1,
+                "pruned": [pruned],
+                "grown": [grown],
+                "ranks": dict(ranks),
+                "scores": {name: float(draw.uniform(0.4, 1)) for name in names},
+                "energy": {name: sum(value**2 for value in spectrum) for name, spectrum in spectra.items()},
+                "singular_values": spectra,
+                "total_rank": sum(ranks.values()),
+            }
+        )
+    (folder / "ranks.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    metrics = [{"kind": "train", "step": step, "loss": 1 / step, "train_seconds": 0.1} for step in (1, 2, 3)]
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in metrics), encoding="utf-8")
+    tensors = {}
+    for name in names:
+        values = draw.normal(size=ranks[name]).astype(np.float32)
+        tensors[f"base_model.model.{name}.flexlora_lambda"] = values
+    (folder / "adapter").mkdir()
+    save_file(tensors, folder / "adapter" / "adapter_model.safetensors")
+    return folder

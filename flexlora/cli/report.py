@@ -1,4 +1,4 @@
-"""`flexlora-report`: the tables of the runs under a folder."""
+"""`flexlora-report`: the tables of the runs under a folder; behind a first word of their own, the other pages."""
 
 import argparse
 import os
@@ -6,28 +6,30 @@ import shutil
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn
 
+from flexlora.cli.readings import COMMANDS
+from flexlora.cli.reporting import (
+    BROKEN,
+    REFUSED,
+    Parser,
+    check_method,
+    collect_runs,
+    make_folder,
+    of_methods,
+    say,
+    write,
+)
 from flexlora.cli.terminal import take_any_letter
 from flexlora.errors import UserError, did_you_mean
-from flexlora.report import tuned
 from flexlora.report.build import Sheet, build
 from flexlora.report.documents import as_html, as_latex, as_markdown
 from flexlora.report.render import as_csv, as_text
 from flexlora.report.tables import BENCHMARKS, TABLES
-from flexlora.results.collect import Run, collect
-from flexlora.results.files import write_text
+from flexlora.results.collect import Run
 
-BROKEN, REFUSED = 1, 2
 FORMATS = {"text": ".txt", "markdown": ".md", "csv": ".csv", "latex": ".tex", "html": ".html"}
 WRITERS = {"markdown": as_markdown, "csv": as_csv, "latex": as_latex, "html": as_html}
 SAVED = ("md", "csv", "tex", "html")
-FIRST_RUNS = "flexlora-run -m task=glue/cola method=lora,flexlora scale=tiny makes two."
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (--help lists what there is)")
 
 
 def main() -> None:
@@ -38,22 +40,24 @@ def main() -> None:
     """
     take_any_letter()
     try:
-        sys.exit(_report(_parser().parse_args()))
+        name, *words = sys.argv[1:] or [""]
+        sys.exit(COMMANDS[name](words) if name in COMMANDS else _tables(_parser().parse_args()))
     except UserError as error:
-        _say(error)
+        say(error)
         sys.exit(REFUSED)
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(BROKEN)
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="flexlora-report",
         description="The tables of all runs under a folder, with the paper's numbers beside runs of the paper's size. "
         "One table for each scale and model; a row for each method and variant, a cell for its seeds.",
         epilog="A folder of one scale, task or model narrows the table: flexlora-report outputs/local/glue/cola. "
-        "Exit code: 0; 1 where some record is broken; 2 where there is nothing to show.",
+        "Exit code: 0; 1 where some record is broken; 2 where there is nothing to show. "
+        f"Other pages, each with a --help of its own: {', '.join(f'flexlora-report {name}' for name in COMMANDS)}.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('flexlora')}")
     parser.add_argument("folder", nargs="?", default="outputs", help="where to look for runs (default: outputs)")
@@ -93,7 +97,7 @@ def _parser() -> _Parser:
     return parser
 
 
-def _report(options: argparse.Namespace) -> int:
+def _tables(options: argparse.Namespace) -> int:
     if options.table not in (None, *TABLES):
         near = did_you_mean(options.table, TABLES)
         raise UserError(f"there is no table '{options.table}'.{near} There are: {', '.join(TABLES)}.")
@@ -101,18 +105,12 @@ def _report(options: argparse.Namespace) -> int:
         raise UserError("--save writes every format under names of its own: leave --output and --format out")
     kind = options.format or _format_of(options.output)
     root = Path(options.folder)
-    if not root.is_dir():
-        raise UserError(f"there is no folder {root}: give the output_root of your runs. {FIRST_RUNS}")
-    found = collect(root)
-    for line in found.broken:
-        _say(line)
+    found = collect_runs(root)
     if not found.runs:
-        if found.broken:
-            return BROKEN
-        raise UserError(f"there are no runs in {root}. {FIRST_RUNS}")
-    runs = _of_methods(found.runs, options.method)
+        return BROKEN
+    runs = of_methods(found.runs, options.method)
     if options.against is not None:
-        _check_method(options.against, runs)
+        check_method(options.against, runs)
     if options.tuned is not None:
         print(_tuned(runs, options.tuned, root), end="", flush=True)
         return BROKEN if found.broken else 0
@@ -140,22 +138,9 @@ def _format_of(output: Path | None) -> str:
     return kinds[output.suffix]
 
 
-def _of_methods(runs: list[Run], wanted: str | None) -> list[Run]:
-    if wanted is None:
-        return runs
-    names = wanted.split(",")
-    for name in names:
-        _check_method(name, runs)
-    return [run for run in runs if run.record.method in names]
-
-
-def _check_method(name: str, runs: list[Run]) -> None:
-    known = sorted({run.record.method for run in runs})
-    if name not in known:
-        raise UserError(f"no run of method '{name}'.{did_you_mean(name, known)} There are: {', '.join(known)}.")
-
-
 def _tuned(runs: list[Run], key: str, root: Path) -> str:
+    from flexlora.report import tuned  # here, as its look into settings imports hydra
+
     entries = tuned.tuned(runs, key)
     if not entries:
         raise UserError(
@@ -166,15 +151,12 @@ def _tuned(runs: list[Run], key: str, root: Path) -> str:
 
 
 def _save_all(sheets: list[Sheet], folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write into {folder}: {error.strerror or error}") from error
+    make_folder(folder)
     for name in dict.fromkeys(sheet.table.name for sheet in sheets):
         of_table = [sheet for sheet in sheets if sheet.table.name == name]
         for ending in SAVED:
             path = folder / f"{name}.{ending}"
-            _write(path, WRITERS[_format_of(path)](of_table))
+            write(path, WRITERS[_format_of(path)](of_table))
         print(f"{folder / name}.{{{','.join(SAVED)}}}: {_number(of_table)}")
 
 
@@ -187,23 +169,12 @@ def _show(sheets: list[Sheet], kind: str, output: Path | None) -> None:
     if output is None:
         print(text, end="", flush=True)
         return
-    _write(output, text)
+    write(output, text)
     print(f"{output}: {_number(sheets)}")
 
 
 def _number(sheets: list[Sheet]) -> str:
     return f"{len(sheets)} table{'s' if len(sheets) > 1 else ''}"
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        write_text(path, text)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def _say(what: object) -> None:
-    print(f"flexlora-report: {what}", file=sys.stderr)
 
 
 if __name__ == "__main__":

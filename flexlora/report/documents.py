@@ -58,7 +58,7 @@ def as_html(sheets: Sequence[Sheet]) -> str:
             f"<style>\n{STYLE}</style>",
             "</head>",
             "<body>",
-            *map(_html, sheets),
+            *map(sheet_as_html, sheets),
             "</body>",
             "</html>",
             "",
@@ -145,7 +145,8 @@ def _one_line(name: str) -> str:
     return " ".join(name.split())
 
 
-def _html(sheet: Sheet) -> str:
+def sheet_as_html(sheet: Sheet) -> str:
+    """A table under its title, as a part of a page."""
     heads = "".join(f"<th>{html.escape(head)}</th>" for head in ("method", *_heads(sheet)))
     lines = [f"<h2>{html.escape(sheet.title)}</h2>", *(f"<p>{html.escape(line)}</p>" for line in _captions(sheet))]
     lines += ["<div><table>", f"<thead><tr>{heads}</tr></thead>"]

@@ -1,0 +1,170 @@
+"""The subcommands of `flexlora-report`, by the first word of its command line. Each imports what it needs itself."""
+
+import itertools
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from flexlora.cli.reporting import BROKEN, Parser, collect_runs, make_folder, of_methods, write, write_content
+from flexlora.errors import UserError, did_you_mean, one_line
+from flexlora.results.collect import Collection, Run, collect
+
+if TYPE_CHECKING:
+    from flexlora.report.groups import Allocated
+
+DIFFER = 1
+FIGURES = {
+    "ranks": "ranks by layer and module over training (the paper's Figure 2)",
+    "singular_values": "singular values by matrix (Figure 3)",
+    "energy_entropy": "energy, entropy and rank of every matrix",
+    "importance": "importance of every matrix at every event",
+    "learning_curves": "learning curves with bands over seeds",
+    "accuracy_parameters": "the last evaluation against active parameters",
+}
+ENDINGS = ("png", "svg")
+GROUPS_ON_PAGE = 2
+"""A page shows the ranks of so many groups of seeds; a sweep may have hundreds."""
+
+
+def _figures(words: Sequence[str]) -> int:
+    listed = "; ".join(f"{name}: {text}" for name, text in FIGURES.items())
+    parser = _parser("figures", f"Figures of the runs under a folder, each as PNG and SVG. {listed}.")
+    parser.add_argument("--save", type=Path, metavar="FOLDER", required=True, help="write them into this folder")
+    parser.add_argument("--only", metavar="A,B", help="these figures only")
+    options = parser.parse_args(words)
+    wanted = list(FIGURES) if options.only is None else options.only.split(",")
+    for name in wanted:
+        if name not in FIGURES:
+            raise UserError(
+                f"there is no figure '{name}'.{did_you_mean(name, FIGURES)} There are: {', '.join(FIGURES)}."
+            )
+    figures = _load_figures()
+    found = collect_runs(options.folder)
+    runs = of_methods(found.runs, options.method)
+    groups = _allocated(runs)[0] if set(wanted) & set(figures.OF_ALLOCATIONS) else []
+    make_folder(options.save)
+    count = 0
+    for drawing in itertools.chain(figures.draw_allocations(groups, wanted), figures.draw_sweeps(runs, wanted)):
+        for ending in ENDINGS:
+            write_content(options.save / f"{drawing.name}.{ending}", drawing.save(ending))
+        print(f"{options.save / drawing.name}.{{{','.join(ENDINGS)}}}", flush=True)
+        count += 1
+    if not count:
+        raise UserError(
+            f"there is nothing to draw in {options.folder}: no run that is done has what these figures show"
+        )
+    return BROKEN if found.broken else 0
+
+
+def _claims(words: Sequence[str]) -> int:
+    parser = _parser(
+        "claims", "What the paper's text says of its allocations, checked on each group of seeds, with the numbers."
+    )
+    options = parser.parse_args(words)
+
+    from flexlora.report.claims import as_text, check
+
+    found = collect_runs(options.folder)
+    groups = _allocated(of_methods(found.runs, options.method))[0]
+    if not groups:
+        raise UserError(f"no run in {options.folder} that is done moved its ranks")
+    print(as_text([(group.name, check(group.seeds)) for group in groups]), end="", flush=True)
+    return BROKEN if found.broken else 0
+
+
+def _parser(name: str, description: str) -> Parser:
+    parser = Parser(prog=f"flexlora-report {name}", description=description)
+    parser.add_argument(
+        "folder", nargs="?", default="outputs", type=Path, help="where to look for runs (default: outputs)"
+    )
+    parser.add_argument("--method", metavar="A,B", help="of these methods only")
+    return parser
+
+
+def _allocated(runs: Sequence[Run], most: int | None = None) -> tuple[list["Allocated"], int]:
+    from flexlora.report.groups import allocated
+
+    try:
+        return allocated(runs, most)
+    except (OSError, ValueError) as error:
+        raise UserError(one_line(error)) from error
+
+
+def _load_figures() -> ModuleType:
+    try:
+        from flexlora.report import figures
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("matplotlib"):
+            raise
+        raise UserError("figures need matplotlib: pip install 'flexlora[figures]'") from error
+    return figures
+
+
+def _html(words: Sequence[str]) -> int:
+    parser = _parser(
+        "html", "One self-contained page of the runs under a folder: sortable tables, figures, settings, failures."
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", required=True, help="write to this file")
+    options = parser.parse_args(words)
+    figures = _load_figures()
+
+    from flexlora.report.build import build
+    from flexlora.report.claims import check
+    from flexlora.report.page import as_page
+    from flexlora.report.tables import BENCHMARKS
+
+    found = collect_runs(options.folder)
+    runs = of_methods(found.runs, options.method)
+    groups, more = _allocated(runs, most=GROUPS_ON_PAGE)
+    note = f"The ranks of {more} more groups of seeds: flexlora-report figures {options.folder} --save DIR"
+    page = as_page(
+        options.folder,
+        Collection(runs, found.broken),
+        [sheet for table in BENCHMARKS for sheet in build(table, runs)],
+        itertools.chain(figures.draw_sweeps(runs), figures.draw_allocations(groups)),
+        [(group.name, check(group.seeds)) for group in groups],
+        note if more else None,
+    )
+    write(options.output, page)
+    print(f"{options.output}: {len(runs)} runs")
+    return BROKEN if found.broken else 0
+
+
+def _compare(words: Sequence[str]) -> int:
+    parser = Parser(
+        prog="flexlora-report compare",
+        description="Where two runs differ: settings, data, versions, outcome, every evaluation, the first line of "
+        "metrics.jsonl, rank events, predictions, weights.",
+        epilog="Exit code: 0 where they are equal but for clocks and interruptions; 1 where they differ; 2 refused.",
+    )
+    parser.add_argument("first", metavar="A", type=Path, help="a run's folder")
+    parser.add_argument("second", metavar="B", type=Path, help="another's")
+    options = parser.parse_args(words)
+
+    from flexlora.report.compare import as_text, compare
+
+    first, second = (_run(folder) for folder in (options.first, options.second))
+    sections = compare(first, second)
+    print(as_text(first, second, sections, shutil.get_terminal_size((140, 24)).columns), end="", flush=True)
+    return DIFFER if any(section.counts for section in sections) else 0
+
+
+def _run(folder: Path) -> Run:
+    """The only run in `folder`."""
+    found = collect(folder)
+    if found.broken:
+        raise UserError(found.broken[0])
+    if len(found.runs) != 1:
+        count = f"are {len(found.runs)} runs" if found.runs else "is no run"
+        raise UserError(f"there {count} in {folder}: give a run's own folder, .../seed<k>")
+    return found.runs[0]
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "figures": _figures,
+    "claims": _claims,
+    "html": _html,
+    "compare": _compare,
+}

@@ -1,0 +1,152 @@
+"""How a run spread its ranks over the matrices, from its folder: `ranks.jsonl` over time, `adapter/` at the end."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from flexlora.results.collect import Run
+from flexlora.results.files import read_json_lines
+
+Array = npt.NDArray[np.float64]
+# The singular values in a saved adapter: FlexLoRA's, and AdaLoRA's.
+SPECTRA = (".flexlora_lambda", ".lora_E")
+PEFT_PREFIX = "base_model.model."
+UNDEFINED = 1e300
+"""A score above stands for an infinite one, which JSON does not have: rank 1, or all λ 0, set to grow first."""
+
+
+class Place(NamedTuple):
+    """Where a matrix stands: its layer, counted from 0, and which one of the layer's it is."""
+
+    layer: int
+    kind: str
+
+
+def place_of(module: str) -> Place | None:
+    """The place of a module by its name: the first number in it counts the layers. None outside of layers."""
+    match = re.search(r"(?:^|\.)(\d+)\.(.+)$", module)
+    return None if match is None else Place(int(match[1]), match[2])
+
+
+def short_names(kinds: Sequence[str]) -> dict[str, str]:
+    """Each kind by the shortest end of its name that no other one ends with, or by its whole name."""
+
+    def short(kind: str) -> str:
+        parts = kind.split(".")
+        ends = (".".join(parts[i:]) for i in range(len(parts) - 1, -1, -1))
+        return next((end for end in ends if sum(f".{other}".endswith(f".{end}") for other in kinds) == 1), kind)
+
+    return {kind: short(kind) for kind in kinds}
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Ranks of one run over its M matrices in layers, E events.
+
+    Attributes:
+        run: the run.
+        places: where the matrices stand, M.
+        steps: optimizer steps of the events, E.
+        ranks: (E + 1, M); the first row is before the first event.
+        scores: (E, M) importance before each event; NaN where it was undefined or is not recorded.
+        spectra: |λ| of every matrix at the end, largest first; None where no adapter with such values was saved.
+    """
+
+    run: Run
+    places: list[Place]
+    steps: list[int]
+    ranks: Array
+    scores: Array
+    spectra: list[Array] | None
+
+    @property
+    def layers(self) -> int:
+        return 1 + max(place.layer for place in self.places)
+
+    @property
+    def kinds(self) -> list[str]:
+        """In the order of the model."""
+        return list(dict.fromkeys(place.kind for place in self.places))
+
+    def grid(self, values: Array) -> Array:
+        """(..., M) → (..., kinds, layers), NaN where a layer has no such matrix."""
+        kinds = self.kinds
+        grid = np.full((*values.shape[:-1], len(kinds), self.layers), np.nan)
+        for i, place in enumerate(self.places):
+            grid[..., kinds.index(place.kind), place.layer] = values[..., i]
+        return grid
+
+
+def read_allocation(run: Run) -> Allocation | None:
+    """What a run recorded of its ranks; None where there were no rank events, or no matrix in a layer.
+
+    Raises:
+        ValueError: a file is broken; says which and why.
+    """
+    events = list(read_json_lines(run.path / "ranks.jsonl"))
+    try:
+        found = {name: place_of(name) for name in events[0]["ranks"]} if events else {}
+        placed = {name: place for name, place in found.items() if place is not None}
+        if not placed:
+            return None
+        after = [[float(event["ranks"][name]) for name in placed] for event in events]
+        scores = [[_score((event.get("scores") or {}).get(name)) for name in placed] for event in events]
+        before = _before(events[0], placed, run)
+        steps = [int(event["step"]) for event in events]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{run.path / 'ranks.jsonl'} does not hold rank events: see {error}") from error
+    spectra = _read_spectra(run.path / "adapter")
+    whole = [spectra[name] for name in placed] if placed.keys() <= spectra.keys() else None
+    return Allocation(run, [*placed.values()], steps, np.array([before, *after]), np.array(scores), whole)
+
+
+def _before(event: dict[str, Any], names: Sequence[str] | dict[str, Place], run: Run) -> list[float]:
+    """Ranks before the first event; AdaLoRA's mask may take several directions at once, from an `init_r` for all."""
+    start = run.record.config.get("method", {}).get("init_r")
+    if start is not None:
+        return [float(start)] * len(names)
+    return [float(event["ranks"][name] + (name in event["pruned"]) - (name in event["grown"])) for name in names]
+
+
+def _score(value: float | None) -> float:
+    return np.nan if value is None or abs(value) > UNDEFINED else float(value)
+
+
+def _read_spectra(adapter: Path) -> dict[str, Array]:
+    """|λ| by module, largest first, of the directions that are there; AdaLoRA's masked ones are 0 and left out."""
+    from safetensors import SafetensorError, safe_open
+
+    found: dict[str, Array] = {}
+    file = adapter / "adapter_model.safetensors"
+    if not file.is_file():
+        return found
+    try:
+        with safe_open(file, framework="numpy") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 - no mapping
+                ending = next((ending for ending in SPECTRA if key.endswith(ending)), None)
+                if ending is not None:
+                    values = np.abs(tensors.get_tensor(key).astype(np.float64)).ravel()
+                    kept = values if ending == SPECTRA[0] else values[values > 0]
+                    found[key.removeprefix(PEFT_PREFIX).removesuffix(ending)] = np.sort(kept)[::-1]
+    except (SafetensorError, TypeError) as error:
+        raise ValueError(f"{file} is no adapter that numpy reads: {error}") from error
+    return found
+
+
+def energy(spectrum: Array) -> float:
+    """Σ λ²."""
+    return float((spectrum**2).sum())
+
+
+def entropy(spectrum: Array) -> float:
+    """I = -(1/log r) Σ s log(s + ε) with s = λ² / Σ λ² (Eq. 3); NaN at rank 1 and where all λ are 0."""
+    square = spectrum**2
+    if len(square) < 2 or not square.sum() > 0:
+        return float("nan")
+    share = square / square.sum()
+    return float(np.clip(-(share * np.log(share + 1e-8)).sum() / np.log(len(share)), 0.0, 1.0))

@@ -1,0 +1,106 @@
+"""Figures over whole sweeps, from records alone: learning curves with bands, figures against active parameters."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
+
+from flexlora.report.figures.style import look, new_figure
+from flexlora.report.lines import count
+from flexlora.results.collect import Run
+
+COLUMNS = 3
+ROWS = Mapping[str, Sequence[Run]]
+"""Runs by what stands in the legend, the seeds of one method and variant together."""
+
+
+def draw_learning_curves(tasks: Mapping[str, ROWS], title: str) -> Figure:
+    """The main figure of every evaluation, a panel for each task: means over seeds, bands of ± a standard deviation."""
+    figure, panels = _panels(tasks, title)
+    labels = _numbers(tasks)
+    for panel, (task, rows) in zip(panels, tasks.items(), strict=False):
+        for label, runs in rows.items():
+            points = _by_epoch(runs)
+            style = look(labels[label])
+            every = max(1, len(points) // 8)
+            middle = [statistics.fmean(values) for values in points.values()]
+            panel.plot([*points], middle, lw=1.2, ms=3.5, markevery=every, **style)
+            spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in points.values()]
+            if any(spread):
+                low, high = np.subtract(middle, spread), np.add(middle, spread)
+                panel.fill_between([*points], low, high, color=style["color"], alpha=0.15, lw=0)
+        panel.set_title(f"{task}: {_metric(rows)}")
+        panel.set_xlabel("epoch")
+        panel.set_ylabel("percent")
+    _legend(figure, labels)
+    return figure
+
+
+def draw_accuracy_parameters(tasks: Mapping[str, ROWS], title: str) -> Figure:
+    """The last evaluation against the adapter's active parameters, a panel for each task; bars of ± a deviation."""
+    figure, panels = _panels(tasks, title)
+    labels = _numbers(tasks)
+    for panel, (task, rows) in zip(panels, tasks.items(), strict=False):
+        for label, runs in rows.items():
+            values = [100 * run.record.metrics["last"][run.record.main_metric] for run in runs]
+            sizes = [run.record.parameters.get("adapter_active", 0) for run in runs]
+            style = look(labels[label])
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            size = statistics.fmean(sizes)
+            if size > 0:
+                style["linestyle"] = "none"
+                panel.errorbar(size, statistics.fmean(values), spread or None, ms=6, capsize=2, mec="black", **style)
+            else:  # a head alone: no place on a logarithmic axis
+                panel.axhline(statistics.fmean(values), lw=1, color=style["color"], linestyle=style["linestyle"])
+        panel.set_xscale("log")
+        panel.xaxis.set_major_formatter(lambda value, _: count(value))
+        panel.xaxis.set_minor_formatter(NullFormatter())
+        panel.margins(x=0.2, y=0.15)
+        panel.set_title(f"{task}: {_metric(rows)}")
+        panel.set_xlabel("active parameters of the adapter")
+        panel.set_ylabel("percent, last evaluation")
+    _legend(figure, labels, lines=False)
+    return figure
+
+
+def _panels(tasks: Mapping[str, ROWS], title: str) -> tuple[Figure, list[Axes]]:
+    columns = min(COLUMNS, len(tasks))
+    rows = -(-len(tasks) // columns)
+    lines = len(_numbers(tasks))
+    figure = new_figure(max(6.0, 1.6 + 3.0 * columns), max(0.9 + 2.6 * rows, 0.8 + 0.2 * lines) + 0.2, title)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for panel in grid.flat[len(tasks) :]:
+        panel.set_axis_off()
+    return figure, list(grid.flat)
+
+
+def _numbers(tasks: Mapping[str, ROWS]) -> dict[str, int]:
+    """Each label's number, the same in all panels."""
+    return {label: i for i, label in enumerate(dict.fromkeys(label for rows in tasks.values() for label in rows))}
+
+
+def _metric(rows: ROWS) -> str:
+    return str(next(run.record.main_metric for runs in rows.values() for run in runs)).replace("_", " ")
+
+
+def _by_epoch(runs: Sequence[Run]) -> dict[float, list[float]]:
+    """The main figure of all seeds at every epoch that one was evaluated after, in percent."""
+    found: dict[float, list[float]] = {}
+    for run in runs:
+        for row in run.record.history:
+            value = row.get(run.record.main_metric or "")
+            if isinstance(value, int | float):
+                found.setdefault(float(row["epoch"]), []).append(100 * value)
+    return dict(sorted(found.items()))
+
+
+def _legend(figure: Figure, labels: Mapping[str, int], lines: bool = True) -> None:
+    handles = [
+        Line2D([], [], label=label, ms=4.5, lw=1.2, **{**look(i), **({} if lines else {"linestyle": "none"})})
+        for label, i in labels.items()
+    ]
+    figure.legend(handles=handles, loc="outside right center")

@@ -1,0 +1,80 @@
+"""Runs that belong together: of one scale and model, of one task, of one method and variant."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flexlora.report.allocation import Allocation, read_allocation
+from flexlora.results.collect import Run
+
+MOST_ROWS = 12
+"""As many curves can be told apart."""
+
+
+@dataclass(frozen=True)
+class Allocated:
+    """The seeds of one method and variant on one task, whose ranks moved."""
+
+    seeds: list[Allocation]
+
+    @property
+    def name(self) -> str:
+        """For a title."""
+        record = self.seeds[0].run.record
+        seeds = ", ".join(str(one.run.record.seed) for one in self.seeds)
+        row = row_name(self.seeds[0].run)
+        word = "seeds" if len(self.seeds) > 1 else "seed"
+        return f"{record.task} · {record.model}, scale={record.scale} · {row} · {word} {seeds}"
+
+    @property
+    def file(self) -> str:
+        """For a file's name."""
+        record = self.seeds[0].run.record
+        parts = (record.scale, record.model, record.task.replace("/", "-"), record.method, record.variant)
+        return "_".join(part for part in parts if part != "default")
+
+
+def row_name(run: Run) -> str:
+    """Method and variant."""
+    return run.record.method if run.record.variant == "default" else f"{run.record.method} {run.record.variant}"
+
+
+def by_place(runs: Sequence[Run]) -> dict[tuple[str, str], dict[str, dict[str, list[Run]]]]:
+    """Runs that are done by (scale, model), then task, then method and variant; figures of two places never compare."""
+    found: dict[tuple[str, str], dict[str, dict[str, list[Run]]]] = {}
+    for run in runs:
+        record = run.record
+        last = record.metrics.get("last")
+        if record.status == "done" and last and record.main_metric in last:
+            rows = found.setdefault((record.scale, record.model), {}).setdefault(record.task, {})
+            rows.setdefault(row_name(run), []).append(run)
+    return found
+
+
+def allocated(runs: Sequence[Run], most: int | None = None) -> tuple[list[Allocated], int]:
+    """Runs that are done and whose ranks moved, the seeds of a method, variant and task together.
+
+    Seeds whose events or matrices are not the first one's (of other data, under one variant's name) are left out.
+
+    Args:
+        most: read so many groups only.
+
+    Returns:
+        The groups, and how many more runs' groups there may be, unread.
+
+    Raises:
+        ValueError: a file of theirs is broken; says which and why.
+    """
+    groups: dict[tuple[str, str, str, str, str], list[Run]] = {}
+    for run in runs:
+        record = run.record
+        if record.status == "done" and record.rank_events and record.rank_events.get("count"):
+            key = (record.scale, record.model, record.task, record.method, record.variant)
+            groups.setdefault(key, []).append(run)
+    found: list[Allocated] = []
+    left = list(groups.values())
+    while left and (most is None or len(found) < most):
+        seeds = [one for one in map(read_allocation, left.pop(0)) if one is not None]
+        if seeds:
+            first = seeds[0]
+            found.append(Allocated([one for one in seeds if (one.places, one.steps) == (first.places, first.steps)]))
+    return found, len(left)

@@ -1,0 +1,229 @@
+"""One page of a sweep, for a browser: tables, figures, settings, runs and failures in a single file, no network."""
+
+import base64
+import html
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flexlora.report.build import Sheet
+from flexlora.report.claims import Claim
+from flexlora.report.documents import STYLE, sheet_as_html
+from flexlora.report.lines import count
+from flexlora.results.collect import Collection, Run
+from flexlora.results.folder import WHEREABOUTS
+from flexlora.settings import flat_keys
+
+if TYPE_CHECKING:
+    from flexlora.report.figures import Drawing
+
+SHOWN_VALUES = 8
+PIXELS_PER_INCH = 96
+PAGE_STYLE = """\
+body { max-width: 1200px; margin: 1.5em auto; padding: 0 1em; }
+h1 { font-size: 1.4em; }
+h1, h2, h3, p, li { overflow-wrap: anywhere; }
+nav a { display: inline-block; margin-right: 1em; }
+figure { margin: 1em 0; overflow-x: auto; }
+figure img { max-width: 100%; height: auto; }
+@media (max-width: 700px) { figure img { max-width: none; } }
+th.sortable { cursor: pointer; }
+th.sortable::after { content: " \\2195"; color: #999; }
+th[aria-sort=ascending]::after { content: " \\2191"; color: inherit; }
+th[aria-sort=descending]::after { content: " \\2193"; color: inherit; }
+td.text, th.text { text-align: left; }
+td.reason { white-space: normal; min-width: 20em; overflow-wrap: anywhere; text-align: left; }
+summary { cursor: pointer; }
+"""
+
+# A click on a head sorts by its column, a second one the other way. Lines in grey stay below the line they belong to,
+# and groups of rows together; what is no number comes last.
+SCRIPT = """\
+function key(row, column) {
+  const cell = row.cells[column];
+  const text = cell.dataset.value ?? cell.textContent;
+  const number = parseFloat(text.replace(/,/g, ''));
+  return cell.classList.contains('text') || row.cells[0] === cell ? text : Number.isNaN(number) ? null : number;
+}
+function compare(a, b, sign) {
+  if (a === null || b === null) return (a === null) - (b === null);
+  return sign * (typeof a === 'number' && typeof b === 'number' ? a - b : String(a).localeCompare(String(b)));
+}
+function units(body) {
+  const found = [];
+  for (const row of [...body.rows]) {
+    if (row.classList.contains('aside') && found.length) found.at(-1).push(row); else found.push([row]);
+  }
+  return found;
+}
+for (const table of document.querySelectorAll('table')) {
+  [...table.tHead.rows[0].cells].forEach((head, column) => {
+    head.classList.add('sortable');
+    head.tabIndex = 0;
+    head.addEventListener('keydown', event => { if (event.key === 'Enter') head.click(); });
+    head.addEventListener('click', () => {
+      const sign = head.getAttribute('aria-sort') === 'ascending' ? -1 : 1;
+      for (const other of table.tHead.rows[0].cells) other.removeAttribute('aria-sort');
+      head.setAttribute('aria-sort', sign > 0 ? 'ascending' : 'descending');
+      const by = (a, b) => compare(key(a, column), key(b, column), sign);
+      for (const body of table.tBodies) {
+        units(body).sort((a, b) => by(a[0], b[0])).forEach(rows => body.append(...rows));
+      }
+      [...table.tBodies].sort((a, b) => by(a.rows[0], b.rows[0])).forEach(body => table.append(body));
+    });
+  });
+}
+"""
+
+
+def as_page(
+    root: Path,
+    found: Collection,
+    sheets: Sequence[Sheet],
+    drawings: Iterable["Drawing"],
+    claims: Sequence[tuple[str, Sequence[Claim]]],
+    note: str | None = None,
+) -> str:
+    """The page of the runs under `root`.
+
+    Args:
+        root: for the title.
+        found: the runs, and the records that are broken.
+        sheets: the tables.
+        drawings: the figures, embedded as SVG.
+        claims: what the paper's text says, checked, by group of runs.
+        note: what is to be said below the figures, such as that there are more.
+    """
+    figures = [_figure(drawing) for drawing in drawings]
+    failures = [run for run in found.runs if run.record.status != "done"]
+    sections = {
+        "Tables": "\n".join(map(sheet_as_html, sheets)),
+        "Figures": "\n".join([*figures, *([f"<p>{html.escape(note)}</p>"] if note else [])]),
+        "Claims": "\n".join(_claims(name, checked) for name, checked in claims),
+        "Failures": _failures(failures, found.broken, root),
+        "Settings": _settings(found.runs),
+        "Runs": _runs(found.runs, root),
+    }
+    shown = {title: content for title, content in sections.items() if content}
+    counts = Counter(run.record.status for run in found.runs)
+    summary = ", ".join(f"{number} {status}" for status, number in counts.most_common())
+    title = f"{len(found.runs)} runs in {root}"
+    return "\n".join(
+        [
+            "<!doctype html>",
+            '<html lang="en">',
+            "<head>",
+            '<meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{html.escape(title)}</title>",
+            f"<style>\n{STYLE}{PAGE_STYLE}</style>",
+            "</head>",
+            "<body>",
+            f"<h1>{html.escape(title)}</h1>",
+            f"<p>{html.escape(summary)}. A click on a column's head sorts by it.</p>",
+            f"<nav>{''.join(map(_link, shown))}</nav>",
+            *(_section(name, content) for name, content in shown.items()),
+            f"<script>\n{SCRIPT}</script>",
+            "</body>",
+            "</html>",
+            "",
+        ]
+    )
+
+
+def _link(name: str) -> str:
+    return f'<a href="#{name.lower()}">{name}</a>'
+
+
+def _section(name: str, content: str) -> str:
+    return f'<section id="{name.lower()}">\n<h2>{name}</h2>\n{content}\n</section>'
+
+
+def _figure(drawing: "Drawing") -> str:
+    """As an image of its own, so that the names inside two figures cannot meet."""
+    content = base64.b64encode(drawing.save("svg")).decode("ascii")
+    title = html.escape(drawing.title, quote=True)
+    width = round(PIXELS_PER_INCH * drawing.figure.get_figwidth())
+    return f'<figure><img alt="{title}" width="{width}" src="data:image/svg+xml;base64,{content}"></figure>'
+
+
+def _claims(name: str, claims: Sequence[Claim]) -> str:
+    rows = [[claim.text, claim.verdict, "; ".join(claim.numbers)] for claim in claims]
+    return f"<h3>{html.escape(name)}</h3>\n" + _table(
+        ["the text says", "in these runs", "numbers"], rows, reasons=(0, 2)
+    )
+
+
+def _failures(failed: Sequence[Run], broken: Sequence[str], root: Path) -> str:
+    rows = [[_place(run, root), run.record.status, run.record.error or ""] for run in failed]
+    rows += [[line.split(" ", 1)[0], "broken", line] for line in broken]
+    return _table(["run", "status", "reason"], rows, reasons=(2,)) if rows else ""
+
+
+def _runs(runs: Sequence[Run], root: Path) -> str:
+    heads = ["run", "status", "metric", "last", "best", "at step", "steps", "active params", "training s", "seed"]
+    return _table(heads, [_run_row(run, root) for run in runs], texts=(1, 2))
+
+
+def _run_row(run: Run, root: Path) -> list[str]:
+    record = run.record
+    last, best = ((record.metrics.get(which) or {}) for which in ("last", "best"))
+    metric = record.main_metric or ""
+    active = record.parameters.get("adapter_active")
+    seconds = record.train_seconds
+    return [
+        _place(run, root),
+        record.status,
+        metric.replace("_", " "),
+        *(f"{100 * row[metric]:.2f}" if isinstance(row.get(metric), int | float) else "" for row in (last, best)),
+        str(best.get("step", "")),
+        "" if record.steps is None else str(record.steps),
+        "" if active is None else f"{active:,}",
+        "" if seconds is None else f"{seconds:.0f}",
+        str(record.seed),
+    ]
+
+
+def _settings(runs: Sequence[Run]) -> str:
+    """The settings that differ between the runs, each with its values; those that all share, folded."""
+    values: dict[str, Counter[str]] = {}
+    for run in runs:
+        for key, value in flat_keys(run.record.config).items():
+            if key not in WHEREABOUTS:
+                values.setdefault(key, Counter())[_shown(value)] += 1
+    shared = {key: seen for key, seen in values.items() if len(seen) == 1 and seen.total() == len(runs)}
+    differ = [[key, _by_value(values[key], len(runs))] for key in values if key not in shared]
+    common = _table(["setting", "value"], [[key, *seen] for key, seen in shared.items()], reasons=(1,))
+    folded = f"<details><summary>{count(len(shared))} settings that all runs share</summary>\n{common}\n</details>"
+    return "\n".join([*([_table(["setting", "values (runs)"], differ, reasons=(1,))] if differ else []), folded])
+
+
+def _by_value(seen: Counter[str], runs: int) -> str:
+    parts = [f"{value} ({number})" for value, number in seen.most_common(SHOWN_VALUES)]
+    more = [f"and {len(seen) - SHOWN_VALUES} more"] if len(seen) > SHOWN_VALUES else []
+    absent = [f"not set ({runs - seen.total()})"] if seen.total() < runs else []
+    return ", ".join([*parts, *more, *absent])
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _place(run: Run, root: Path) -> str:
+    return str(run.path.relative_to(root)) if run.path != root else run.path.name
+
+
+def _table(
+    heads: Sequence[str], rows: Iterable[Sequence[str]], texts: Sequence[int] = (), reasons: Sequence[int] = ()
+) -> str:
+    """Columns of `texts` are set to the left, those of `reasons` wrap as well; the first is of names."""
+    classes: Mapping[int, str] = {**dict.fromkeys(texts, "text"), **dict.fromkeys(reasons, "text reason")}
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        marks = (f' class="{classes[i]}"' if i in classes else "" for i in range(len(cells)))
+        return "".join(f"<{tag}{mark}>{html.escape(cell)}</{tag}>" for mark, cell in zip(marks, cells, strict=True))
+
+    body = "\n".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
+    return f"<div><table>\n<thead><tr>{line(heads, 'th')}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>"

@@ -1,0 +1,156 @@
+"""`flexlora-report figures`: every figure of a sweep, whose parts neither overlap nor leave the page."""
+
+import itertools
+import subprocess
+import sys
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import rgb_to_hsv, to_rgb
+from report_helpers import KINDS, report, write_run, write_training
+
+from flexlora.report import figures
+from flexlora.report.figures.style import COLOURS, light_to_dark, look
+from flexlora.report.groups import allocated
+from flexlora.results.collect import collect
+
+EVENTS = {"count": 22}
+LLAMA = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.down_proj")
+
+
+def history(value):
+    return [{"step": 10 * i, "epoch": float(i), "accuracy": value * i / 3, "eval_loss": {}} for i in (1, 2, 3)]
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """FlexLoRA of 12 and of 32 layers, and two methods with three seeds on two tasks."""
+    root = tmp_path_factory.mktemp("sweep")
+    common = {"scores": ("accuracy",), "main_metric": "accuracy"}
+    for model, layers, kinds in (("deep12", 12, KINDS), ("deep32", 32, LLAMA)):
+        folder = write_run(root, method="flexlora", model=model, rank_events=EVENTS, history=history(0.6), **common)
+        write_training(folder, layers=layers, events=22, kinds=kinds)
+    for task, method, seed in itertools.product(("rte", "sst2"), ("lora", "linear"), range(3)):
+        value = 0.5 + seed / 10
+        active = {"adapter_active": 0 if method == "linear" else 300_000}
+        write_run(root, value, task=task, method=method, model="deep12", seed=seed, history=history(value),
+                  parameters=active, **common)  # fmt: skip
+    return root
+
+
+@pytest.fixture(scope="module")
+def drawings(sweep):
+    runs = collect(sweep).runs
+    return {d.name: d for d in (*figures.draw_sweeps(runs), *figures.draw_allocations(allocated(runs)[0]))}
+
+
+def test_there_is_each_figure_of_each_group(drawings):
+    expected = {f"{name}_local_{model}" for name in figures.OF_SWEEPS for model in ("deep12", "deep32")}
+    groups = ("local_deep12_glue-cola_flexlora", "local_deep32_glue-cola_flexlora")
+    assert drawings.keys() == expected | {f"{name}_{group}" for name in figures.OF_ALLOCATIONS for group in groups}
+
+
+def test_no_words_overlap_or_leave_the_page(drawings):
+    for drawing in drawings.values():
+        figure = drawing.figure
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        renderer = canvas.get_renderer()
+        page = figure.bbox
+        boxes = []
+        for axes in figure.axes:
+            texts = [axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label, *axes.texts]
+            for axis in (axes.xaxis, axes.yaxis) if axes.axison else ():
+                texts += [t.label1 for t in axis.get_major_ticks() if _inside(axes, axis, t)]
+            boxes += [(t.get_text(), t.get_window_extent(renderer)) for t in texts if t.get_text() and t.get_visible()]
+        boxes += [(text.get_text(), text.get_window_extent(renderer)) for text in figure.texts]
+        boxes += [("legend", legend.get_window_extent(renderer)) for legend in figure.legends]
+        for words, box in boxes:
+            inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= page.x1 + 1 and box.y1 <= page.y1 + 1
+            assert inside, (drawing.name, words)
+        for (one, a), (other, b) in itertools.combinations(boxes, 2):
+            if "_proj" in one + other or "dense" in one + other:
+                continue  # turned labels: their boxes meet where the words do not
+            shrunk = a.expanded(0.9, 0.8)
+            assert not (shrunk.overlaps(b.expanded(0.9, 0.8))), (drawing.name, one, other)
+
+
+def _inside(axes, axis, tick):
+    low, high = sorted(axis.get_view_interval())
+    return low <= tick.get_loc() <= high
+
+
+def test_a_heatmap_shows_the_ranks(drawings, sweep):
+    (group,) = [g for g in allocated(collect(sweep).runs)[0] if g.seeds[0].layers == 12]
+    axes = drawings["ranks_local_deep12_glue-cola_flexlora"].figure.axes
+    final = group.seeds[0].grid(group.seeds[0].ranks)[-1]
+    assert np.array_equal(axes[0].images[0].get_array(), final.T)
+    assert [text.get_text() for text in axes[0].texts] == [f"{value:.0f}" for value in final.T.ravel()]
+    course = group.seeds[0].grid(group.seeds[0].ranks)
+    for panel, k in zip(axes[1:], range(len(KINDS)), strict=False):
+        assert np.array_equal(panel.images[0].get_array(), course[:, k].T)
+
+
+def test_singular_values_are_those_of_the_adapter(drawings, sweep):
+    (group,) = [g for g in allocated(collect(sweep).runs)[0] if g.seeds[0].layers == 12]
+    one = group.seeds[0]
+    panel = drawings["singular_values_local_deep12_glue-cola_flexlora"].figure.axes[0]
+    drawn = {int(line.get_xdata()[0]): list(line.get_ydata()) for line in panel.lines}
+    of_kind = zip(one.places, one.spectra, strict=True)
+    assert drawn == {place.layer: list(values) for place, values in of_kind if place.kind == KINDS[0]}
+
+
+def test_curves_are_means_with_bands(drawings):
+    rte = next(a for a in drawings["learning_curves_local_deep12"].figure.axes if a.get_title() == "glue/rte: accuracy")
+    assert [list(line.get_ydata()) for line in rte.lines] == [pytest.approx([20, 40, 60])] * 2
+    band = rte.collections[0].get_paths()[0].vertices
+    assert band[:, 1].max() == pytest.approx(70)  # 60 and a standard deviation of 10
+    assert [*rte.lines[0].get_xdata()] == [1, 2, 3]
+
+
+def test_figures_read_in_grey():
+    greys = [np.dot(light_to_dark()(x / 255)[:3], (0.299, 0.587, 0.114)) for x in range(256)]
+    assert all(later < earlier + 1e-3 for earlier, later in itertools.pairwise(greys))
+    assert greys[0] - greys[-1] > 0.6
+    looks = [(look(i)["linestyle"], look(i)["marker"]) for i in range(12)]
+    assert len(set(looks)) == 12
+    assert len({to_rgb(colour) for colour in COLOURS}) == len(COLOURS)
+    assert rgb_to_hsv(to_rgb(COLOURS[0]))[2] == 0
+
+
+def test_the_command_writes_png_and_svg_and_the_same_bytes_again(sweep, tmp_path):
+    words = ("figures", sweep / "local" / "glue" / "cola" / "deep12", "--only", "ranks,learning_curves", "--save")
+    first, again = report(*words, tmp_path / "a"), report(*words, tmp_path / "b")
+    assert (first.returncode, again.returncode) == (0, 0), first.stderr
+    names = {"learning_curves_local_deep12", "ranks_local_deep12_glue-cola_flexlora"}
+    files = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    assert files.keys() == {f"{name}.{ending}" for name in names for ending in ("png", "svg")}
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()}
+    for name in names:
+        assert files[f"{name}.png"].startswith(b"\x89PNG")
+        assert ElementTree.fromstring(files[f"{name}.svg"]).tag.endswith("svg")
+        assert f"{name}.{{png,svg}}" in first.stdout
+
+
+def test_refusals_are_one_line(sweep, tmp_path):
+    folder = write_run(tmp_path / "runs", status="failed")
+    for words, expected in (
+        ((sweep,), "the following arguments are required: --save"),
+        ((sweep, "--save", tmp_path, "--only", "rank"), "there is no figure 'rank'. Did you mean ranks?"),
+        ((folder, "--save", tmp_path / "none"), "there is nothing to draw"),
+        ((tmp_path / "nix", "--save", tmp_path), "there is no folder"),
+    ):
+        result = report("figures", *words)
+        assert result.returncode == 2
+        assert len(result.stderr.splitlines()) == 1, result.stderr
+        assert expected in result.stderr
+
+
+def test_without_matplotlib_it_says_what_to_install(sweep, tmp_path):
+    code = "import sys; sys.modules['matplotlib'] = None; from flexlora.cli.report import main; main()"
+    words = [sys.executable, "-c", code, "figures", str(sweep), "--save", str(tmp_path)]
+    result = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr == "flexlora-report: figures need matplotlib: pip install 'flexlora[figures]'\n"
