@@ -66,6 +66,10 @@ class DeltaLayer(nn.Module, BaseTunerLayer):
         """L (out × k) and R (k × in) with ΔW = L R; `training` draws what is drawn anew in every training step."""
         raise NotImplementedError
 
+    def inactive_parameters(self, adapter_name: str) -> int:
+        """Allocated parameters of the adapter that take no part in ΔW now, by directions that are switched off."""
+        return 0
+
     # --- where the adapter lives ---------------------------------------------------------------------------------
 
     def _adapter_dtype(self) -> torch.dtype:

@@ -111,6 +111,9 @@ class FlexLoraLayer(DeltaLayer):
         active = self.flexlora_active[adapter_name]
         return self.r[adapter_name] if active.device.type == "meta" else int(active.sum())
 
+    def inactive_parameters(self, adapter_name: str) -> int:
+        return (self.capacity(adapter_name) - self.rank(adapter_name)) * (self.in_features + self.out_features + 1)
+
     def slots(self, adapter_name: str) -> torch.Tensor:
         """Indices of the active directions, ascending: int64 (rank), on the CPU."""
         return self.flexlora_active[adapter_name].cpu().nonzero().flatten()

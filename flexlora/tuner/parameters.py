@@ -9,6 +9,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from .delta import DeltaLayer
 from .layer import FlexLoraLayer
 from .packing import adapted_root, flexlora_configs, plain_name
 
@@ -62,7 +63,7 @@ class ParameterCount:
 
     Attributes:
         adapter_active: of the adapter, active directions only; what tables report.
-        adapter_allocated: of the adapter, with the inactive directions of FlexLoRA's fixed capacity.
+        adapter_allocated: of the adapter, with directions that are switched off: the rest of FlexLoRA's fixed capacity.
         head: trainable parameters outside the adapter: classifier, pooler, biases, or all of a fully tuned model.
         total: all parameters, frozen ones included, inactive directions not.
     """
@@ -88,12 +89,11 @@ def count_parameters(model: nn.Module) -> ParameterCount:
         base = {id(parameter) for parameter in module.get_base_layer().parameters()}
         own = {id(parameter): parameter for parameter in module.parameters() if id(parameter) not in base}
         inside |= own.keys()
-        if isinstance(module, FlexLoraLayer):
-            for name, values in module.flexlora_lambda.items():
-                inactive = module.capacity(name) - module.rank(name)
-                parameters_of_inactive = inactive * (module.in_features + module.out_features + 1)
-                spare += parameters_of_inactive
-                spare_trainable += parameters_of_inactive if values.requires_grad else 0
+        if isinstance(module, DeltaLayer):
+            for name, values in getattr(module, module.adapter_layer_names[0]).items():
+                inactive = module.inactive_parameters(name)
+                spare += inactive
+                spare_trainable += inactive if values.requires_grad else 0
     parameters = list(model.parameters())
     allocated = sum(p.numel() for p in parameters if p.requires_grad and id(p) in inside)
     return ParameterCount(

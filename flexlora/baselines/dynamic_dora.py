@@ -1,0 +1,217 @@
+"""Dynamic-rank DoRA (Mao et al., ACL 2024, arXiv 2405.17357). Not weight-decomposed DoRA, which is PEFT's `use_dora`.
+
+    ΔW = s · Σ_i c_i b_i a_iᵀ
+
+LoRA's directions as single-rank components with a trainable coefficient each. c = 0, so ΔW = 0 at the start; A and B
+are Kaiming uniform (a = 0), s = lora_alpha / r with r the rank at the start.
+
+A component's importance is its share of its matrix, ‖c_i b_i a_iᵀ‖_F / ‖ΔW‖_F, smoothed over steps (`beta`). From step
+tinit on, the least important components of all matrices together are set to 0, every deltaT steps, in a number that
+grows as a cubic from 0 to what leaves `target_r` a matrix on average at step T - tfinal; they train on and may come
+back until then, and from then on stay 0. Until then a penalty, `dem_weight` times the mean variance of the entries of
+the a_i and b_i, keeps components from resting on few entries.
+
+By the authors' code where the paper leaves room: r = 1.5 target_r, tinit = 0.15 T, tfinal = 0.5 T, deltaT = 100, beta
+0.9, dem_weight 0.1; importances are taken after the optimizer's step. Other than there, nothing is set to 0 at step
+tinit itself, where the number is 0 (the code takes one), and the components are counted, so that ties do not set more
+of them to 0. The penalty's gradient is added after clipping and is the closed form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from peft.tuners._buffer_dict import BufferDict
+from peft.utils.peft_types import PeftType
+from torch import nn
+
+from flexlora.baselines.low_rank import (
+    LowRankConfig,
+    LowRankLayer,
+    LowRankModel,
+    hint,
+    require_count,
+    require_number,
+)
+from flexlora.tuner.peft_type import extend_peft_types, register_tuner
+
+NAME = "DYNAMIC_DORA"
+EPSILON = 1e-8
+
+
+@dataclass
+class DynamicDoraConfig(LowRankConfig):
+    """Configuration of a [`DynamicDoraModel`].
+
+    Raises:
+        ValueError: as [`LowRankConfig`], `total_step` is missing, or the windows leave no step to lower ranks in.
+    """
+
+    type_name: ClassVar[PeftType] = extend_peft_types(NAME)
+
+    r: int = field(default=12, metadata=hint("Rank every adapted matrix starts with."))
+    target_r: int = field(default=8, metadata=hint("Average rank at the end."))
+    total_step: int | None = field(default=None, metadata=hint("Optimizer steps of the whole training (T)."))
+    tinit: int | None = field(default=None, metadata=hint("Step of the first pruning; 0.15 T by default."))
+    tfinal: int | None = field(default=None, metadata=hint("Steps at the end with fixed ranks; 0.5 T by default."))
+    deltaT: int = field(default=100, metadata=hint("Steps between two prunings."))
+    beta: float = field(default=0.9, metadata=hint("Smoothing of the importance."))
+    dem_weight: float = field(default=0.1, metadata=hint("Weight of the variance penalty until ranks are fixed."))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_count("target_r", self.target_r)
+        require_count("deltaT", self.deltaT)
+        require_number("beta", self.beta, at_least=0, below=1)
+        require_number("dem_weight", self.dem_weight, at_least=0)
+        if self.target_r > self.r:
+            raise ValueError(f"target_r={self.target_r} must not be above r={self.r}: ranks only fall in sum.")
+        if self.total_step is None:
+            raise ValueError("`total_step` is missing: ranks are lowered on a timetable over the whole training.")
+        require_count("total_step", self.total_step)
+        if self.tinit is None:
+            self.tinit = int(0.15 * self.total_step)
+        if self.tfinal is None:
+            self.tfinal = int(0.5 * self.total_step)
+        require_count("tinit", self.tinit, at_least=0)
+        require_count("tfinal", self.tfinal, at_least=0)
+        if self.tinit >= self.last_event:
+            raise ValueError(
+                f"tinit={self.tinit} and tfinal={self.tfinal} leave no step to lower the ranks in: the training has "
+                f"{self.total_step} steps."
+            )
+
+    @property
+    def last_event(self) -> int:
+        """The step after which ranks are fixed, T - tfinal."""
+        assert self.total_step is not None
+        assert self.tfinal is not None
+        return self.total_step - self.tfinal
+
+    def is_event(self, step: int) -> bool:
+        """Whether components are set to 0 after `step`."""
+        assert self.tinit is not None
+        return step == self.last_event or (
+            self.tinit < step < self.last_event and (step - self.tinit) % self.deltaT == 0
+        )
+
+    def left_out(self, step: int, components: int) -> int:
+        """How many of so many components are set to 0 at `step`: a cubic from 0 to those above `target_r` a matrix."""
+        assert self.tinit is not None
+        progress = (step - self.tinit) / (self.last_event - self.tinit)
+        return int(components * (self.r - self.target_r) / self.r * progress**3)
+
+
+class DynamicDoraLayer(LowRankLayer):
+    """ΔW = s · B diag(c) A, with each component's importance and whether the latest pruning kept it."""
+
+    method = "dynamic-rank DoRA"
+    adapter_layer_names = ("lora_A", "lora_c", "lora_B")
+    buffer_names = ("lora_importance", "lora_active")
+    lora_c: nn.ParameterDict
+    lora_importance: BufferDict
+    lora_active: BufferDict
+
+    def shapes(self, r: int, config: Any) -> dict[str, tuple[int, ...]]:
+        return {**super().shapes(r, config), "lora_c": (r,)}
+
+    def buffers_at_start(self, r: int, config: Any) -> dict[str, torch.Tensor]:
+        return {
+            "lora_importance": torch.zeros(r, dtype=self._adapter_dtype()),
+            "lora_active": torch.ones(r, dtype=torch.bool),
+        }
+
+    def reset(self, adapter_name: str, config: Any) -> None:
+        nn.init.kaiming_uniform_(self.lora_A[adapter_name])
+        nn.init.kaiming_uniform_(self.lora_B[adapter_name])
+
+    def product(self, adapter_name: str, training: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        left, right = super().product(adapter_name, training)
+        return left, self.lora_c[adapter_name].unsqueeze(1) * right
+
+    def rank(self, adapter_name: str) -> int:
+        active = self.lora_active[adapter_name]
+        return self.r[adapter_name] if active.device.type == "meta" else int(active.count_nonzero())
+
+    def inactive_parameters(self, adapter_name: str) -> int:
+        return (self.r[adapter_name] - self.rank(adapter_name)) * (self.in_features + self.out_features + 1)
+
+    @torch.no_grad()
+    def observe(self, adapter_name: str, beta: float) -> None:
+        """Smooth in the components' present shares of ‖ΔW‖_F, by Gram matrices (r × r)."""
+        a, b, c = self.lora_A[adapter_name], self.lora_B[adapter_name], self.lora_c[adapter_name]
+        gram = (b.T @ b) * (a @ a.T) * torch.outer(c, c)  # ⟨c_i b_i a_iᵀ, c_j b_j a_jᵀ⟩
+        share = gram.diagonal().clamp(min=0).sqrt() / (gram.sum().clamp(min=0).sqrt() + EPSILON)
+        self.lora_importance[adapter_name].mul_(beta).add_(share, alpha=1 - beta)
+
+
+class DynamicDoraModel(LowRankModel):
+    """Dynamic-rank DoRA on a pretrained model: call `regularise` before and `after_step` after every optimizer step."""
+
+    tuner_layer_cls = DynamicDoraLayer
+    linear_cls = DynamicDoraLayer
+
+    @torch.no_grad()
+    def regularise(self, step: int) -> None:
+        """Add the gradient of dem_weight · the mean, over all a_i and b_i, of their entries' (unbiased) variance."""
+        for adapter_name, config, layers in self._adapters():
+            if step > config.last_event or config.dem_weight == 0:
+                continue
+            weight = config.dem_weight / (2 * len(layers) * config.r)
+            for layer in layers.values():
+                for vectors, dim in ((layer.lora_A[adapter_name], 1), (layer.lora_B[adapter_name], 0)):
+                    spread = vectors - vectors.mean(dim, keepdim=True)
+                    gradient = spread.mul_(2 * weight / max(1, vectors.shape[dim] - 1))
+                    vectors.grad = gradient if vectors.grad is None else vectors.grad.add_(gradient)
+
+    @torch.no_grad()
+    def after_step(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any] | None:
+        """Smooth the importances, lower ranks where it is time to, and keep what was left out at the end at 0."""
+        event = None
+        for adapter_name, config, layers in self._adapters():
+            if step <= config.last_event:
+                for layer in layers.values():
+                    layer.observe(adapter_name, config.beta)
+            if config.is_event(step):
+                event = self._prune(step, adapter_name, config, layers)
+            elif step > config.last_event:
+                for layer in layers.values():
+                    layer.lora_c[adapter_name].mul_(layer.lora_active[adapter_name])
+        return event
+
+    def _prune(
+        self, step: int, adapter_name: str, config: DynamicDoraConfig, layers: dict[str, DynamicDoraLayer]
+    ) -> dict[str, Any]:
+        before = {name: layer.rank(adapter_name) for name, layer in layers.items()}
+        scores = torch.cat([layer.lora_importance[adapter_name].cpu() for layer in layers.values()])
+        number = config.left_out(step, scores.numel())
+        active = torch.ones(scores.numel(), dtype=torch.bool)
+        active[scores.sort(stable=True).indices[:number]] = False  # of equal scores the first in module order
+        parts = active.split([layer.r[adapter_name] for layer in layers.values()])
+        for layer, part in zip(layers.values(), parts, strict=True):
+            layer.lora_active[adapter_name].copy_(part)
+            layer.lora_c[adapter_name].mul_(layer.lora_active[adapter_name])
+        ranks = {name: layer.rank(adapter_name) for name, layer in layers.items()}
+        cost = {name: layer.in_features + layer.out_features + 1 for name, layer in layers.items()}
+        return {
+            "step": step,
+            "budget": scores.numel() - number,
+            "pruned": [name for name in ranks if ranks[name] < before[name]],
+            "grown": [name for name in ranks if ranks[name] > before[name]],
+            "ranks": ranks,
+            "active_parameters": sum(ranks[name] * cost[name] for name in ranks),
+            "total_rank": sum(ranks.values()),
+        }
+
+    def _adapters(self) -> Iterator[tuple[str, DynamicDoraConfig, dict[str, DynamicDoraLayer]]]:
+        """(adapter, config, its layers by name) of every adapter that is not in inference mode."""
+        for adapter_name, config in self.peft_config.items():
+            layers = {name: layer for name, adapter, layer, _ in self.trained() if adapter == adapter_name}
+            if layers:
+                yield adapter_name, config, layers
+
+
+register_tuner(NAME, DynamicDoraConfig, DynamicDoraModel)

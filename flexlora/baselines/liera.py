@@ -1,0 +1,78 @@
+"""LieRA: updates in a Lie algebra (Si et al., ICCV 2025, arXiv 2504.00851).
+
+W is an element of a group whose product is element-wise, and moves by the exponential map: W ⊙ exp(X) with X = s · B A.
+As the authors' code does, to first order, W ⊙ (1 + X):
+
+    ΔW = s · W ⊙ (B A)
+
+B = 0, so ΔW = 0 at the start; A is Kaiming uniform (√5).
+
+ΔW is of full rank, and one dense product (out × in) a forward pass; PEFT's HIRA has the same form without s. While an
+adapter is merged the pretrained W is kept beside it: ΔW is a product with it, and W ⊙ (1 + X) may hold zeros.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from peft.utils.peft_types import PeftType
+
+from flexlora.baselines.low_rank import LowRankConfig, LowRankLayer, LowRankModel
+from flexlora.tuner.peft_type import extend_peft_types, register_tuner
+
+NAME = "LIERA"
+
+
+@dataclass
+class LieRAConfig(LowRankConfig):
+    """Configuration of a [`LieRAModel`]."""
+
+    type_name: ClassVar[PeftType] = extend_peft_types(NAME)
+
+
+class LieRALayer(LowRankLayer):
+    """ΔW = s · W ⊙ (B A), with W the pretrained weight whatever is merged."""
+
+    method = "LieRA"
+    _before_merge: torch.Tensor | None = None
+
+    def get_delta_weight(self, adapter: str) -> torch.Tensor:
+        factor = super().get_delta_weight(adapter)
+        weight = self.get_base_weight() if self._before_merge is None else self._before_merge
+        return weight.detach().to(factor.device, factor.dtype) * factor
+
+    def _add_delta(self, result: torch.Tensor, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
+        delta = self.get_delta_weight(adapter_name)
+        x = self._adapter_input(x, adapter_name, delta.dtype)
+        return (result + F.linear(x, delta.T if self.fan_in_fan_out else delta)).to(result.dtype)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        if not self.merged:
+            self._before_merge = self.get_base_weight().detach().clone()
+        try:
+            super().merge(safe_merge, adapter_names)
+        finally:
+            if not self.merged:
+                self._before_merge = None
+
+    def unmerge(self) -> None:
+        """Put the pretrained weight back, bit for bit."""
+        if self._before_merge is None:
+            super().unmerge()  # says that there is nothing to do
+            return
+        self.set_base_weight(self._before_merge)
+        self._before_merge = None
+        self.merged_adapters.clear()
+
+
+class LieRAModel(LowRankModel):
+    """LieRA on a pretrained model, made by `peft.get_peft_model(model, LieRAConfig(...))`."""
+
+    tuner_layer_cls = LieRALayer
+    linear_cls = LieRALayer
+
+
+register_tuner(NAME, LieRAConfig, LieRAModel)

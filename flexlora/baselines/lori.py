@@ -1,0 +1,133 @@
+"""LoRI: LoRA with reduced interference (Zhang et al., COLM 2025, arXiv 2504.07448).
+
+    ΔW = s · (M ∘ B) A
+
+A is random (Kaiming uniform, √5) and never trains; B trains where a mask M is 1: on the 1 - `sparsity` = 10 % of its
+entries of largest |B| after a calibration, counted over all matrices together. B = 0, so ΔW = 0 at the start.
+
+The authors calibrate by a whole training of the dense B (LoRI-D), take the masks, and train again from B = 0 (LoRI-S).
+Chosen here, so that every method gets the same number of steps: the first `tinit` optimizer steps calibrate (a tenth of
+`total_step` by default), then B is 0 again, its optimizer state too, and the masked B trains for the rest. With
+sparsity = 0 it is LoRI-D.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from peft.tuners._buffer_dict import BufferDict
+from peft.utils.peft_types import PeftType
+
+from flexlora.baselines.low_rank import (
+    LowRankConfig,
+    LowRankLayer,
+    LowRankModel,
+    hint,
+    kaiming,
+    require_count,
+    require_number,
+)
+from flexlora.tuner.peft_type import extend_peft_types, register_tuner
+
+NAME = "LORI"
+
+
+@dataclass
+class LoriConfig(LowRankConfig):
+    """Configuration of a [`LoriModel`].
+
+    Raises:
+        ValueError: as [`LowRankConfig`], or the masks would never be taken.
+    """
+
+    type_name: ClassVar[PeftType] = extend_peft_types(NAME)
+
+    sparsity: float = field(default=0.9, metadata=hint("Share of B's entries that are left out after calibration."))
+    tinit: int | None = field(
+        default=None, metadata=hint("Optimizer steps of the calibration; a tenth of total_step by default.")
+    )
+    total_step: int | None = field(default=None, metadata=hint("Optimizer steps of the whole training."))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_number("sparsity", self.sparsity, at_least=0, below=1)
+        if self.sparsity == 0:
+            return
+        if self.tinit is None:
+            if self.total_step is None:
+                raise ValueError(
+                    "`total_step` is missing: a tenth of it is LoRI's calibration. Set it, or tinit, or sparsity=0."
+                )
+            self.tinit = max(1, self.total_step // 10)
+        require_count("tinit", self.tinit)
+        if self.total_step is not None and self.tinit >= self.total_step:
+            raise ValueError(
+                f"tinit={self.tinit} leaves no step after the calibration: the training has {self.total_step} steps."
+            )
+
+
+class LoriLayer(LowRankLayer):
+    """ΔW = s · (M ∘ B) A with a frozen A."""
+
+    method = "LoRI"
+    adapter_layer_names = ("lora_B",)
+    buffer_names = ("lora_A", "lora_mask")
+    lora_A: BufferDict
+    lora_mask: BufferDict
+
+    def shapes(self, r: int, config: Any) -> dict[str, tuple[int, ...]]:
+        return {"lora_B": (self.out_features, r)}
+
+    def buffers_at_start(self, r: int, config: Any) -> dict[str, torch.Tensor]:
+        return {
+            "lora_A": torch.zeros(r, self.in_features, dtype=self._adapter_dtype()),
+            "lora_mask": torch.ones(self.out_features, r, dtype=torch.bool),
+        }
+
+    def reset(self, adapter_name: str, config: Any) -> None:
+        kaiming(self.lora_A[adapter_name])
+
+    def product(self, adapter_name: str, training: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        left, right = super().product(adapter_name, training)
+        return left * self.lora_mask[adapter_name], right
+
+    def inactive_parameters(self, adapter_name: str) -> int:
+        mask = self.lora_mask[adapter_name]
+        return 0 if mask.device.type == "meta" else int(mask.numel() - mask.count_nonzero())
+
+
+class LoriModel(LowRankModel):
+    """LoRI on a pretrained model: call `after_step` after every optimizer step."""
+
+    tuner_layer_cls = LoriLayer
+    linear_cls = LoriLayer
+
+    def after_step(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any] | None:
+        """Take the masks after step `tinit`."""
+        for adapter_name, config in self.peft_config.items():
+            if not config.inference_mode and config.sparsity > 0 and step == config.tinit:
+                self.take_masks(adapter_name, optimizer)
+        return None
+
+    @torch.no_grad()
+    def take_masks(self, adapter_name: str, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Keep the largest |B| over all matrices, and begin again from B = 0."""
+        layers = [layer for _, name, layer, _ in self.trained() if name == adapter_name]
+        sizes = torch.cat([layer.lora_B[adapter_name].abs().flatten().cpu() for layer in layers])
+        kept = max(1, round((1 - self.peft_config[adapter_name].sparsity) * sizes.numel()))
+        mask = torch.zeros(sizes.numel(), dtype=torch.bool)
+        mask[sizes.topk(kept).indices] = True  # exactly so many, whatever the ties
+        for layer, part in zip(
+            layers, mask.split([layer.lora_B[adapter_name].numel() for layer in layers]), strict=True
+        ):
+            b = layer.lora_B[adapter_name]
+            layer.lora_mask[adapter_name].copy_(part.view_as(b))
+            b.zero_()
+            for value in (optimizer.state.get(b, {}) if optimizer is not None else {}).values():
+                if torch.is_tensor(value) and value.shape == b.shape:
+                    value.zero_()
+
+
+register_tuner(NAME, LoriConfig, LoriModel)

@@ -1,0 +1,89 @@
+"""MiLoRA: minor singular components (Wang et al., NAACL 2025, arXiv 2406.09044).
+
+With W = U Σ Vᵀ and its r smallest singular triplets (U_m, Σ_m, V_m), α = r:
+
+    B₀ = U_m √(Σ_m / s),    A₀ = √(Σ_m / s) V_mᵀ,    W ← W - s B₀ A₀,    ΔW = s B A from B = B₀, A = A₀
+
+so that W + ΔW is unchanged at the start.
+
+Here W itself is left alone, and the subtracted part is kept beside the factors: ΔW = s (B A - B₀ A₀). The function, its
+gradients and its training are the same. What is gained: a saved adapter holds A, B, A₀ and B₀ and so gives the same
+output on a fresh backbone, without another decomposition. (PEFT's PiSSA saves A and B only and decomposes the fresh W
+again on loading; for the *smallest* singular values, which lie close together, another machine may well find other
+vectors.) A bfloat16 or quantised W is not rounded a second time, the start is exact, disabling the adapter gives the
+backbone back. `lora_dropout` acts on B A x, not on B₀ A₀ x, as where W had been changed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from peft.tuners._buffer_dict import BufferDict
+from peft.utils.peft_types import PeftType
+
+from flexlora.baselines.low_rank import LowRankConfig, LowRankLayer, LowRankModel, hint
+from flexlora.tuner.peft_type import extend_peft_types, register_tuner
+
+NAME = "MILORA"
+
+
+@dataclass
+class MiLoraConfig(LowRankConfig):
+    """Configuration of a [`MiLoraModel`]."""
+
+    type_name: ClassVar[PeftType] = extend_peft_types(NAME)
+
+    lora_alpha: float = field(default=8, metadata=hint("Scale: s = lora_alpha / r; the paper has lora_alpha = r."))
+
+
+class MiLoraLayer(LowRankLayer):
+    """ΔW = s (B A - B₀ A₀)."""
+
+    method = "MiLoRA"
+    buffer_names = ("lora_A0", "lora_B0")
+    lora_A0: BufferDict
+    lora_B0: BufferDict
+
+    def buffers_at_start(self, r: int, config: Any) -> dict[str, torch.Tensor]:
+        dtype = self._adapter_dtype()
+        return {
+            "lora_A0": torch.zeros(r, self.in_features, dtype=dtype),
+            "lora_B0": torch.zeros(self.out_features, r, dtype=dtype),
+        }
+
+    def reset(self, adapter_name: str, config: Any) -> None:
+        """The r smallest singular triplets of W; nothing where weights are about to be loaded."""
+        if config.inference_mode:
+            return
+        r = min(self.r[adapter_name], self.in_features, self.out_features)
+        u, sigma, vh = torch.linalg.svd(self.pretrained_weight(), full_matrices=False)
+        root = (sigma[-r:] / self.scaling[adapter_name]).sqrt()
+        for name, value in (("A", root.unsqueeze(1) * vh[-r:]), ("B", u[:, -r:] * root)):
+            for factor in (getattr(self, f"lora_{name}")[adapter_name], getattr(self, f"lora_{name}0")[adapter_name]):
+                (factor[:r] if name == "A" else factor[:, :r]).copy_(value)
+
+    def get_delta_weight(self, adapter: str) -> torch.Tensor:
+        moved = self.lora_B[adapter] @ self.lora_A[adapter]
+        delta = self.scaling[adapter] * (moved - self.lora_B0[adapter] @ self.lora_A0[adapter])
+        return delta.T if self.fan_in_fan_out else delta
+
+    def _add_delta(self, result: torch.Tensor, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
+        # Two products and their difference, which at the start are the same numbers: exactly the backbone's output.
+        left, right = self.product(adapter_name)
+        moved = F.linear(F.linear(self._adapter_input(x, adapter_name, right.dtype), right), left)
+        right0 = self.scaling[adapter_name] * self.lora_A0[adapter_name]
+        taken = F.linear(F.linear(x.to(right0.dtype), right0), self.lora_B0[adapter_name])
+        return (result + (moved - taken)).to(result.dtype)
+
+
+class MiLoraModel(LowRankModel):
+    """MiLoRA on a pretrained model, made by `peft.get_peft_model(model, MiLoraConfig(...))`."""
+
+    tuner_layer_cls = MiLoraLayer
+    linear_cls = MiLoraLayer
+
+
+register_tuner(NAME, MiLoraConfig, MiLoraModel)

@@ -1,0 +1,57 @@
+"""NoRA+: Nyström initialisation with preconditioned descent (Li et al., ICLR 2025, arXiv 2410.18965). LOW CONFIDENCE.
+
+    ΔW = s · B A from B = W Ω, A = 0, with a Gaussian sketch Ω (in × r)
+
+so ΔW = 0 at the start and B spans what W maps random inputs to. NoRA is this start alone; NoRA+ trains it with the
+preconditioned gradients of ScaledGD, gA ← (BᵀB + εI)⁻¹ gA and gB ← gB (AAᵀ + εI)⁻¹, which PEFT's
+`create_riemannian_optimizer` computes (the parameters are named as LoRA's, so it finds them).
+
+Chosen here, because the authors' code for it is not public and the paper's text was not at hand: which factor takes the
+sketch, Ω ~ N(0, 1/in) (a column of unit length on average, so that B's are of the size of W's response to a unit
+input), ε = 1e-2 (PEFT's default) and AdamW beneath. Rows made with it are marked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from peft.utils.peft_types import PeftType
+
+from flexlora.baselines.low_rank import LowRankConfig, LowRankLayer, LowRankModel
+from flexlora.tuner.peft_type import extend_peft_types, register_tuner
+
+NAME = "NORA_PLUS"
+
+
+@dataclass
+class NoRAPlusConfig(LowRankConfig):
+    """Configuration of a [`NoRAPlusModel`]."""
+
+    type_name: ClassVar[PeftType] = extend_peft_types(NAME)
+
+
+class NoRAPlusLayer(LowRankLayer):
+    """ΔW = s · B A, with B = W Ω at the start."""
+
+    method = "NoRA+"
+
+    def reset(self, adapter_name: str, config: Any) -> None:
+        """The sketch; nothing where weights are about to be loaded."""
+        if config.inference_mode:
+            return
+        weight = self.pretrained_weight()
+        sketch = torch.empty(self.in_features, self.r[adapter_name], dtype=weight.dtype)
+        sketch.normal_(std=self.in_features**-0.5)
+        self.lora_B[adapter_name].copy_(weight @ sketch.to(weight.device))
+
+
+class NoRAPlusModel(LowRankModel):
+    """NoRA+ on a pretrained model, to be trained by `peft.optimizers.create_riemannian_optimizer`."""
+
+    tuner_layer_cls = NoRAPlusLayer
+    linear_cls = NoRAPlusLayer
+
+
+register_tuner(NAME, NoRAPlusConfig, NoRAPlusModel)
