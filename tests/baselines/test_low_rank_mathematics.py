@@ -1,0 +1,476 @@
+"""Each low-rank baseline against its equation, written out by directions in float64, and what it does by itself."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from low_rank_helpers import BACKBONES, METHODS, adapted, train
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from flexlora.baselines import DynamicDoraConfig, LoraDashConfig, LoriConfig, LowRankLayer
+
+ALPHA, RANK, OUT, IN = 6.0, 3, 5, 7
+SCALE = ALPHA / RANK
+Tensors = dict[str, torch.Tensor]
+
+
+def single(method: str, linear: nn.Module | None = None, **settings) -> tuple[nn.Module, LowRankLayer]:
+    """One adapted float64 linear (OUT × IN) with every parameter drawn, and its layer."""
+    torch.manual_seed(3)
+    model = nn.Sequential(linear if linear is not None else nn.Linear(IN, OUT, dtype=torch.float64))
+    given = {"target_modules": ["0"], "r": RANK, "lora_alpha": ALPHA, "init_weights": False, **settings}
+    tuned = get_peft_model(model, METHODS[method](**given))
+    layer = next(module for module in tuned.modules() if isinstance(module, LowRankLayer))
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter.normal_()
+    return tuned, layer
+
+
+def held(layer: LowRankLayer) -> Tensors:
+    """Every tensor of the adapter by its name without `lora_`, and W."""
+    names = (*layer.adapter_layer_names, *layer.buffer_names)
+    tensors = {name.removeprefix("lora_"): getattr(layer, name)["default"] for name in names}
+    return {**tensors, "W": layer.base_layer.weight.detach()}
+
+
+def outer(left: torch.Tensor, right: torch.Tensor, gains: list[torch.Tensor | float]) -> torch.Tensor:
+    """Σ_i gain_i · left[:, i] right[i]ᵀ."""
+    return sum(gain * torch.outer(left[:, i], right[i]) for i, gain in enumerate(gains))
+
+
+def through(t: Tensors, core: str) -> torch.Tensor:
+    """s Σ_ij core_ij b_i a_jᵀ."""
+    pairs = itertools.product(range(RANK), range(RANK))
+    return SCALE * sum(t[core][i, j] * torch.outer(t["B"][:, i], t["A"][j]) for i, j in pairs)
+
+
+EQUATIONS: dict[str, Callable[[Tensors], torch.Tensor]] = {
+    "moslora": lambda t: through(t, "M"),
+    "flora": lambda t: through(t, "G"),
+    "liera": lambda t: t["W"] * outer(t["B"], t["A"], [SCALE] * RANK),
+    "mlae": lambda t: outer(t["B"], t["A"], list(t["lambda"])),
+    "sora": lambda t: outer(t["B"], t["A"], [SCALE * g for g in t["gate"]]),
+    "milora": lambda t: outer(t["B"], t["A"], [SCALE] * RANK) - outer(t["B0"], t["A0"], [SCALE] * RANK),
+    "lora_dash": lambda t: outer(t["B"], t["A"], [SCALE] * RANK) + outer(t["U"], t["V"], list(t["delta"])),
+    "nora_plus": lambda t: outer(t["B"], t["A"], [SCALE] * RANK),
+    "sharelora": lambda t: outer(t["B"], t["A"], [SCALE] * RANK),
+    "lori": lambda t: outer(t["mask"].double() * t["B"], t["A"], [SCALE] * RANK),
+    "dynamic_dora": lambda t: outer(t["B"], t["A"], [SCALE * c for c in t["c"]]),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ["linear", "conv1d"])
+def test_output_delta_weight_and_gradients_are_the_equation_s(method, kind):
+    linear = Conv1D(OUT, IN).double() if kind == "conv1d" else None
+    model, layer = single(method, linear)
+    tensors = held(layer)
+    if kind == "conv1d":
+        tensors["W"] = tensors["W"].T
+    if method == "lora_dash":
+        layer.launch("default")
+    if method == "lori":
+        layer.lora_mask["default"][::2] = False
+    model.eval()
+    x = torch.randn(4, IN, dtype=torch.float64)
+    target = torch.randn(4, OUT, dtype=torch.float64)
+    delta = EQUATIONS[method](tensors)
+    stored = layer.get_delta_weight("default")
+    torch.testing.assert_close(stored.T if kind == "conv1d" else stored, delta, rtol=1e-12, atol=1e-12)
+
+    expected = x @ (tensors["W"] + delta).T + layer.base_layer.bias
+    torch.testing.assert_close(model(x), expected, rtol=1e-12, atol=1e-12)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert trained
+    ours = torch.autograd.grad(((model(x) - target) ** 2).sum(), trained)
+    theirs = torch.autograd.grad(((expected - target) ** 2).sum(), trained)
+    for mine, reference in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_dropout_is_on_the_adapter_s_input_alone(method):
+    model, layer = single(method, lora_dropout=0.99, **({"expert_dropout": 0.0} if method == "mlae" else {}))
+    x = torch.ones(64, IN, dtype=torch.float64)
+    model.train()
+    dropped = model(x)
+    plain = layer.base_layer(x)
+    if method == "milora":  # what was taken from W is not dropped
+        plain = plain - x @ outer(held(layer)["B0"], held(layer)["A0"], [SCALE] * RANK).T
+    assert ((dropped - plain).abs().sum(1) < 1e-12).double().mean() > 0.5
+    assert not torch.equal(dropped, model(x))
+    model.eval()
+    assert torch.equal(model(x), model(x))
+
+
+# --- MiLoRA and PiSSA: which singular vectors ----------
+
+
+def spectrum_linear() -> tuple[nn.Linear, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A linear with singular values 5, 4, 3, 2, 1 and its decomposition."""
+    torch.manual_seed(5)
+    u = torch.linalg.qr(torch.randn(OUT, OUT, dtype=torch.float64)).Q
+    v = torch.linalg.qr(torch.randn(IN, OUT, dtype=torch.float64)).Q
+    sigma = torch.arange(OUT, 0, -1, dtype=torch.float64)
+    linear = nn.Linear(IN, OUT, dtype=torch.float64)
+    with torch.no_grad():
+        linear.weight.copy_(u @ torch.diag(sigma) @ v.T)
+    return linear, u, sigma, v
+
+
+@pytest.mark.parametrize("alpha", [3.0, 6.0])
+def test_milora_takes_the_smallest_singular_triplets(alpha):
+    linear, u, sigma, v = spectrum_linear()
+    before = linear.weight.detach().clone()
+    model = get_peft_model(nn.Sequential(linear), METHODS["milora"](target_modules=["0"], r=RANK, lora_alpha=alpha))
+    layer = model.base_model.model[0]
+    t = held(layer)
+    assert torch.equal(layer.base_layer.weight, before)
+    assert torch.equal(t["A"], t["A0"])
+    assert torch.equal(t["B"], t["B0"])
+    minor = sum(sigma[i] * torch.outer(u[:, i], v[:, i]) for i in range(OUT - RANK, OUT))
+    torch.testing.assert_close(alpha / RANK * t["B"] @ t["A"], minor, rtol=1e-10, atol=1e-10)
+    # Both factors carry the root, and their vectors are orthogonal.
+    root = (sigma[-RANK:] * RANK / alpha).diag()
+    torch.testing.assert_close(t["A"] @ t["A"].T, root, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(t["B"].T @ t["B"], root, rtol=1e-10, atol=1e-10)
+    assert torch.equal(layer.get_delta_weight("default"), torch.zeros(OUT, IN, dtype=torch.float64))
+
+
+def test_pissa_takes_the_largest_singular_triplets():
+    """PEFT's: W + ΔW is W₀ at the start, and the residual has what is left of the spectrum."""
+    linear, u, sigma, v = spectrum_linear()
+    before = linear.weight.detach().clone()
+    linear.float()
+    model = get_peft_model(
+        nn.Sequential(linear), LoraConfig(target_modules=["0"], r=RANK, lora_alpha=6, init_lora_weights="pissa")
+    )
+    layer = model.base_model.model[0]
+    delta = layer.get_delta_weight("default").double()
+    torch.testing.assert_close(layer.base_layer.weight.double() + delta, before, rtol=1e-5, atol=1e-5)
+    principal = sum(sigma[i] * torch.outer(u[:, i], v[:, i]) for i in range(RANK))
+    torch.testing.assert_close(delta, principal, rtol=1e-5, atol=1e-5)
+
+
+# --- SoRA: the proximal step ----------
+
+
+@given(st.lists(st.floats(-2, 2), min_size=RANK, max_size=RANK), st.floats(0, 1))
+def test_sora_s_step_minimises_the_proximal_problem(gates, xi):
+    """prox(g) = argmin ½ (z - g)² + ξ |z|: no point of a fine grid is lower, and the closed form is met."""
+    model, layer = single("sora", xi=xi)
+    g = torch.tensor(gates, dtype=torch.float64)
+    with torch.no_grad():
+        layer.lora_gate["default"].copy_(g)
+    model.base_model.after_step(1)
+    z = layer.lora_gate["default"].detach()
+    torch.testing.assert_close(z, g.sign() * (g.abs() - xi).clamp(min=0), rtol=1e-12, atol=1e-15)
+    grid = torch.linspace(-2.5, 2.5, 2001, dtype=torch.float64)
+    for value, start in zip(z, g, strict=True):
+        at_grid = (grid - start).square() / 2 + xi * grid.abs()
+        assert (value - start).square() / 2 + xi * value.abs() <= at_grid.min() + 1e-12
+
+
+def test_sora_s_gates_start_normal_and_give_the_rank():
+    gates = [held(single_layer)["gate"] for _, single_layer in (fresh_sora(seed) for seed in range(300))]
+    values = torch.cat([gate.detach() for gate in gates])
+    assert abs(values.mean()) < 0.12  # four standard errors of 900 draws
+    assert abs(values.std() - 1) < 0.1
+    _, layer = single("sora")
+    with torch.no_grad():
+        layer.lora_gate["default"].copy_(torch.tensor([0.0, 0.5, 0.0]))
+    assert layer.rank("default") == 1
+    assert layer.inactive_parameters("default") == 2 * (IN + OUT + 1)
+
+
+def fresh_sora(seed: int) -> tuple[nn.Module, LowRankLayer]:
+    torch.manual_seed(seed)
+    model = get_peft_model(
+        nn.Sequential(nn.Linear(IN, OUT, dtype=torch.float64)), METHODS["sora"](target_modules=["0"], r=RANK)
+    )
+    return model, model.base_model.model[0]
+
+
+# --- MLAE: the masks ----------
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3, 0.5])
+def test_mlae_s_masks_are_right_in_expectation_and_one_at_a_time(p):
+    model, layer = single("mlae", expert_dropout=p)
+    t = {name: tensor.detach() for name, tensor in held(layer).items()}
+    x = torch.randn(2, IN, dtype=torch.float64)
+    plain = layer.base_layer(x).detach()
+    experts = torch.stack([x @ (t["lambda"][i] * torch.outer(t["B"][:, i], t["A"][i])).T for i in range(RANK)])
+    masks = torch.tensor(list(itertools.product([0.0, 1.0], repeat=RANK)), dtype=torch.float64)
+    possible = plain + torch.einsum("mr,rbo->mbo", masks / (1 - p), experts)
+    model.train()
+    draws = 2000
+    with torch.no_grad():
+        outputs = torch.stack([model(x) for _ in range(draws)])
+    distance = (outputs[:, None] - possible[None]).abs().amax((2, 3))
+    nearest = distance.argmin(1)
+    assert distance.min(1).values.max() < 1e-10  # every token of a pass has the same mask
+    left = masks[nearest].mean(0)
+    error = 4 * (p * (1 - p) / draws) ** 0.5
+    assert ((left - (1 - p)).abs() <= error).all()
+    both = (masks[nearest][:, 0] * masks[nearest][:, 1]).mean()  # experts are left out independently
+    assert abs(both - (1 - p) ** 2) <= 4 * ((1 - p) ** 2 * (1 - (1 - p) ** 2) / draws) ** 0.5
+    model.eval()
+    spread = outputs.std(0) / draws**0.5
+    assert ((outputs.mean(0) - model(x)).abs() <= 5 * spread + 1e-9).all()
+    assert torch.equal(t["lambda"], held(layer)["lambda"])
+
+
+def test_mlae_s_coefficients_start_at_alpha():
+    model = get_peft_model(nn.Sequential(nn.Linear(IN, OUT)), METHODS["mlae"](target_modules=["0"], lora_alpha=1.5))
+    assert held(model.base_model.model[0])["lambda"].tolist() == [1.5] * 8
+
+
+# --- LoRA-Dash: the launch ----------
+
+
+def test_lora_dash_launches_the_directions_of_largest_change_rate():
+    model, layer = single("lora_dash", directions=2, tinit=3)
+    with torch.no_grad():
+        layer.lora_delta["default"].zero_()
+    x = torch.randn(4, IN, dtype=torch.float64)
+    before = model(x)
+    for step in (1, 2):
+        model.base_model.after_step(step)
+    assert not layer.lora_U["default"].any()
+    model.base_model.after_step(3)
+    t = held(layer)
+    u, sigma, vh = torch.linalg.svd(t["W"], full_matrices=False)
+    change = outer(t["B"], t["A"], [SCALE] * RANK).detach()
+    rates = [abs(float(u[:, i] @ change @ vh[i])) / float(sigma[i]) for i in range(OUT)]
+    wanted = sorted(range(OUT), key=lambda i: -rates[i])[:2]
+    for k, i in enumerate(wanted):
+        torch.testing.assert_close(torch.outer(t["U"][:, k], t["V"][k]), torch.outer(u[:, i], vh[i]))
+    torch.testing.assert_close(model(x), before, rtol=1e-12, atol=1e-12)
+    kept = t["U"].clone()
+    with torch.no_grad():
+        layer.lora_B["default"].normal_()
+    model.base_model.after_step(4)
+    assert torch.equal(held(layer)["U"], kept), "they are chosen once"
+
+
+def test_lora_dash_takes_no_direction_without_a_singular_value():
+    linear = nn.Linear(IN, OUT, dtype=torch.float64)
+    with torch.no_grad():
+        linear.weight[1:] = linear.weight[:1]  # rank 1
+    _, layer = single("lora_dash", linear, directions=1)
+    layer.launch("default")
+    t = held(layer)
+    assert (t["W"] @ t["V"][0]).norm() > 0.1 * t["W"].norm()
+
+
+def test_lora_dash_says_when_it_would_never_launch():
+    with pytest.raises(ValueError, match="tinit=100 leaves no step"):
+        LoraDashConfig(target_modules=["a"], total_step=100)
+
+
+# --- NoRA+: the sketch ----------
+
+
+def test_nora_plus_starts_in_the_range_of_w_and_is_preconditioned_by_peft():
+    from peft.optimizers import create_riemannian_optimizer
+
+    torch.manual_seed(0)
+    linear = nn.Linear(200, 40, dtype=torch.float64)
+    with torch.no_grad():
+        linear.weight[20:] = 0
+    model = get_peft_model(nn.Sequential(linear), METHODS["nora_plus"](target_modules=["0"], r=8))
+    t = held(model.base_model.model[0])
+    assert not t["A"].any()
+    assert not t["B"][20:].any()
+    sketch = torch.linalg.lstsq(t["W"][:20], t["B"][:20].detach()).solution  # the part of Ω that W sees
+    expected = 200**-0.5 * (t["W"].norm() / 1)
+    assert abs(t["B"].norm(dim=0).mean() / expected - 1) < 0.2
+    assert sketch.shape == (200, 8)
+    optimizer = create_riemannian_optimizer(model, torch.optim.SGD, lr=1.0, reg=1e-2)
+    a, b = model.base_model.model[0].lora_A["default"], model.base_model.model[0].lora_B["default"]
+    a.grad, b.grad = torch.randn_like(a), torch.randn_like(b)
+    grads, start = (a.grad.clone(), b.grad.clone()), (a.detach().clone(), b.detach().clone())
+    eye = 1e-2 * torch.eye(8, dtype=torch.float64)
+    optimizer.step()
+    torch.testing.assert_close(a.detach(), start[0] - torch.linalg.inv(start[1].T @ start[1] + eye) @ grads[0])
+    torch.testing.assert_close(b.detach(), start[1] - grads[1] @ torch.linalg.inv(start[0] @ start[0].T + eye))
+
+
+# --- ShareLoRA: one A a type ----------
+
+
+def test_sharelora_has_one_a_a_type_and_its_gradient_is_the_sum(tmp_path):
+    model = adapted("sharelora", "bert", init_weights=False)
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, LowRankLayer)}
+    holders = [name for name, layer in layers.items() if "default" in layer.lora_A]
+    assert len(layers) == 12
+    assert len(holders) == 6
+    assert all(".layer.0." in name for name in holders)
+    BACKBONES["bert"].loss(model).backward()
+    shared = layers[next(name for name in holders if name.endswith("query"))].lora_A["default"]
+    together = shared.grad.clone()
+    queries = [layer for name, layer in layers.items() if name.endswith("query")]
+    parts = []
+    for layer in queries:  # each with an A of its own
+        copies = [layer.holders.get("default", layer).lora_A["default"].detach().clone().requires_grad_()]
+        original = layer.product
+        scale, b = layer.scaling["default"], layer.lora_B["default"]
+        layer.product = lambda *_, b=b, a=copies[0], s=scale, **__: (b, s * a)
+        (gradient,) = torch.autograd.grad(BACKBONES["bert"].loss(model), copies)
+        parts.append(gradient)
+        layer.product = original
+    torch.testing.assert_close(sum(parts), together, rtol=1e-4, atol=1e-7)
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    assert sum(name.endswith("lora_A") for name in saved) == 6
+    assert sum(name.endswith("lora_B") for name in saved) == 12
+
+
+# --- LoRI: the masks ----------
+
+
+def test_lori_keeps_the_largest_tenth_over_all_matrices_and_begins_again():
+    model = adapted("lori", "bert", tinit=2)
+    optimizer = train(model, "bert", steps=1)
+    layers = [m for m in model.modules() if isinstance(m, LowRankLayer)]
+    frozen = [layer.lora_A["default"].clone() for layer in layers]
+    with torch.no_grad():
+        for layer in layers:
+            layer.lora_B["default"].normal_()
+    sizes = torch.cat([layer.lora_B["default"].detach().abs().flatten() for layer in layers])
+    threshold = sizes.sort(descending=True).values[round(0.1 * sizes.numel()) - 1]
+    expected = [layer.lora_B["default"].detach().abs() >= threshold for layer in layers]
+    model.base_model.after_step(2, optimizer)
+    for layer, mask in zip(layers, expected, strict=True):
+        assert torch.equal(layer.lora_mask["default"], mask)
+        b = layer.lora_B["default"]
+        assert not b.any()
+        assert not any(v.any() for v in optimizer.state[b].values() if torch.is_tensor(v) and v.shape == b.shape)
+    kept = sum(int(mask.sum()) for mask in expected)
+    assert kept == round(0.1 * sizes.numel())
+    assert sum(layer.inactive_parameters("default") for layer in layers) == sizes.numel() - kept
+    train(model, "bert", steps=1)
+    for layer, mask, a in zip(layers, expected, frozen, strict=True):
+        assert not layer.lora_B["default"][~mask].any()
+        assert torch.equal(layer.lora_A["default"], a)
+    assert any(layer.lora_B["default"].any() for layer in layers)
+
+
+def test_lori_calibrates_for_a_tenth_of_the_steps_by_default():
+    assert LoriConfig(target_modules=["a"], total_step=300).tinit == 30
+    assert LoriConfig(target_modules=["a"], sparsity=0.0).tinit is None
+    with pytest.raises(ValueError, match="`total_step` is missing"):
+        LoriConfig(target_modules=["a"])
+    with pytest.raises(ValueError, match="leaves no step after the calibration"):
+        LoriConfig(target_modules=["a"], total_step=300, tinit=300)
+
+
+# --- dynamic-rank DoRA: importance, timetable, penalty ----------
+
+
+def test_dynamic_dora_s_importance_is_a_smoothed_share_of_the_norm():
+    model, layer = single("dynamic_dora", beta=0.9, tinit=5, total_step=20, tfinal=5)
+    expected = torch.zeros(RANK, dtype=torch.float64)
+    for step in (1, 2, 3):
+        t = held(layer)
+        parts = [(t["c"][i] * torch.outer(t["B"][:, i], t["A"][i])).norm() for i in range(RANK)]
+        whole = outer(t["B"], t["A"], list(t["c"])).norm()
+        expected = 0.9 * expected + 0.1 * torch.stack(parts) / whole
+        model.base_model.after_step(step)
+        torch.testing.assert_close(held(layer)["importance"], expected.detach(), rtol=1e-6, atol=1e-9)
+        with torch.no_grad():
+            layer.lora_c["default"].normal_()
+
+
+def test_dynamic_dora_s_penalty_is_the_gradient_of_the_mean_variance():
+    model = adapted("dynamic_dora", "bert", dem_weight=0.3)
+    layers = [m for m in model.modules() if isinstance(m, LowRankLayer)]
+    variances = [v for m in layers for v in (m.lora_A["default"].var(1), m.lora_B["default"].var(0))]
+    penalty = 0.3 * torch.cat(variances).mean()
+    parameters = [p for m in layers for p in (m.lora_A["default"], m.lora_B["default"])]
+    wanted = torch.autograd.grad(penalty, parameters)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    model.base_model.regularise(1)
+    for parameter, gradient in zip(parameters, wanted, strict=True):
+        torch.testing.assert_close(parameter.grad - 1, gradient, rtol=1e-4, atol=1e-6)
+    before = [parameter.grad.clone() for parameter in parameters]
+    model.base_model.regularise(model.peft_config["default"].last_event + 1)
+    assert all(torch.equal(parameter.grad, old) for parameter, old in zip(parameters, before, strict=True))
+
+
+def test_dynamic_dora_lowers_ranks_by_a_cubic_to_its_target_and_holds_them():
+    model = adapted("dynamic_dora", "bert", r=4, target_r=2, total_step=20, tinit=2, tfinal=8, deltaT=3)
+    layers = [m for m in model.modules() if isinstance(m, LowRankLayer)]
+    components = 4 * len(layers)
+    events, optimizer = [], torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
+    frozen = None
+    for step in range(1, 21):
+        BACKBONES["bert"].loss(model).backward()
+        model.base_model.regularise(step)
+        optimizer.step()
+        event = model.base_model.after_step(step, optimizer)
+        optimizer.zero_grad()
+        if event is not None:
+            events.append(event)
+            scores = torch.cat([m.lora_importance["default"] for m in layers])
+            active = torch.cat([m.lora_active["default"] for m in layers])
+            assert (~active).sum() == 0 or scores[~active].max() <= scores[active].min()
+            assert not torch.cat([m.lora_c["default"] for m in layers])[~active].any()
+            frozen = active
+        elif step > 12:
+            assert not torch.cat([m.lora_c["default"] for m in layers])[~frozen].any()
+    assert [event["step"] for event in events] == [5, 8, 11, 12]
+    left = [components - int(components / 2 * ((step - 2) / 10) ** 3) for step in (5, 8, 11, 12)]
+    assert [event["total_rank"] for event in events] == [event["budget"] for event in events] == left
+    assert left[-1] == 2 * len(layers)
+    assert events[-1]["ranks"] == model.base_model.ranks()
+    assert events[-1]["active_parameters"] == sum(
+        m.rank("default") * (m.in_features + m.out_features + 1) for m in layers
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "`total_step` is missing"),
+        ({"total_step": 100, "tinit": 60, "tfinal": 50}, "leave no step to lower the ranks in"),
+        ({"total_step": 100, "r": 4, "target_r": 8}, "must not be above"),
+    ],
+)
+def test_dynamic_dora_refuses_what_cannot_be(settings, message):
+    with pytest.raises(ValueError, match=message):
+        DynamicDoraConfig(target_modules=["a"], **settings)
+
+
+def test_dynamic_dora_s_windows_are_the_authors_by_default():
+    config = DynamicDoraConfig(target_modules=["a"], total_step=1000)
+    assert (config.r, config.tinit, config.tfinal, config.deltaT, config.last_event) == (12, 150, 500, 100, 500)
+
+
+# --- LieRA: merging ----------
+
+
+def test_liera_unmerges_bit_for_bit_even_where_merging_gave_zeros():
+    _, layer = single("liera")
+    with torch.no_grad():
+        layer.lora_A["default"].zero_()
+        layer.lora_A["default"][0] = 1.0
+        layer.lora_B["default"].zero_()
+        layer.lora_B["default"][0, 0] = -1 / SCALE  # the first row of W becomes 0
+    before = layer.base_layer.weight.detach().clone()
+    layer.merge()
+    assert not layer.base_layer.weight[0].any()
+    layer.unmerge()
+    assert torch.equal(layer.base_layer.weight, before)
