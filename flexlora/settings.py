@@ -268,6 +268,100 @@ class AdaLoraSettings(AdapterSettings):
 
 
 @dataclass
+class FLoraSettings(LowRankSettings):
+    """`method.*` of FLoRA."""
+
+    init_std: float = MISSING
+
+
+@dataclass
+class MLAESettings(LowRankSettings):
+    """`method.*` of MLAE."""
+
+    expert_dropout: float = MISSING
+
+
+@dataclass
+class SoRASettings(LowRankSettings):
+    """`method.*` of SoRA."""
+
+    xi: float = MISSING
+
+
+@dataclass
+class LoraDashSettings(LowRankSettings):
+    """`method.*` of LoRA-Dash."""
+
+    directions: int = MISSING
+    tinit: int = MISSING
+
+
+@dataclass
+class LoriSettings(LowRankSettings):
+    """`method.*` of LoRI."""
+
+    sparsity: float = MISSING
+    tinit: int | None = MISSING
+
+
+@dataclass
+class DynamicDoraSettings(LowRankSettings):
+    """`method.*` of dynamic-rank DoRA."""
+
+    target_r: int = MISSING
+    tinit: int | None = MISSING
+    tfinal: int | None = MISSING
+    deltaT: int = MISSING
+    beta: float = MISSING
+    dem_weight: float = MISSING
+
+
+@dataclass
+class RiemannianSettings(LowRankSettings):
+    """`method.*` of a tuner with A and B under the preconditioned optimizer."""
+
+    reg: float = MISSING
+
+
+@dataclass
+class LoraRiemannianSettings(LoraSettings):
+    """`method.*` of LoRA under the preconditioned optimizer."""
+
+    reg: float = MISSING
+
+
+@dataclass
+class LoraGASettings(LowRankSettings):
+    """`method.*` of LoRA-GA, by PEFT's names."""
+
+    bias: str = MISSING
+    use_rslora: bool = MISSING
+    use_dora: bool = MISSING
+    batches: int = MISSING
+    direction: str = MISSING
+    scale: str = MISSING
+    stable_gamma: int = MISSING
+
+
+@dataclass
+class VeraSettings(TunerSettings):
+    """`method.*` of VeRA, by PEFT's names."""
+
+    r: int = MISSING
+    d_initial: float = MISSING
+    vera_dropout: float = MISSING
+    projection_prng_key: int = MISSING
+
+
+@dataclass
+class HiraSettings(TunerSettings):
+    """`method.*` of HiRA, by PEFT's names."""
+
+    r: int = MISSING
+    hira_dropout: float = MISSING
+
+
+@dataclass
 class BottleneckSettings(TunerSettings):
     """`method.*` of Houlsby's and Pfeiffer's adapters."""
 
@@ -359,6 +453,18 @@ METHOD_SCHEMAS: dict[str, type] = {
     "flexlora": FlexLoraSettings,
     "flexlora_released": FlexLoraReleasedSettings,
     "adalora": AdaLoraSettings,
+    "low_rank": LowRankSettings,
+    "flora": FLoraSettings,
+    "mlae": MLAESettings,
+    "sora": SoRASettings,
+    "lora_dash": LoraDashSettings,
+    "lori": LoriSettings,
+    "dynamic_dora": DynamicDoraSettings,
+    "riemannian": RiemannianSettings,
+    "lora_riemannian": LoraRiemannianSettings,
+    "lora_ga": LoraGASettings,
+    "vera": VeraSettings,
+    "hira": HiraSettings,
     "bottleneck": BottleneckSettings,
     "adaptformer": AdaptFormerSettings,
     "adapter_fusion": AdapterFusionSettings,

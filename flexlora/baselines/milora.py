@@ -65,6 +65,11 @@ class MiLoraLayer(LowRankLayer):
             for factor in (getattr(self, f"lora_{name}")[adapter_name], getattr(self, f"lora_{name}0")[adapter_name]):
                 (factor[:r] if name == "A" else factor[:, :r]).copy_(value)
 
+    def _draw_zeros(self, adapter_name: str) -> None:
+        """Nothing but ΔW is 0 at the start, so B moves away from B₀."""
+        b = self.lora_B[adapter_name]
+        b.add_(torch.empty_like(b).normal_(std=0.02))
+
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
         moved = self.lora_B[adapter] @ self.lora_A[adapter]
         delta = self.scaling[adapter] * (moved - self.lora_B0[adapter] @ self.lora_A0[adapter])

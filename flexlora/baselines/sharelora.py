@@ -71,8 +71,8 @@ class ShareLoraModel(LowRankModel):
     tuner_layer_cls = ShareLoraLayer
     linear_cls = ShareLoraLayer
 
-    def _post_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
-        super()._post_injection_hook(model, config, adapter_name)
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
         holders: dict[tuple[str, int], ShareLoraLayer] = {}
         for name, layer in model.named_modules():
             if isinstance(layer, ShareLoraLayer) and layer.holds(adapter_name):

@@ -1,0 +1,51 @@
+"""Preconditioned descent on A and B (Zhang & Pilanci, ICML 2024, arXiv 2402.02347): PEFT's optimizer around AdamW.
+
+gA ← (BᵀB + reg·I)⁻¹ gA and gB ← gB (AAᵀ + reg·I)⁻¹ before AdamW's step; the head's gradients are left as they are.
+"""
+
+import math
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.optimizers import create_riemannian_optimizer
+from torch import nn
+
+from flexlora.errors import UserError
+from flexlora.methods.base import Method, RunContext
+from flexlora.methods.peft import PeftMethod, peft_config
+
+
+class RiemannianMethod(PeftMethod):
+    """A tuner with LoRA's A and B, trained by the preconditioned optimizer."""
+
+    _model: PeftModel
+    reg = 1e-2
+
+    def parameter_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+        assert isinstance(model, PeftModel)
+        self._model = model
+        return super().parameter_groups(model, learning_rate)
+
+    def optimizer(
+        self, groups: list[dict[str, Any]], learning_rate: float, weight_decay: float
+    ) -> torch.optim.Optimizer:
+        """PEFT's, over the same parameters in one group."""
+        return create_riemannian_optimizer(
+            self._model, torch.optim.AdamW, lr=learning_rate, reg=self.reg, weight_decay=weight_decay
+        )
+
+
+def build(fields: dict[str, Any], context: RunContext) -> Method:
+    """A preconditioned method from the settings' fields; `reg` is its own, the others are the tuner's.
+
+    Raises:
+        UserError: as `peft_config`, or `reg` is not a positive number.
+    """
+    fields = dict(fields)
+    reg = fields.pop("reg", RiemannianMethod.reg)
+    if not isinstance(reg, int | float) or not 0 < reg < math.inf:
+        raise UserError(f"method.reg must be a positive number, not {reg}")
+    method = RiemannianMethod(*peft_config(fields, context))
+    method.reg = reg
+    return method
