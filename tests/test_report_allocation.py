@@ -182,6 +182,12 @@ def test_the_corner_of_low_energy_and_high_entropy(low, verdict, numbers):
     assert f"with energy {expected:+.2f}" in claim.numbers[1]
 
 
+def test_a_rank_that_did_not_grow_is_not_large():
+    spectra = [[0.1] * 4, *MIDDLE, *STEEP_HIGH]  # all of rank 4, as they began
+    assert claims.check([placed(spectra)])[-1].verdict == "holds"
+    assert claims.check([placed(spectra, start=3)])[-1].verdict == "does not hold"
+
+
 def test_a_corner_without_a_matrix_says_nothing():
     spectra = [
         [0.1, 0.001, 0.001],

@@ -73,8 +73,7 @@ def test_no_words_overlap_or_leave_the_page(drawings):
         for (one, a), (other, b) in itertools.combinations(boxes, 2):
             if "_proj" in one + other or "dense" in one + other:
                 continue  # turned labels: their boxes meet where the words do not
-            shrunk = a.expanded(0.9, 0.8)
-            assert not (shrunk.overlaps(b.expanded(0.9, 0.8))), (drawing.name, one, other)
+            assert not a.padded(-2).overlaps(b.padded(-2)), (drawing.name, one, other)
 
 
 def _inside(axes, axis, tick):
@@ -106,7 +105,8 @@ def test_curves_are_means_with_bands(drawings):
     rte = next(a for a in drawings["learning_curves_local_deep12"].figure.axes if a.get_title() == "glue/rte: accuracy")
     assert [list(line.get_ydata()) for line in rte.lines] == [pytest.approx([20, 40, 60])] * 2
     band = rte.collections[0].get_paths()[0].vertices
-    assert band[:, 1].max() == pytest.approx(70)  # 60 and a standard deviation of 10
+    at_end = band[band[:, 0] == 3, 1]
+    assert (at_end.min(), at_end.max()) == pytest.approx((50, 70))  # 60 and a standard deviation of 10
     assert [*rte.lines[0].get_xdata()] == [1, 2, 3]
 
 

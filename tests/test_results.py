@@ -114,7 +114,7 @@ def test_a_finished_run_of_another_config_is_refused_with_the_keys(tmp_path):
 def test_beginning_anew_clears_what_an_unfinished_run_left(tmp_path):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "half.safetensors").write_text("")
-    for name in ("result.json", "ranks.jsonl", "mine.txt"):
+    for name in ("result.json", "ranks.jsonl", "predictions-last.parquet", "predictions-best.parquet", "mine.txt"):
         (tmp_path / name).write_text("{}")
     with RunFolder(tmp_path, CONFIG) as folder:
         folder.begin()

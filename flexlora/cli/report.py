@@ -80,6 +80,11 @@ def _parser() -> Parser:
         help="compare the other rows with this method's, over the seeds that both have (paired t test)",
     )
     parser.add_argument(
+        "--intervals",
+        action="store_true",
+        help="below figures of one seed their 95 %% interval over the examples (bootstrap of the kept predictions)",
+    )
+    parser.add_argument(
         "--tuned",
         metavar="KEY",
         help="of a sweep over this setting (training.learning_rate) on rows held out of train (task.validation_rows): "
@@ -116,7 +121,9 @@ def _tables(options: argparse.Namespace) -> int:
         return BROKEN if found.broken else 0
     tables = BENCHMARKS if options.table is None else (TABLES[options.table],)
     sheets = [
-        sheet for table in tables for sheet in build(table, runs, options.metric, options.all_tasks, options.against)
+        sheet
+        for table in tables
+        for sheet in build(table, runs, options.metric, options.all_tasks, options.against, options.intervals)
     ]
     if not sheets:
         tasks = ", ".join(sorted({run.record.task for run in runs}))

@@ -29,6 +29,10 @@ SHOWN_FAILURES = 8
 HOW_COMPARED = (
     "Less {}'s: over the seeds that both rows have; p: two-sided paired t test, not corrected for their number."
 )
+HOW_SURE = (
+    "Below a figure of one seed: its 95 % interval over 1,000 bootstrap samples of the evaluation's examples; "
+    "other seeds may differ by more."
+)
 
 
 @dataclass
@@ -46,6 +50,8 @@ class Row:
     difference: list[float | None] = field(default_factory=list)
     paired: list[Paired | None] = field(default_factory=list)
     """Against the reference's row, where one was asked for."""
+    intervals: list[tuple[float, float] | None] = field(default_factory=list)
+    """In percent, of figures of one seed, over the examples, where it was asked for."""
     params: dict[str, str] = field(default_factory=dict)
     """For the paper's rows: its parameter count as printed, by the `metric` of the column it belongs to."""
 
@@ -71,11 +77,17 @@ class Sheet:
 
 
 def build(
-    table: Table, runs: Iterable[Run], evaluation: str = "last", all_tasks: bool = False, against: str | None = None
+    table: Table,
+    runs: Iterable[Run],
+    evaluation: str = "last",
+    all_tasks: bool = False,
+    against: str | None = None,
+    intervals: bool = False,
 ) -> list[Sheet]:
     """The table of each scale and model that has runs of its tasks; the paper's scale first.
 
     `against`: the method whose row the others are compared with, seed by seed.
+    `intervals`: whether figures of one seed get theirs, over the examples.
     """
     tasks = {column.task for column in table.columns}
     by_place: dict[tuple[bool, str, str], list[Run]] = {}
@@ -83,7 +95,7 @@ def build(
         if run.record.task in tasks and _belongs(run, table):
             key = (run.record.scale != "paper", run.record.scale, run.record.model)
             by_place.setdefault(key, []).append(run)
-    return [_sheet(table, by_place[key], evaluation, all_tasks, against) for key in sorted(by_place)]
+    return [_sheet(table, by_place[key], evaluation, all_tasks, against, intervals) for key in sorted(by_place)]
 
 
 def _belongs(run: Run, table: Table) -> bool:
@@ -92,7 +104,9 @@ def _belongs(run: Run, table: Table) -> bool:
     return of_method and all(settings.get(name, value) == value for name, value in table.fixed)
 
 
-def _sheet(table: Table, found: list[Run], evaluation: str, all_tasks: bool, against: str | None) -> Sheet:
+def _sheet(
+    table: Table, found: list[Run], evaluation: str, all_tasks: bool, against: str | None, intervals: bool
+) -> Sheet:
     runs, notes = _without_duplicates(found)
     scale, model = runs[0].record.scale, runs[0].record.model
     generated = all(is_generated(run.record) for run in runs)
@@ -102,6 +116,9 @@ def _sheet(table: Table, found: list[Run], evaluation: str, all_tasks: bool, aga
     columns = [ADAPTER, TRAINABLE, *scores, *averages]
 
     rows = _our_rows(table, runs, columns, evaluation)
+    if intervals:
+        for row in rows:
+            row.intervals = [_interval(row, *pair, runs, evaluation) for pair in zip(row.cells, columns, strict=True)]
     common = _common_marks(rows, columns)
     for i, column in enumerate(columns):
         if not isinstance(column, Count):
@@ -129,6 +146,7 @@ def _sheet(table: Table, found: list[Run], evaluation: str, all_tasks: bool, aga
         *([f"All rows: {', '.join(sorted(variants))}."] if variants else []),
         *(f"All figures: {text}." for mark, text in MARKS.items() if mark in common),
         *([HOW_COMPARED.format(against)] if reference else []),
+        *([HOW_SURE] if any(any(row.intervals) for row in rows) else []),
     ]
     if is_paper:
         shown = {None, *(column.task for column in columns)}
@@ -208,6 +226,18 @@ def _our_rows(table: Table, runs: list[Run], columns: Sequence[Column], evaluati
         if not isinstance(column, Count):
             _set_column(ours, i, mark_fewer([row.cells[i] for row in ours]))
     return ours
+
+
+def _interval(row: Row, cell: Cell, column: Column, runs: list[Run], evaluation: str) -> tuple[float, float] | None:
+    """Of a figure of one seed, in percent."""
+    if isinstance(column, Count | Average) or cell.n != 1:
+        return None
+    from flexlora.report.bootstrap import interval  # here, as it needs numpy and most reports do without
+
+    key = (column.task, row.method, row.variant, *cell.by_seed)
+    run = next(r for r in runs if (r.record.task, r.record.method, r.record.variant, r.record.seed) == key)
+    found = interval(run, column.metric, evaluation)
+    return None if found is None else (100 * found[0], 100 * found[1])
 
 
 def _set_column(rows: Sequence[Row], place: int, cells: Sequence[Cell]) -> None:

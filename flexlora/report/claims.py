@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flexlora.report.allocation import Allocation, Array, energy, entropy
+from flexlora.report.bootstrap import spearman
 
 PRESERVED = ("attention.output.dense", "intermediate.dense")
 HELD, NOT_HELD, OPEN = "holds", "does not hold", "not to be checked"
@@ -115,17 +116,7 @@ def _verdict(held: Sequence[bool | np.bool_]) -> str:
 
 def _rank_correlation(one: Array, other: Array) -> float:
     """Spearman's; 0 where a side is constant."""
-    places = [_places(values) for values in (one, other)]
-    if min(np.ptp(values) for values in places) == 0:
-        return 0.0
-    table: Array = np.atleast_2d(np.corrcoef(np.stack(places)))
-    return float(table[0, 1])
-
-
-def _places(values: Array) -> Array:
-    """The place of each value among all, ties sharing the mean of theirs."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    return float(spearman(one[None], other[None])[0])
 
 
 def as_text(groups: Sequence[tuple[str, Sequence[Claim]]]) -> str:

@@ -30,9 +30,12 @@ class Line(NamedTuple):
 
 
 def printed_lines(sheet: Sheet, row: Row) -> list[Line]:
-    """The row's own line; below it, where it has them, its differences from the reference's row and the paper's."""
+    """The row's own line; below it, where it has them, its intervals and its differences from others."""
     own = [_entry(cell, column, row, sheet) for cell, column in zip(row.cells, sheet.columns, strict=True)]
     lines = [Line(row.label, own, row.kind == "paper")]
+    if any(row.intervals):
+        spans = ("" if pair is None else f"{pair[0]:.1f} to {pair[1]:.1f}" for pair in row.intervals)
+        lines.append(Line("  95 % interval", [Entry([span]) for span in spans], True))
     if any(row.paired):
         lines.append(
             Line(f"  less {sheet.against}'s", [_paired_entry(pair, sheet.usual_seeds) for pair in row.paired], True)

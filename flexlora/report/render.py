@@ -16,6 +16,7 @@ from flexlora.report.lines import Entry, Line, blocks_by_group, corner, legend, 
 
 WHERE = ("table", "scale", "model", "source", "method", "variant", "task", "metric", "evaluation")
 CSV_COLUMNS = (*WHERE, "mean", "std", "n", "marks", "status", "paper", "difference")
+INTERVAL_COLUMNS = ("low", "high")
 PAIRED_COLUMNS = ("against", "paired_difference", "paired_n", "p")
 PLACES = ("", "bold", "underline")
 
@@ -40,7 +41,9 @@ def as_text(sheets: Sequence[Sheet], width: int, colour: bool = False) -> str:
 def as_csv(sheets: Sequence[Sheet]) -> str:
     """One line a figure. Scores are in percent, parameters in units; what is missing is empty, `status` says why."""
     file = io.StringIO()
-    columns = CSV_COLUMNS + (PAIRED_COLUMNS if any(sheet.against for sheet in sheets) else ())
+    rows = [row for sheet in sheets for group in sheet.groups for row in group]
+    columns = CSV_COLUMNS + (INTERVAL_COLUMNS if any(any(row.intervals) for row in rows) else ())
+    columns += PAIRED_COLUMNS if any(sheet.against for sheet in sheets) else ()
     writer = csv.DictWriter(file, columns, lineterminator="\n", restval="")
     writer.writeheader()
     for sheet in sheets:
@@ -114,6 +117,8 @@ def _csv_lines(sheet: Sheet, row: Row) -> Iterable[dict[str, object]]:
             figures |= {"evaluation": sheet.evaluation, "std": cell.std, "n": cell.n, "status": cell.word}
             figures |= {"paper": row.printed[i] if row.printed else None}
             figures |= {"difference": row.difference[i] if row.difference else None}
+            if row.intervals and (span := row.intervals[i]):
+                figures |= dict(zip(INTERVAL_COLUMNS, span, strict=True))
             if row.paired and (pair := row.paired[i]):
                 values = (sheet.against, pair.difference, pair.n, pair.p)
                 figures |= dict(zip(PAIRED_COLUMNS, values, strict=True))

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import NullLocator
 
 from flexlora.report.figures.style import look, new_figure
 from flexlora.report.lines import count
@@ -58,7 +58,7 @@ def draw_accuracy_parameters(tasks: Mapping[str, ROWS], title: str) -> Figure:
                 panel.axhline(statistics.fmean(values), lw=1, color=style["color"], linestyle=style["linestyle"])
         panel.set_xscale("log")
         panel.xaxis.set_major_formatter(lambda value, _: count(value))
-        panel.xaxis.set_minor_formatter(NullFormatter())
+        panel.xaxis.set_minor_locator(NullLocator())
         panel.margins(x=0.2, y=0.15)
         panel.set_title(f"{task}: {_metric(rows)}")
         panel.set_xlabel("active parameters of the adapter")

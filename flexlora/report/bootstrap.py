@@ -1,0 +1,111 @@
+"""How far a figure of one seed depends on the examples it is measured on: percentile bootstrap over them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flexlora.results.collect import Run
+from flexlora.results.predictions import BEST, LAST, read_answers
+
+SAMPLES = 1000
+LEVEL = 0.95
+# Entries of a block of resampled examples: 16 MB of float64.
+BLOCK = 2_000_000
+TOLERANCE = 1e-6
+
+Array = npt.NDArray[Any]
+Score = Callable[[Array, Array], Array]
+
+
+def interval(run: Run, metric: str, evaluation: str) -> tuple[float, float] | None:
+    """The 95 % interval of a figure of the `last` or `best` evaluation, over `SAMPLES` resamplings of its examples.
+
+    None where the run's predictions or labels are not there, are of another evaluation, or do not give its figure.
+    """
+    result = run.record.metrics.get(evaluation) or {}
+    try:
+        answers = read_answers(run.path / {"last": LAST, "best": BEST}[evaluation])
+    except ValueError:
+        return None
+    found = _score_of(metric, [*answers.predictions])
+    if found is None or found[0] not in answers.labels or answers.step != result.get("step"):
+        return None
+    split, score = found
+    predictions, labels = answers.predictions[split], answers.labels[split]
+    if not abs(float(score(predictions[None], labels[None])[0]) - result.get(metric, np.nan)) <= TOLERANCE:
+        return None
+    draw = np.random.default_rng(0)
+    rows = max(1, BLOCK // len(labels))
+    values = []
+    for first in range(0, SAMPLES, rows):
+        chosen = draw.integers(len(labels), size=(min(rows, SAMPLES - first), len(labels)))
+        values.append(score(predictions[chosen], labels[chosen]))
+    low, high = np.quantile(np.concatenate(values), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _score_of(metric: str, splits: list[str]) -> tuple[str, Score] | None:
+    """The split that a figure is of, and how it is computed; figures of several splits begin with its name."""
+    for split in splits:
+        name = metric.removeprefix(f"{split}_")
+        if name in SCORES and (name != metric or len(splits) == 1):
+            return split, SCORES[name]
+    return None
+
+
+# Each takes (samples × examples) predictions and labels and gives a figure a sample; where it is not defined, 0, as in
+# `flexlora.tasks.metrics`.
+
+
+def accuracy(predictions: Array, labels: Array) -> Array:
+    """The share of examples that are right."""
+    return np.asarray((predictions == labels).mean(-1))
+
+
+def f1(predictions: Array, labels: Array) -> Array:
+    """F1 of class 1."""
+    both = ((predictions == 1) & (labels == 1)).sum(-1)
+    return _divided(2 * both, (predictions == 1).sum(-1) + (labels == 1).sum(-1))
+
+
+def matthews(predictions: Array, labels: Array) -> Array:
+    """Matthews' correlation of two classes, which is Pearson's of their numbers."""
+    return pearson(predictions, labels)
+
+
+def pearson(predictions: Array, labels: Array) -> Array:
+    """Pearson's correlation."""
+    one, other = (values - values.mean(-1, keepdims=True) for values in (predictions, labels))
+    return _divided((one * other).sum(-1), np.sqrt((one**2).sum(-1) * (other**2).sum(-1)))
+
+
+def spearman(predictions: Array, labels: Array) -> Array:
+    """Spearman's correlation: Pearson's of the places, ties sharing the mean of theirs."""
+    return pearson(*(np.stack([places(row) for row in values]) for values in (predictions, labels)))
+
+
+def places(values: Array) -> Array:
+    """The place of each value among all, counted from 1; ties share the mean of theirs."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[inverse])
+
+
+def _divided(above: Array, below: Array) -> Array:
+    return np.divide(above, below, out=np.zeros(np.shape(above)), where=below > 0)
+
+
+def _mean(*scores: Score) -> Score:
+    return lambda predictions, labels: np.mean([score(predictions, labels) for score in scores], axis=0)
+
+
+SCORES: dict[str, Score] = {
+    "accuracy": accuracy,
+    "f1": f1,
+    "accuracy_f1_mean": _mean(accuracy, f1),
+    "matthews_correlation": matthews,
+    "pearson": pearson,
+    "spearman": spearman,
+    "pearson_spearman_mean": _mean(pearson, spearman),
+}
