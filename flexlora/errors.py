@@ -10,6 +10,14 @@ class UserError(Exception):
     The message is one line, says what is wrong and what to set instead. `HYDRA_FULL_ERROR=1` shows the traceback.
     """
 
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """`text` in one line: what would break it, or steer a terminal, is written as Python does (`\\n`, `\\x1b`)."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
 
 def one_line(error: BaseException) -> str:
     """The first line of an error's text that says anything, or its type's name."""

@@ -156,8 +156,12 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 def is_cached(repository: str, revision: str | None) -> bool:
     """Whether config and weights of a model are in the hub's local cache."""
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
     def here(name: str) -> bool:
         return isinstance(try_to_load_from_cache(repository, name, revision=revision), str)
 
-    return here("config.json") and any(here(name) for name in WEIGHTS)
+    try:
+        return here("config.json") and any(here(name) for name in WEIGHTS)
+    except HFValidationError:  # no repository can have such a name
+        return False

@@ -27,6 +27,8 @@ def load_plugin(package: str, name: str, key: str, entry: str) -> Any:
 
 
 def _of_the_user(name: str, key: str, entry: str) -> Any:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise UserError(f"{key}: '{name}' is no module's name")
     try:
         return getattr(importlib.import_module(name), entry)
     except ModuleNotFoundError as error:

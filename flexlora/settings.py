@@ -5,9 +5,11 @@ strictly and onto fresh classes, because Hydra's own `+key=value` adds a key pas
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -480,6 +482,8 @@ STRICT_KINDS: dict[str, type] = {"mask": MaskSettings}
 
 # What a type does not say: the lowest and the highest value of a setting, both allowed. Null is checked by its type.
 MAX_SEED = 2**31 - 1
+LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes, of any file system
+MAX_WIDTH = 2**16  # wider than any linear that is adapted, or head that is trained
 LIMITS: dict[str, tuple[float, float]] = {
     "training.epochs": (1, math.inf),
     "training.max_steps": (1, math.inf),
@@ -492,14 +496,18 @@ LIMITS: dict[str, tuple[float, float]] = {
     "training.eval_every": (0, math.inf),
     "training.checkpoint_every": (1, math.inf),
     "training.log_every": (1, math.inf),
-    "task.num_labels": (1, math.inf),
-    "task.max_length": (1, math.inf),
+    "task.num_labels": (1, MAX_WIDTH),
+    "task.max_length": (1, 2**20),
+    "task.tsv.width": (1, math.inf),
     "task.tsv.broken_rows": (0, math.inf),
     "task.num_beams": (1, math.inf),
     "task.max_new_tokens": (1, math.inf),
     "task.max_train_rows": (1, math.inf),
     "task.max_eval_rows": (1, math.inf),
     "task.validation_rows": (1, math.inf),
+    "method.r": (0, MAX_WIDTH),
+    "method.max_rank": (1, MAX_WIDTH),
+    "method.init_r": (1, MAX_WIDTH),
     "paper_steps": (1, math.inf),
     "parameter_budget": (1, math.inf),
     "seed": (0, MAX_SEED),
@@ -507,6 +515,9 @@ LIMITS: dict[str, tuple[float, float]] = {
 }
 POSITIVE = ("training.learning_rate", "training.max_grad_norm")
 FOLDER_NAMES = ("scale", "variant", "method.name", "model.name")
+# What YAML does not give back as it was, what steers a terminal, and the half letters that bytes become which are not
+# UTF-8: no file takes those.
+CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 # Empty is what a shell makes of a variable that is not set; as a path it would be the working folder.
 PATHS = ("output_root", "adapter", "method.ranks_from", "task.data_dir", "task.token_cache", "model.path")
 
@@ -550,6 +561,7 @@ def resolve(config: DictConfig) -> tuple[RunSettings, dict[str, Any]]:
     run.method = dict(plain["method"])
     _strict(run.method, STRICT_KINDS.get(run.method["kind"]), "method.")
     _refuse_out_of_range(plain)
+    _refuse_what_no_run_takes(plain)
     return run, plain
 
 
@@ -578,6 +590,18 @@ def _refuse_missing(plain: Mapping[str, Any]) -> None:
     )
 
 
+def _refuse_what_no_run_takes(plain: Mapping[str, Any]) -> None:
+    """Of any setting, those of methods and those without limits of their own too."""
+    for key, value in flat_keys(plain).items():
+        for item in value if isinstance(value, list) else [value]:
+            if CONTROL.search(f"{key}{item}"):
+                raise UserError(f"{key} holds a line break, a control character or what is not UTF-8: {item}")
+            if isinstance(item, int) and abs(item) > MAX_SEED:
+                raise UserError(f"{key} must be between {-MAX_SEED} and {MAX_SEED}, not {item}")
+            if isinstance(item, float) and not math.isfinite(item):
+                raise UserError(f"{key} must be a finite number, not {item}")
+
+
 def _schema(schemas: Mapping[str, type], name: str, key: str) -> type:
     if name not in schemas:
         raise UserError(f"there is no {key} '{name}'.{did_you_mean(name, schemas)} There are: {', '.join(schemas)}.")
@@ -588,23 +612,38 @@ def _refuse_out_of_range(plain: Mapping[str, Any]) -> None:
     values = flat_keys(plain)
     for key, (lowest, highest) in LIMITS.items():
         value = values.get(key)
-        if value is not None and not (lowest <= value <= highest and math.isfinite(value)):
+        if value is not None and not lowest <= value <= highest:
             allowed = f"at least {lowest}" if highest == math.inf else f"between {lowest} and {highest}"
             raise UserError(f"{key} must be {allowed}, not {value}")
     for key in POSITIVE:
         value = values.get(key)
-        if value is not None and not (value > 0 and math.isfinite(value)):
+        if value is not None and not value > 0:
             raise UserError(f"{key} must be above 0, not {value}")
     for key in FOLDER_NAMES:
         value = values.get(key)
-        if value is not None and (value in {"", ".", ".."} or "/" in value):
+        if value is not None and ("/" in value or not _is_folder_name(value)):
             raise UserError(f"{key} names one folder of a run's path: '{value}' is no folder's name")
     task = values["task.name"]
-    if not {"", ".", ".."}.isdisjoint(task.split("/")):
+    if not all(_is_folder_name(part) for part in task.split("/")):
         raise UserError(f"task.name names folders of a run's path, as in glue/cola: '{task}' does not")
     for key in PATHS:
         if values.get(key) == "":
             raise UserError(f"{key} is empty: give a folder's name, or leave it out")
+        if values.get(key) is not None:
+            _check_path(key, values[key])
+
+
+def _check_path(key: str, path: str) -> None:
+    if len(path.encode()) > LONGEST_PATH or max(len(part.encode()) for part in path.split("/")) > LONGEST_NAME:
+        raise UserError(f"{key} is longer than a path may be: {path}")
+    try:
+        Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{key}: {path} is of a user without a home here") from error
+
+
+def _is_folder_name(name: str) -> bool:
+    return name not in {"", ".", ".."} and name.isprintable() and len(name.encode()) <= LONGEST_NAME
 
 
 def _strict(values: Mapping[str, Any], schema: type | None, prefix: str) -> Any:

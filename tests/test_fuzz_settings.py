@@ -1,29 +1,326 @@
-"""Settings that once got past the first look: each is one line now."""
+"""Random settings, all the way to the first step: a run could start, or there is one clear line. Never anything else.
 
-from dataclasses import replace
+Every key of the composed configs is overridden, one that is added later by itself: with values of other types, extreme
+and unheard-of ones, and with keys that do not exist. What is accepted is then held against rules of this file's own
+(`nonsense`), which know nothing of `LIMITS`.
+"""
+
+import contextlib
+import dataclasses
+import io
+import math
+import re
+import struct
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
+import yaml
+from fuzz_helpers import bounded, fuzz
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hypothesis import note
+from omegaconf import OmegaConf, open_dict
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-from flexlora.errors import UserError
-from flexlora.methods import build_method
-from flexlora.methods.base import RunContext
-from flexlora.settings import Schedule
+from flexlora.cli.command import Job, Task, refusal
+from flexlora.cli.doctor import page
+from flexlora.conf_path import conf_dir
+from flexlora.hub import hub_is_offline
+from flexlora.methods import check_method
+from flexlora.models import check_model
+from flexlora.results.folder import config_hash
+from flexlora.results.record import Ending
+from flexlora.settings import RunSettings, flat_keys, register_schemas
+from flexlora.training.checkup import Mark, checkup
+from flexlora.training.job import run_path
 
-FIELDS: dict[str, Any] = {"name": "lora", "kind": "peft", "peft_type": "LORA", "r": 2}
-CONTEXT = RunContext(total_steps=10, schedule=Schedule.absolute, paper_steps=None, seed=0, target_modules=".*")
+METHODS = sorted(file.stem for file in (conf_dir() / "method").glob("*.yaml"))
+TASKS = sorted(
+    str(file.relative_to(conf_dir() / "task").with_suffix("")) for file in (conf_dir() / "task").rglob("*.yaml")
+)
+MODELS = sorted(file.stem for file in (conf_dir() / "model").glob("*.yaml"))
+GROUPS = ("task", "method", "model", "scale", "experiment", "recipe", "schema/task", "hydra/launcher", "hydra/sweeper")
+
+# --- the command, without a process of its own ------------------------------------------------------------------------
 
 
-def test_a_task_type_other_than_the_models_is_refused_before_peft_wraps_the_model() -> None:
-    context = replace(CONTEXT, task_type="SEQ_CLS")
-    with pytest.raises(
-        UserError, match=r"^method\.task_type is SEQ_CLS, as the model is, not CAUSAL_LM: leave it out$"
-    ):
-        build_method(FIELDS | {"task_type": "CAUSAL_LM"}, context)
-    build_method(FIELDS | {"task_type": "SEQ_CLS"}, context)
-    build_method(FIELDS, context)
+def command(job: Job, overrides: list[str]) -> tuple[Ending, str]:
+    """How `flexlora-doctor <overrides>` ends with `job`, and what it says on stderr; a bug is raised."""
+    program = "flexlora-doctor"
+    with bounded(), contextlib.redirect_stderr(io.StringIO()) as stderr, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [program, *overrides])
+        try:
+            config = composed(overrides)
+            ending = Task(program, job)(config)
+        except Exception as error:
+            line = refusal(error)
+            if line is None:
+                raise
+            ending = Ending("refused", line)
+            print(f"{program}: {line}", file=sys.stderr)
+    return ending, stderr.getvalue()
 
 
-def test_a_negative_rank_is_refused_before_a_model_is_loaded() -> None:
-    with pytest.raises(UserError, match=r"^method\.r must not be negative, not -1$"):
-        build_method(FIELDS | {"r": -1}, CONTEXT)
+def composed(overrides: list[str]) -> Any:
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        config = compose("config", overrides=overrides, return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    OmegaConf.set_readonly(config, False)
+    with open_dict(config):
+        del config["hydra"]
+    return config
+
+
+@pytest.fixture(autouse=True, scope="module")
+def ready() -> Iterator[None]:
+    """Hydra as the command prepares it; it reads its 55 files anew for every example, so by the faster loader."""
+    register_schemas()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(yaml, "SafeLoader", getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        yield
+    HydraConfig.instance().cfg = None
+
+
+# --- what is tried ----------------------------------------------------------------------------------------------------
+
+
+@cache
+def known(method: str) -> dict[str, tuple[bool, list[str]]]:
+    """Every key of `method=<method>`, and every field of PEFT's config class beside them: whether the key is composed
+    (an override of another is `++key`), and words that may be meant: its value, and what its comments speak of."""
+    keys = flat_keys(OmegaConf.to_container(composed(["task=glue/cola", f"method={method}"]), resolve=False))
+    words: dict[str, list[str]] = {}
+    for file in conf_dir().rglob("*.yaml"):
+        for name, text in re.findall(r"^ *(\w+): (.*)", file.read_text(encoding="utf-8"), re.MULTILINE):
+            words.setdefault(name, []).extend(re.findall(r"[\w./-]+", text))
+    found = {key: (True, [str(value), *words.get(key.rpartition(".")[2], [])]) for key, value in keys.items()}
+    if "method.peft_type" in keys:
+        by_name = {str(kind.value): config_class for kind, config_class in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+        fields = [field.name for field in dataclasses.fields(by_name[keys["method.peft_type"]]) if field.init]
+        found |= {
+            f"method.{name}": (False, ["true", "1", "[query]"]) for name in fields if f"method.{name}" not in keys
+        }
+        found["method.peft_type"] = (True, list(by_name))
+    return found
+
+
+# As typed on the command line.
+EXTREMES = [
+    "null", "None", "~", "", "''", '""', "true", "false", "yes", "nan", "NaN", "-nan", "inf", "-inf", ".inf", "1e400",
+    "-1e400", "-0", "-0.0", "0", "1", "-1", "2", "0.5", "-0.5", "1e-320", "1e308", "3.5", "1e3", "1_000", "0x10",
+    "007", str(2**31 - 1), str(2**31), str(2**63), str(-(2**63)), str(2**64), str(10**30), str(10**400), "9" * 5000,
+    "[]", "[1]", "[1,2]", "[a,b]", "[null]", "[nan]", "[[1]]", "['']", "{}", "{a:1}", "{a:{b:2}}", "{1:2}", "???",
+    "a,b", "1,2", "range(1,4)", "choice(1,2)", "glob(*)", "interval(0,1)", "sort(2,1)", "int(3.7)", "str(1)",
+    "float(1)", "${seed}", "${training.epochs}", "${nope}", "${task}", "${method.r}", "${training}", "${oc.env:HOME}",
+    "${..seed}", "${oc.env:FLEXLORA_NOT_SET}", "${now:%Y}", "${nope:1}", "${", "${}", "$", "\\${seed}", "'${seed'",
+    "${data_seed}", "${oc.decode:nan}", "${oc.decode:1e400}", "${hydra:job.name}", "'a\nb'", "'\n'", "'\\'", "a b",
+    "'a b'", "été", "'été'", "'\u2028'", "'\u202e'", "'🙂'", "'\x1b[31m'", "'\udcff'", "'..'", "'.'", "/", "'/'",
+    "a/b", "'../x'", "'a/../b'", "-", "--", "=", "a=b", "#", "'#'", ":", "'a: b'", "%", "*", "(", "[", "{", "]", "'",
+    '"', "x" * 300, f"'{'é' * 200}'", "'CON'", "'~'", "'~nobody'", "'~/x'", "'/proc/x'", "'/dev/null'", "os.path",
+    "'..x'", "'a..b'", "'.x'", "'x.'", "_target_",
+]  # fmt: skip
+
+LETTERS = "aZ09_-./:=,;#$%&@!?*+~^|<>()[]{}'\"\\ \t\n\r\x07\x1b\x85éßжア字\u200d\u2028\ufeff\U0001f642\U000e0041"
+
+
+def number(draw: Random) -> str:
+    return draw.choice(
+        [
+            lambda: draw.randint(-3, 70),
+            lambda: draw.randint(-(2**70), 2**70),
+            lambda: draw.random(),
+            lambda: 10 ** draw.uniform(-8, 2),
+            lambda: struct.unpack("<d", draw.randbytes(8))[0],
+        ]
+    )().__str__()
+
+
+def text(draw: Random) -> str:
+    letters = "".join(draw.choices(LETTERS, k=draw.randint(0, 8)))
+    return letters if draw.random() < 0.3 else "'" + letters.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def value(draw: Random, words: list[str]) -> str:
+    """What stands behind the =: half of the time something that may be meant."""
+    kind = draw.random()
+    if kind < 0.4:
+        return draw.choice(words)
+    if kind < 0.65:
+        return number(draw)
+    if kind < 0.85:
+        return draw.choice(EXTREMES)
+    if kind < 0.9:
+        return text(draw)
+    items = [draw.choice([number(draw), text(draw), draw.choice(words)]) for _ in range(draw.randint(0, 3))]
+    if kind < 0.96:
+        return f"[{','.join(items)}]"
+    return "{" + ",".join(f"{draw.choice(['a', 'validation', '0', 'name'])}:{item}" for item in items) + "}"
+
+
+def near(key: str, place: int, how: int) -> str:
+    """A key that is almost `key`."""
+    place %= len(key)
+    return [
+        key[:place] + key[place + 1 :], key[:place] + "x" + key[place:], key[:place] + "é" + key[place:], key[::-1],
+        key.upper(), key.replace(".", "/"), key.replace("_", "-"), key.rpartition(".")[0], key.rpartition(".")[2],
+        f"{key}.x", f"{key}s", f"{key}@{key}", f"{key}.{place}", f".{key}", f"{key}[0]", f"{key}:",
+    ][how]  # fmt: skip
+
+
+def override(draw: Random, method: str) -> str:
+    """One word of the command line; most are of a key that exists."""
+    keys = known(method)
+    key = draw.choice(list(keys))
+    is_composed, words = keys[key]
+    sign = "" if is_composed else "++"
+    kind = draw.randint(0, 19)
+    if kind == 0:
+        key = near(key, draw.randint(0, 40), draw.randint(0, 15))
+    elif kind == 1:
+        sign = draw.choice(["+", "++", "~", "~", "--", "+~"])
+    elif kind == 2:
+        key, words = draw.choice(GROUPS), CHOICES
+    elif kind == 3:
+        return draw.choice(
+            [f"~{key}", key, f"{sign}{key}", f"{key}=", "=", value(draw, words), f"={value(draw, words)}"]
+        )
+    elif kind == 4 and "." in key:
+        key = key.rpartition(".")[0]
+    return f"{sign}{key}={value(draw, words)}"
+
+
+def overrides(draw: Random, method: str) -> list[str]:
+    return [override(draw, method) for _ in range(draw.choice([1, 1, 1, 2, 3]))]
+
+
+CHOICES = [
+    *TASKS,
+    *METHODS,
+    *MODELS,
+    "paper",
+    "tiny",
+    "glue",
+    "none",
+    "any",
+    "basic",
+    "joblib",
+    "submitit_local",
+    "[lora]",
+]
+
+
+# --- what may come of it ----------------------------------------------------------------------------------------------
+
+MAY_BE_NEGATIVE = {
+    "method.growth_lambda", "task.label_range", "method.layers_to_transform", "task.tsv.text", "task.tsv.label",
+}  # fmt: skip
+MAY_BE_ZERO = {
+    "seed", "data_seed", "training.weight_decay", "training.warmup_ratio", "task.tsv.text", "task.tsv.label",
+    "task.tsv.broken_rows", "method.tinit", "method.tfinal", "method.init_b", "method.orth_reg_weight",
+    "method.lora_dropout", "method.modules_to_save", "method.target_modules",
+}  # fmt: skip
+
+
+def nonsense(plain: dict[str, Any]) -> Iterator[str]:
+    """What no run should be given, by rules that know no setting; where one is an exception, it is listed above."""
+    for key, value in flat_keys(plain).items():
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, bool) or not isinstance(item, int | float):
+                continue
+            if not math.isfinite(item):
+                yield f"{key} is {item}"
+            elif item < 0 and key not in MAY_BE_NEGATIVE:
+                yield f"{key} is {item}, below 0"
+            elif item == 0 and key not in MAY_BE_NEGATIVE | MAY_BE_ZERO:
+                yield f"{key} is 0"
+
+
+def check(settings: RunSettings, plain: dict[str, Any], typed: list[str]) -> Ending:
+    """As far as the doctor goes before it loads data and model."""
+    path = run_path(settings, typed)
+    check_method(settings)
+    assert not (found := list(nonsense(plain))), found
+    root = Path(settings.output_root).expanduser()
+    parts = path.relative_to(root).parts
+    assert len(parts) == 5 + len(settings.task.name.split("/")), path
+    assert ".." not in parts
+    # A run that is killed is known by the config.yaml that it wrote.
+    read: Any = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(plain))))
+    assert config_hash(read) == config_hash(plain)
+    return Ending("ready")
+
+
+def examine(settings: RunSettings, plain: dict[str, Any], typed: list[str]) -> Ending:
+    """All that the doctor does: data, tokens, model, method and memory; what it says is a page of whole lines."""
+    check_model(settings.model)
+    check(settings, plain, typed)
+    findings = checkup(settings, plain, run_path(settings, typed))
+    assert all(finding.text.isprintable() for finding in findings)
+    page(findings)
+    problems = [finding.text for finding in findings if finding.mark is Mark.problem]
+    return Ending("not ready", problems[0]) if problems else Ending("ready")
+
+
+def assert_one_line(ending: Ending, stderr: str) -> None:
+    """Nothing on stderr where a run could start; else one line, that says something, and nothing beside it."""
+    if ending.status != "refused":
+        assert stderr == ""
+        return
+    assert ending.reason
+    assert stderr.startswith("flexlora-doctor: ")
+    assert stderr.endswith("\n")
+    assert len(stderr.splitlines()) == 1, stderr
+    assert len(stderr.strip()) > len("flexlora-doctor: ") + 10, stderr
+    assert not re.search(r": \w+Error:?$", stderr), stderr
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_any_settings_are_a_run_or_one_line(method: str) -> None:
+    seen = {"ready": 0, "refused": 0}
+
+    @fuzz(1800 // len(METHODS))
+    def every(number: int) -> None:
+        draw = Random(number)
+        base = [f"task={draw.choice(['glue/cola', *TASKS])}", f"method={method}", "training.learning_rate=1e-3"]
+        typed = [*base, *overrides(draw, method)]
+        note(" ".join(map(repr, typed)))
+        ending, stderr = command(check, typed)
+        assert_one_line(ending, stderr)
+        seen[ending.status] += 1
+
+    every()
+    alone = command(check, ["task=glue/cola", f"method={method}", "training.learning_rate=1e-3"])[0]
+    if alone.status == "ready":  # else it needs what only a user has
+        assert min(seen.values()) >= sum(seen.values()) // 20, seen
+
+
+def test_any_settings_are_a_page_of_the_doctors_or_one_line(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole of it, on a tiny model: beyond `check`, what only data, tokens, model and method can tell."""
+    (tmp_path / "here").mkdir()  # where a relative path, or one at home, leads to
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path / "here"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    hub_is_offline.cache_clear()
+    seen = {"ready": 0, "not ready": 0, "refused": 0}
+
+    @fuzz(200)
+    def every(number: int) -> None:
+        draw = Random(number)
+        method = draw.choice(METHODS)
+        typed = [*arguments, f"output_root={tmp_path / 'out'}", f"method={method}", *overrides(draw, method)]
+        note(" ".join(map(repr, typed)))
+        ending, stderr = command(examine, typed)
+        assert_one_line(ending, stderr)
+        seen[ending.status] += 1
+
+    every()
+    assert min(seen.values()) >= sum(seen.values()) // 50, seen
+    hub_is_offline.cache_clear()
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]

@@ -149,7 +149,7 @@ def test_did_you_mean(word, options, answer):
         ("training.weight_decay=-1", "training.weight_decay must be at least 0, not -1.0"),
         ("training.weight_decay=nan", "training.weight_decay must be at least 0, not nan"),
         ("training.learning_rate=0", "training.learning_rate must be above 0, not 0.0"),
-        ("training.learning_rate=inf", "training.learning_rate must be above 0, not inf"),
+        ("training.learning_rate=inf", "training.learning_rate must be a finite number, not inf"),
         ("training.max_grad_norm=0", "training.max_grad_norm must be above 0, not 0.0"),
         ("task.max_train_rows=0", "task.max_train_rows must be at least 1, not 0"),
         ("task.max_eval_rows=-2", "task.max_eval_rows must be at least 1, not -2"),
@@ -170,5 +170,7 @@ def test_a_value_out_of_range_is_refused(override, message):
 
 
 def test_every_limit_is_of_a_setting_that_exists():
-    plain = OmegaConf.to_container(composed("task=glue/cola"), resolve=True)
-    assert {*LIMITS, *POSITIVE, *FOLDER_NAMES} <= set(flat_keys(plain))
+    keys = set()
+    for method in ("flexlora", "adalora"):
+        keys |= set(flat_keys(OmegaConf.to_container(composed("task=glue/cola", f"method={method}"), resolve=True)))
+    assert {*LIMITS, *POSITIVE, *FOLDER_NAMES} <= keys

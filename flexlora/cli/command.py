@@ -20,7 +20,7 @@ from flexlora.cli.explain import explain, list_choices, require_task
 from flexlora.cli.sweep import list_endings
 from flexlora.cli.terminal import take_any_letter
 from flexlora.conf_path import conf_dir
-from flexlora.errors import UserError, one_line
+from flexlora.errors import UserError, one_line, printable
 from flexlora.results.record import Ending
 from flexlora.settings import RunSettings, register_schemas, resolve
 from flexlora.training.progress import is_main_process
@@ -91,23 +91,38 @@ def call_with_settings(program: str, job: Job, overrides: Sequence[str] = ()) ->
     except BrokenPipeError:  # `--help | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILED)
-    except (UserError, HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
-        if task.show_tracebacks:
-            raise
-        say(program, error if isinstance(error, UserError) else explain(error))
-        sys.exit(REFUSED)
-    except ValueError as error:
-        if task.show_tracebacks or not str(error).startswith("Config group override"):
-            raise
-        say(program, "task, method, model, scale and experiment take the name of a choice, not null or a number")
-        sys.exit(REFUSED)
     except KeyboardInterrupt as error:
         say(program, "interrupted")
         sys.exit(128 + getattr(error, "number", signal.SIGINT))
+    except Exception as error:
+        line = None if task.show_tracebacks else refusal(error)
+        if line is None:
+            raise
+        say(program, line)
+        sys.exit(REFUSED)
     if not task.endings and not any(item.startswith(PRINTS) for item in sys.argv[1:]):
         say(program, "nothing to run: a list of the sweep is empty (globs know no task/…: write the tasks out)")
         sys.exit(REFUSED)
     return task.endings
+
+
+def refusal(error: Exception) -> str | None:
+    """The line for an error while settings are composed and checked; None where it is a bug and no user's."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, HydraException | OmegaConfBaseException | YAMLError | OSError):
+        return printable(explain(error))
+    if isinstance(error, ValueError | TypeError) and _is_of_choices(error):
+        return "task, method, model, scale and experiment take the name of a choice, not null or a number"
+    return None
+
+
+def _is_of_choices(error: Exception) -> bool:
+    """Whether Hydra fell over what was given as a group's choice; it looks for no list of numbers there."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals["__name__"] == "hydra._internal.defaults_list"
 
 
 def _as_sweeps_spell(overrides: Sequence[str]) -> list[str]:

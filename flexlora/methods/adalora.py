@@ -11,7 +11,7 @@ from torch import nn
 
 import flexlora
 from flexlora.errors import UserError
-from flexlora.methods.base import Method, RunContext
+from flexlora.methods.base import Method, PlannedEvents, RunContext
 from flexlora.methods.peft import PeftMethod, peft_config, scale_windows
 from flexlora.tuner.orthogonality import add_orthogonality_gradient, orthogonality_error
 
@@ -77,11 +77,15 @@ class AdaLoraMethod(PeftMethod):
         pattern = {name.partition(".lora_E")[0]: sum(kept) for name, kept in (self.config.rank_pattern or {}).items()}
         return {name: pattern.get(name, self.config.init_r) for name in self._layers}
 
-    def planned_events(self) -> list[tuple[int, int]]:
-        """(step, directions that its mask keeps in all), the last one frozen."""
-        budgets = {step: self._tuner.rankallocator.budget_schedule(step) for step in range(1, self._last_mask)}
-        masks = [(step, budget) for step, (budget, masked) in budgets.items() if masked]
-        return [*masks, (self._last_mask, self._tuner.rankallocator.target_bgt)]
+    def planned_events(self) -> PlannedEvents:
+        """Steps, and the directions that the mask keeps there in all; the last one is frozen."""
+        allocator, interval = self._tuner.rankallocator, self.config.deltaT
+        # PEFT sets a mask at every multiple of deltaT after tinit.
+        masks = range((self.config.tinit // interval + 1) * interval, self._last_mask, interval)
+        last = (self._last_mask, allocator.target_bgt)
+        first = (masks[0], allocator.budget_schedule(masks[0])[0]) if masks else last
+        second = [*masks[1:2], self._last_mask][0]
+        return PlannedEvents(len(masks) + 1, first, last, second - first[0] if masks else None)
 
     def rank_events(self) -> list[dict[str, Any]]:
         events, self._events = self._events, []

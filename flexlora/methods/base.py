@@ -32,6 +32,18 @@ class RunContext:
     """PEFT's `task_type` of the model, kept with a saved adapter."""
 
 
+@dataclass(frozen=True)
+class PlannedEvents:
+    """The rank events of a training to come."""
+
+    count: int
+    first: tuple[int, int]
+    """Step, and b(t) or budget there."""
+    last: tuple[int, int]
+    every: int | None
+    """Steps from the first to the second, None where there is no second."""
+
+
 class Method:
     """A way to fine-tune a model. Subclasses say how to wrap it and override the hooks they have a use for."""
 
@@ -72,9 +84,9 @@ class Method:
         """The rank events since this was last asked, JSON-ready."""
         return []
 
-    def planned_events(self) -> list[tuple[int, int]]:
-        """The rank events that are going to be held: (step, b(t) or budget); known once the model is wrapped."""
-        return []
+    def planned_events(self) -> PlannedEvents | None:
+        """The rank events that are going to be held, None where there are none; known once the model is wrapped."""
+        return None
 
     def ranks(self, model: nn.Module) -> dict[str, int]:
         """The current rank of every adapted module; empty where there is no such thing."""

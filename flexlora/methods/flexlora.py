@@ -8,7 +8,7 @@ from torch import nn
 
 import flexlora
 from flexlora.errors import UserError
-from flexlora.methods.base import Method, RunContext
+from flexlora.methods.base import Method, PlannedEvents, RunContext
 from flexlora.methods.peft import PeftMethod, peft_config
 from flexlora.results.record import read_record
 from flexlora.tuner.packing import specific_first
@@ -27,9 +27,13 @@ class FlexLoraMethod(PeftMethod):
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self._handle = flexlora.attach(model, optimizer, step=0)
 
-    def planned_events(self) -> list[tuple[int, int]]:
+    def planned_events(self) -> PlannedEvents | None:
         assert isinstance(self.config, flexlora.FlexLoraConfig)
-        return [(step, self.config.budget(step)) for step in self.config.event_steps()]
+        steps = self.config.event_steps()
+        if not steps:
+            return None
+        first, last = ((step, self.config.budget(step)) for step in (steps[0], steps[-1]))
+        return PlannedEvents(len(steps), first, last, steps.step if len(steps) > 1 else None)
 
     def ranks(self, model: nn.Module) -> dict[str, int]:
         return flexlora.module_ranks(model)

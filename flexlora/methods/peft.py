@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import re
 import types
 import typing
 from collections.abc import Iterable
@@ -43,7 +42,9 @@ class PeftMethod(Method):
         _refuse_strangers(getattr(self.config, "modules_to_save", None) or (), model)
         try:
             wrapped = get_peft_model(model, self.config)
-        except (ValueError, re.error) as error:
+        except NotImplementedError:  # on the meta device: the caller's matter
+            raise
+        except Exception as error:  # PEFT looks at many fields only here, and at some not at all before it uses them
             raise UserError(f"method: {one_line(error)}") from error
         if not any(parameter.requires_grad for parameter in wrapped.parameters()):
             raise UserError("method: nothing would train with these settings")
@@ -97,9 +98,8 @@ def peft_config(fields: dict[str, Any], context: RunContext) -> tuple[PeftConfig
             raise UserError(f"there is no setting 'method.{name}': {config_class.__name__} has no such field.{near}")
         if not _fits(value, hints[name]):
             raise UserError(f"method.{name}: {value!r} is not {_spell(hints[name])}")
-    rank, task_type = fields.get("r"), fields.get("task_type")
-    if isinstance(rank, int) and rank < 0:  # PEFT looks only once the model is loaded; 0 is OFT's own default
-        raise UserError(f"method.r must not be negative, not {rank}")
+    task_type = fields.get("task_type")
+    _check_values(fields, known)
     if None not in (task_type, context.task_type) and task_type != context.task_type:
         raise UserError(f"method.task_type is {context.task_type}, as the model is, not {task_type}: leave it out")
     schedule = scale_windows(fields, context)
@@ -117,8 +117,33 @@ def peft_config(fields: dict[str, Any], context: RunContext) -> tuple[PeftConfig
         fields["modules_to_save"] = list(context.head_modules)
     try:
         return config_class(**fields), schedule
-    except ValueError as error:
+    except Exception as error:  # as in `wrap`
         raise UserError(f"method: {one_line(error)}") from error
+
+
+def _check_values(fields: dict[str, Any], known: set[str]) -> None:
+    """Refuse what PEFT takes without a word, or refuses only once the model is loaded."""
+    lowest = 0 if "oft_block_size" in known else 1  # OFT has 0 for no rank
+    ranks = {"r": fields.get("r"), **_numbers("rank_pattern", fields)}
+    for name, rank in ranks.items():
+        if isinstance(rank, int) and rank < lowest:
+            raise UserError(f"method.{name} must be at least {lowest}, not {rank}")
+    alphas = {"lora_alpha": fields.get("lora_alpha"), **_numbers("alpha_pattern", fields)}
+    for name, alpha in alphas.items():
+        if alpha is not None and not alpha > 0:
+            raise UserError(f"method.{name} must be above 0, not {alpha}")
+    dropout = fields.get("lora_dropout")
+    if dropout is not None and not 0 <= dropout < 1:
+        raise UserError(f"method.lora_dropout must lie in [0, 1), not {dropout}")
+
+
+def _numbers(pattern: str, fields: dict[str, Any]) -> dict[str, float]:
+    """The values of a pattern, by the names that a message calls them."""
+    values = {f"{pattern}.{name}": value for name, value in (fields.get(pattern) or {}).items()}
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"method.{name}: {value!r} is no number")
+    return values
 
 
 def _config_class(peft_type: str) -> type[PeftConfig]:
@@ -184,7 +209,13 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, bool)
     if kind in (int, float):
         # YAML reads 16 as an integer and 16.0 as a float; PEFT divides by either.
-        return isinstance(value, int | float) and not isinstance(value, bool) and (kind is float or value == int(value))
+        return (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and (kind is float or float(value).is_integer())
+        )
+    if kind is list and isinstance(value, list):
+        return not arguments or all(_fits(item, arguments[0]) for item in value)
     if kind in (str, list, dict):
         return isinstance(value, kind)
     return True

@@ -35,7 +35,7 @@ class Backbone:
         """A batch of such a shape and no content, for sizes: `rows` texts of `length` tokens."""
         import torch
 
-        ids = torch.ones(rows, length, dtype=torch.long)
+        ids = torch.ones(rows, length, dtype=torch.long, device="meta")
         return {"input_ids": ids, "attention_mask": ids}
 
     def recompute_activations(self) -> None:

@@ -60,6 +60,9 @@ def _load(source: str, where: dict[str, Any], settings: ModelSettings, num_label
         raise UserError(
             f"model.path: {settings.path} lacks {len(random)} of the encoder's weights, such as {random[0]}"
         )
+    layers = [name for name in report["unexpected_keys"] if not {"layer", "layers"}.isdisjoint(name.split("."))]
+    if layers:
+        raise UserError(f"model.path: {settings.path} contradicts itself: config.json knows no {layers[0]}")
     for name, theirs, ours in report["mismatched_keys"]:
         if set(head).isdisjoint(name.split(".")):
             raise UserError(

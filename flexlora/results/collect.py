@@ -70,5 +70,5 @@ def _unfinished(folder: Path) -> RunRecord | None:
             config=config,
             config_hash="",
         )
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, IndexError):
+    except (OSError, yaml.YAMLError, ValueError, RecursionError, KeyError, TypeError, IndexError):
         return None

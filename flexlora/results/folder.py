@@ -15,6 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from flexlora.errors import UserError, one_line
@@ -59,7 +60,7 @@ def variant_name(overrides: Iterable[str]) -> str:
     safe = re.sub(r"[^A-Za-z0-9._+-]", "~", original.replace("=", "-"))
     if "~" not in safe and len(safe) <= 120:
         return safe
-    return f"{safe.replace('~', '')[:120]}-{hashlib.sha256(original.encode()).hexdigest()[:8]}"
+    return f"{safe.replace('~', '')[:120]}-{hashlib.sha256(original.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -168,7 +169,7 @@ class RunFolder:
         file = self.path / "config.yaml"
         try:
             before: Any = OmegaConf.to_container(OmegaConf.load(file))
-        except (OSError, ValueError, YAMLError) as error:
+        except (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException) as error:
             raise UserError(
                 f"{file} cannot be read ({one_line(error)}): move the folder away, or give variant=NAME."
             ) from error

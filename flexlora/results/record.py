@@ -108,7 +108,7 @@ def read_record(path: Path) -> RunRecord:
             if not isinstance(value, _types()[name]):
                 raise ValueError(f"its {name!r} cannot be {str(value)[:40]!r}")
         return RunRecord(**values)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ValueError(f"{path} is not the record of a run: {error}") from error
 
 

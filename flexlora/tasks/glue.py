@@ -37,6 +37,9 @@ class Glue(Task):
         self.main_metric = self.settings.main_metric
         self.num_labels = self.settings.num_labels
         self._metric = load_metric(self.settings.metric)
+        fewest, most = self._metric.num_labels
+        if not fewest <= self.num_labels <= most:
+            raise UserError(f"task.metric: {self.settings.metric} is not for task.num_labels={self.num_labels}")
         several = len(self.settings.tsv.evaluation) > 1
         self._prefixes = {name: f"{name}_" if several else "" for name in self.evaluation_rows}
         figures = [f"{prefix}{score}" for prefix in self._prefixes.values() for score in self._metric.scores]

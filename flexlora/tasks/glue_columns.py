@@ -15,6 +15,7 @@ from flexlora.settings import GlueTask
 from flexlora.tasks.rows import Rows, as_class, as_number
 
 LABEL = "label"
+HALF_LETTER = re.compile("[\ud800-\udfff]")
 # Of a file that the hub splits in parts: train-00000-of-00002.parquet
 PART = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<parts>\d{5})")
 
@@ -82,7 +83,7 @@ def _read_file(path: Path, settings: GlueTask) -> Rows:
     try:
         content = path.read_bytes()
         table = READERS[path.suffix.lower()](content)
-    except (OSError, ValueError, csv.Error) as error:  # pyarrow's and JSON's errors and those of UTF-8 are ValueErrors
+    except Exception as error:  # what a damaged parquet file makes of pyarrow's and datasets' code is any error at all
         raise UserError(f"cannot read {path}: {one_line(error)}") from error
     rows = _rows(table, settings, str(path))
     rows.sha256[path.name] = hashlib.sha256(content).hexdigest()
@@ -104,6 +105,8 @@ def _rows(table: Table, settings: GlueTask, where: str) -> Rows:
             if not isinstance(text, str):
                 what = "null" if text is None else f"{text!r}, not a text"
                 raise UserError(f"{where}, row {number}: {column} is {what}")
+            if not text.isascii() and HALF_LETTER.search(text):  # as JSON can spell them; no tokenizer takes them
+                raise UserError(f"{where}, row {number}: {column} holds half a letter")
     as_label = as_number if settings.num_labels == 1 else _class
     labels: list[Any] = []
     for number, value in enumerate(table.columns[LABEL], start=1):
@@ -139,12 +142,12 @@ def _json(content: bytes) -> Table:
     """A list of objects, or one object a line."""
     text = content.decode("utf-8-sig")
     if text.lstrip().startswith("["):
-        rows = json.loads(text)
+        rows = json.loads(text, object_pairs_hook=_object)
     else:
         rows = []
         for number, line in enumerate(text.split("\n"), start=1):
             try:
-                rows += [json.loads(line)] if line.strip() else []
+                rows += [json.loads(line, object_pairs_hook=_object)] if line.strip() else []
             except json.JSONDecodeError as error:
                 raise ValueError(f"line {number}: {error.msg}") from error
     for number, row in enumerate(rows, start=1):
@@ -155,11 +158,21 @@ def _json(content: bytes) -> Table:
     return Table({name: [row.get(name) for row in rows] for name in names})
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A row of JSON; Python's own takes the last of two values without a word."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError("a row has a key more than once")
+    return row
+
+
 def _csv(content: bytes) -> Table:
     """Commas, a header, and fields in quotes where they need them."""
     reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
     try:
         header = next(reader, [])
+        if len(set(header)) < len(header):
+            raise ValueError("line 1: two columns have one name")
         rows = []
         for row in reader:
             if row and len(row) != len(header):

@@ -28,7 +28,9 @@ def read_tsv(path: Path, settings: GlueTask) -> Rows:
     lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     if lines[-1] == b"":
         lines.pop()
-    header = _cells(lines[0], path, 1) if settings.tsv.header and lines else None
+    if not lines:
+        raise UserError(f"{path} has no rows")
+    header = _cells(lines[0], path, 1) if settings.tsv.header else None
     width = len(header) if header else settings.tsv.width
     text_at = [_position(column, header, width, path) for column in settings.tsv.text]
     label_at = _position(settings.tsv.label, header, width, path)
@@ -78,4 +80,6 @@ def _position(column: Any, header: list[str] | None, width: int | None, path: Pa
         return column
     if column not in header:
         raise UserError(f"{path}, line 1: there is no column '{column}' among {', '.join(header)}")
+    if header.count(column) > 1:
+        raise UserError(f"{path}, line 1: there is more than one column '{column}'")
     return header.index(column)

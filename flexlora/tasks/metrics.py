@@ -4,6 +4,7 @@ All lie in [-1, 1] and more is better. Where a figure is not defined it is 0.0, 
 scores: a correlation with a side that is constant, F1 where nothing is positive.
 """
 
+import sys
 from typing import Any
 
 import datasets
@@ -22,6 +23,8 @@ class _Metric(evaluate.Metric):
     description = ""
     scores: tuple[str, ...] = ()
     """The names of the figures that `compute` gives."""
+    num_labels = (2, sys.maxsize)
+    """The fewest and the most classes that it takes; 1 is a number."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"keep_in_memory": True, **options})
@@ -66,6 +69,7 @@ class AccuracyF1(_Metric):
     """Accuracy, F1 of class 1 (0 where neither side has one), and their mean, GLUE's figure for MRPC and QQP."""
 
     description = "Accuracy, F1 of class 1, and their mean"
+    num_labels = (2, 2)
     scores = ("accuracy", "f1", "accuracy_f1_mean")
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
@@ -82,6 +86,7 @@ class PearsonSpearman(_Metric):
 
     value_type = "float64"
     description = "Pearson and Spearman correlation, and their mean"
+    num_labels = (1, 1)
     scores = ("pearson", "spearman", "pearson_spearman_mean")
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:

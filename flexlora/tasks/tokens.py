@@ -23,7 +23,7 @@ log = logging.getLogger("flexlora")
 # A row of eight lets a GPU's matrix units work on whole tiles.
 PAD_TO_MULTIPLE_OF = 8
 # Part of every file's name: raised whenever what a file holds changes.
-FORMAT = 1
+FORMAT = 2
 # Texts tokenised in one go: a tokenizer answers in lists of Python integers, ten times the size of the arrays.
 CHUNK = 10_000
 OFFSETS = "offsets"
@@ -148,7 +148,7 @@ class TokenCache:
         if self._folder is None or self._fingerprint is None:
             return tokenize(self._processor, texts, max_length)
         path = self._folder / f"{_key(self._fingerprint, texts, max_length)}.safetensors"
-        tokens = _read(path, len(texts[0]))
+        tokens = _read(path)
         if tokens is None:
             if len(texts[0]) > CHUNK:  # a matter of seconds, or of a minute
                 log.info("tokenising %d examples; the next start finds them in %s", len(texts[0]), self._folder)
@@ -196,8 +196,8 @@ def _key(fingerprint: str, texts: Iterable[Sequence[str]], max_length: int) -> s
     return digest.hexdigest()[:40]
 
 
-def _read(path: Path, examples: int) -> Tokens | None:
-    """The tokens in a file, None where there is none or it is not whole."""
+def _read(path: Path) -> Tokens | None:
+    """The tokens in a file, None where there is none, or it is not whole, or another's under this name."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -209,7 +209,7 @@ def _read(path: Path, examples: int) -> Tokens | None:
     except (OSError, SafetensorError, ValueError) as error:
         log.warning("%s is damaged and made anew: %s", path, error)
         return None
-    if checksum != _checksum(arrays) or len(arrays[OFFSETS]) != examples + 1:
+    if checksum != _checksum(path, arrays):
         log.warning("%s is damaged and made anew", path)
         return None
     return Tokens({name: array for name, array in arrays.items() if name != OFFSETS}, arrays[OFFSETS])
@@ -223,13 +223,14 @@ def _write(path: Path, tokens: Tokens) -> None:
     arrays = {**tokens.columns, OFFSETS: tokens.offsets}
     try:
         with replacing(path) as part:
-            save_file(arrays, part, metadata={"crc32": _checksum(arrays)})
+            save_file(arrays, part, metadata={"crc32": _checksum(path, arrays)})
     except SafetensorError as error:  # how safetensors says that a disk is full
         raise OSError(str(error)) from error
 
 
-def _checksum(arrays: dict[str, Array]) -> str:
-    crc = 0
+def _checksum(path: Path, arrays: dict[str, Array]) -> str:
+    """Of the arrays and of the file's name, which says what they are the tokens of."""
+    crc = zlib.crc32(path.name.encode())
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         crc = zlib.crc32(array.data, zlib.crc32(f"{name} {array.dtype}".encode(), crc))

@@ -9,7 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flexlora.errors import UserError, one_line
+from flexlora.errors import UserError, one_line, printable
 from flexlora.results import environment
 from flexlora.results.folder import RunFolder, cannot_write, checkpoint_folders, held_by
 from flexlora.results.record import read_record
@@ -78,7 +78,7 @@ class _Checkup:
         return self.findings
 
     def _say(self, section: str, name: str, text: str, mark: Mark = Mark.told) -> None:
-        self.findings.append(Finding(section, name, text, mark))
+        self.findings.append(Finding(section, name, printable(text), mark))
 
     def _try(self, section: str, name: str, look: Callable[[], None]) -> None:
         try:
@@ -256,12 +256,14 @@ class _Checkup:
             return
         self._say("rank events", "windows", windows_line(method.schedule).removeprefix("windows "))
         events = method.planned_events()
-        if not events:
+        if events is None:
             self._say("rank events", "events", "none: ranks stay as they are", Mark.warning)
             return
-        (first, most), (last, least) = events[0], events[-1]
-        every = f", every {events[1][0] - first:,} steps" if len(events) > 1 else ""
-        self._say("rank events", "events", f"{len(events):,}: the first at step {first:,}, the last at {last:,}{every}")
+        (first, most), (last, least) = events.first, events.last
+        every = f", every {events.every:,} steps" if events.every else ""
+        self._say(
+            "rank events", "events", f"{events.count:,}: the first at step {first:,}, the last at {last:,}{every}"
+        )
         self._say("rank events", "budget", f"{most:,} at the first, {least:,} at the last")
         capacity = getattr(getattr(method, "config", None), "max_rank", None)
         if capacity is not None:
@@ -284,7 +286,13 @@ class _Checkup:
                 backbone.made_batch(rows, longest) for rows in (training.batch_size, training.eval_batch_size)
             )
         shape = " × ".join(map(str, max(train_batch.values(), key=lambda value: value.dim()).shape))
-        need = step_memory(model, backbone.logits, method, training, train_batch, eval_batch, device)
+        try:
+            need = step_memory(model, backbone.logits, method, training, train_batch, eval_batch, device)
+        except RuntimeError as error:
+            if "overflow" not in str(error):
+                raise
+            remedy = "lower training.batch_size and training.eval_batch_size"
+            raise UserError(f"the largest batch, {shape}, fits in no memory: {remedy}") from error
         self.trained_bytes = need.trained
         self._say("memory", "parameters", f"{size(need.frozen)} frozen, {size(need.trained)} that train")
         self._say("memory", "gradients", f"{size(need.gradients)}, and {size(need.optimizer)} of the optimizer's state")
@@ -309,7 +317,10 @@ class _Checkup:
     def _folder(self) -> None:
         self._say("folder", "path", str(self.path))
         folder = RunFolder(self.path, self.config)
-        there = next(parent for parent in (self.path, *self.path.parents) if parent.exists())
+        try:
+            there = next(parent for parent in (self.path, *self.path.parents) if parent.exists())
+        except OSError as error:  # a path that is too long, or that leads through what is closed to us
+            raise cannot_write(self.path, error) from error
         if not there.is_dir():
             raise cannot_write(self.path, NotADirectoryError(20, "Not a directory"))
         if not os.access(there, os.W_OK | os.X_OK):
