@@ -236,8 +236,18 @@ def nonsense(plain: dict[str, Any]) -> Iterator[str]:
                 yield f"{key} is {item}"
             elif item < 0 and key not in MAY_BE_NEGATIVE:
                 yield f"{key} is {item}, below 0"
-            elif item == 0 and key not in MAY_BE_NEGATIVE | MAY_BE_ZERO:
+            elif item == 0 and key not in MAY_BE_NEGATIVE | MAY_BE_ZERO | zero_as_shipped():
                 yield f"{key} is 0"
+
+
+@cache
+def zero_as_shipped() -> frozenset[str]:
+    """Keys that some YAML sets to 0, such as a dropout."""
+    shipped = (flat_keys(yaml.safe_load(file.read_text(encoding="utf-8")) or {}) for file in conf_dir().rglob("*.yaml"))
+    names = {
+        key.rpartition(".")[2] for keys in shipped for key, value in keys.items() if value == 0 and value is not False
+    }
+    return frozenset(f"method.{name}" for name in names)
 
 
 def check(settings: RunSettings, plain: dict[str, Any], typed: list[str]) -> Ending:

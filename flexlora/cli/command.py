@@ -112,6 +112,10 @@ def refusal(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, HydraException | OmegaConfBaseException | YAMLError | OSError):
         return printable(explain(error))
+    if isinstance(error, ValueError) and str(error).startswith(
+        "Exceeds the limit"
+    ):  # Python's own, for a number's digits
+        return "a number on the command line has thousands of digits"
     if isinstance(error, ValueError | TypeError) and _is_of_choices(error):
         return "task, method, model, scale and experiment take the name of a choice, not null or a number"
     return None
