@@ -612,12 +612,12 @@ def _refuse_out_of_range(plain: Mapping[str, Any]) -> None:
     values = flat_keys(plain)
     for key, (lowest, highest) in LIMITS.items():
         value = values.get(key)
-        if value is not None and not lowest <= value <= highest:
+        if isinstance(value, int | float) and not lowest <= value <= highest:  # other types are another check's
             allowed = f"at least {lowest}" if highest == math.inf else f"between {lowest} and {highest}"
             raise UserError(f"{key} must be {allowed}, not {value}")
     for key in POSITIVE:
         value = values.get(key)
-        if value is not None and not value > 0:
+        if isinstance(value, int | float) and not value > 0:
             raise UserError(f"{key} must be above 0, not {value}")
     for key in FOLDER_NAMES:
         value = values.get(key)

@@ -220,7 +220,8 @@ MAY_BE_NEGATIVE = {
     "method.growth_lambda", "task.label_range", "method.layers_to_transform", "task.tsv.text", "task.tsv.label",
 }  # fmt: skip
 MAY_BE_ZERO = {
-    "seed", "data_seed", "training.weight_decay", "training.warmup_ratio", "task.tsv.text", "task.tsv.label",
+    "seed", "data_seed", "training.weight_decay", "training.warmup_ratio", "training.warmup_steps",
+    "training.eval_every", "task.tsv.text", "task.tsv.label",
     "task.tsv.broken_rows", "method.tinit", "method.tfinal", "method.init_b", "method.orth_reg_weight",
     "method.lora_dropout", "method.modules_to_save", "method.target_modules",
 }  # fmt: skip
