@@ -634,7 +634,8 @@ def _refuse_out_of_range(plain: Mapping[str, Any]) -> None:
 
 
 def _check_path(key: str, path: str) -> None:
-    if len(path.encode()) > LONGEST_PATH or max(len(part.encode()) for part in path.split("/")) > LONGEST_NAME:
+    encoded = path.encode(errors="surrogatepass")
+    if len(encoded) > LONGEST_PATH or max(map(len, encoded.split(b"/"))) > LONGEST_NAME:
         raise UserError(f"{key} is longer than a path may be: {path}")
     try:
         Path(path).expanduser()
