@@ -64,6 +64,29 @@ class EvaluationMode(Enum):
     likelihood = "likelihood"
 
 
+class VtabSplit(Enum):
+    """Which lists of a VTAB-1K task are trained on and evaluated on: the protocol's, or those to tune on."""
+
+    train800val200_test = "train800val200_test"
+    train800_val200 = "train800_val200"
+
+
+class Normalization(Enum):
+    """What is subtracted from an image in [0, 1] and what it is divided by."""
+
+    imagenet = "imagenet"
+    model = "model"
+    none = "none"
+
+
+class Interpolation(Enum):
+    """How an image is resized."""
+
+    bicubic = "bicubic"
+    bilinear = "bilinear"
+    model = "model"
+
+
 @dataclass
 class TrainingSettings:
     """`training.*`: the loop and its optimizer."""
@@ -162,6 +185,35 @@ class CommonsenseTask:
     max_eval_rows: int | None = MISSING
     validation_rows: int | None = MISSING
     token_cache: str | None = MISSING
+
+
+@dataclass
+class VtabTask:
+    """`task.*` of a VTAB-1K task: an image in, a class out."""
+
+    name: str = MISSING
+    family: str = MISSING
+    group: str = MISSING
+    num_classes: int = MISSING
+    test_rows: int = MISSING
+    folders: list[str] = MISSING
+    split: VtabSplit = MISSING
+    normalization: Normalization = MISSING
+    interpolation: Interpolation = MISSING
+    random_resized_crop: float | None = MISSING
+    horizontal_flip: float = MISSING
+    epochs: int = MISSING
+    batch_size: int = MISSING
+    data_dir: str | None = MISSING
+    max_train_rows: int | None = MISSING
+    max_eval_rows: int | None = MISSING
+    validation_rows: int | None = MISSING
+    image_cache: str | None = MISSING
+
+    @property
+    def num_labels(self) -> int:
+        """By the name that a backbone knows it by."""
+        return self.num_classes
 
 
 @dataclass
@@ -449,7 +501,13 @@ class RunSettings:
     dry: bool = MISSING
 
 
-TASK_SCHEMAS: dict[str, type] = {"glue": GlueTask, "synthetic": GlueTask, "commonsense": CommonsenseTask}
+TASK_SCHEMAS: dict[str, type] = {
+    "glue": GlueTask,
+    "synthetic": GlueTask,
+    "commonsense": CommonsenseTask,
+    "vtab": VtabTask,
+    "digits": VtabTask,
+}
 METHOD_SCHEMAS: dict[str, type] = {
     "lora": LoraSettings,
     "flexlora": FlexLoraSettings,
@@ -497,6 +555,9 @@ LIMITS: dict[str, tuple[float, float]] = {
     "training.checkpoint_every": (1, math.inf),
     "training.log_every": (1, math.inf),
     "task.num_labels": (1, MAX_WIDTH),
+    "task.num_classes": (2, MAX_WIDTH),
+    "task.random_resized_crop": (0.01, 1),
+    "task.horizontal_flip": (0, 1),
     "task.max_length": (1, 2**20),
     "task.tsv.width": (1, math.inf),
     "task.tsv.broken_rows": (0, math.inf),
@@ -519,7 +580,10 @@ FOLDER_NAMES = ("scale", "variant", "method.name", "model.name")
 # UTF-8: no file takes those.
 CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 # Empty is what a shell makes of a variable that is not set; as a path it would be the working folder.
-PATHS = ("output_root", "adapter", "method.ranks_from", "task.data_dir", "task.token_cache", "model.path")
+PATHS = (
+    *("output_root", "adapter", "method.ranks_from", "model.path"),
+    *("task.data_dir", "task.token_cache", "task.image_cache"),
+)
 
 
 def register_schemas() -> None:

@@ -171,6 +171,7 @@ def test_a_value_out_of_range_is_refused(override, message):
 
 def test_every_limit_is_of_a_setting_that_exists():
     keys = set()
-    for method in ("flexlora", "adalora"):
-        keys |= set(flat_keys(OmegaConf.to_container(composed("task=glue/cola", f"method={method}"), resolve=True)))
+    for task in ("glue/cola", "commonsense170k", "vtab/kitti"):
+        for method in ("flexlora", "adalora"):
+            keys |= set(flat_keys(OmegaConf.to_container(composed(f"task={task}", f"method={method}"), resolve=True)))
     assert {*LIMITS, *POSITIVE, *FOLDER_NAMES} <= keys

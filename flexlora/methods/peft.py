@@ -45,6 +45,11 @@ class PeftMethod(Method):
         except NotImplementedError:  # on the meta device: the caller's matter
             raise
         except Exception as error:  # PEFT looks at many fields only here, and at some not at all before it uses them
+            if "targeted for adaptation" in str(error) or "not found in the base model" in str(error):
+                wanted = getattr(self.config, "target_modules", None)
+                raise UserError(
+                    f"method: the model has no {wanted}: name its linears by method.target_modules"
+                ) from error
             raise UserError(f"method: {one_line(error)}") from error
         if not any(parameter.requires_grad for parameter in wrapped.parameters()):
             raise UserError("method: nothing would train with these settings")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flexlora.plugins import load_plugin
@@ -9,7 +10,7 @@ from flexlora.plugins import load_plugin
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Backbone", "check_model", "load_backbone", "model_name", "outline"]
+__all__ = ["Backbone", "check_model", "load_backbone", "model_name", "on_hub", "outline"]
 
 
 @dataclass
@@ -68,6 +69,14 @@ def outline(settings: Any, num_labels: int | None) -> tuple[Backbone, str]:
         UserError: neither the hub answers, nor are its shapes known here; or its architecture is not described.
     """
     return load_plugin("flexlora.models", settings.kind, "model.kind", "outline")(settings, num_labels)
+
+
+def on_hub(settings: Any) -> bool:
+    """Whether `model.path` names a repository of the hub, and no folder."""
+    if settings.path is None or settings.name is None:
+        return False
+    path = Path(settings.path).expanduser()
+    return not path.is_dir() and not path.is_absolute()
 
 
 def model_name(settings: Any) -> str:

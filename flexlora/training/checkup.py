@@ -145,11 +145,11 @@ class _Checkup:
 
     def _model(self) -> None:
         from flexlora.hub import is_cached, trouble_with
-        from flexlora.models import load_backbone, outline
+        from flexlora.models import load_backbone, on_hub, outline
 
         model = self.settings.model
         labels = self.settings.task.num_labels
-        from_hub = model.path is not None and model.revision is not None and not Path(model.path).expanduser().is_dir()
+        from_hub = on_hub(model)
         cached = from_hub and is_cached(model.path or "", model.revision)
         if from_hub and not cached:
             if trouble_with(str(model.path), "model", model.revision) is not None:
@@ -168,7 +168,7 @@ class _Checkup:
         if self.settings.training.gradient_checkpointing:
             self.backbone.recompute_activations()
         if from_hub:
-            text = f"{model.path} at {str(model.revision)[:7]}, in the local cache"
+            text = f"{model.path} at {str(self.backbone.revision)[:7]}, in the local cache"
         else:
             text = f"from {model.path}" if model.path else f"{model.name}, ours, revision {self.backbone.revision}"
         self._say("model", "backbone", text, Mark.good)

@@ -1,0 +1,267 @@
+"""Image classifiers of timm's, from the hub or from a folder in timm's layout: config.json and model.safetensors."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flexlora.errors import UserError, did_you_mean, one_line
+from flexlora.hub import trouble_with, what_failed
+from flexlora.models import Backbone, on_hub
+from flexlora.settings import ModelSettings
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger("flexlora")
+
+LOCAL_HINT = "model=local model.path=DIR takes a model of timm's from a folder"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+# The paper's four linears of every block of a ViT; anchored, because patch_embed has a `proj` too.
+BLOCK_LINEARS = r"(?:.*\.)?blocks\.\d+\.(?:attn\.(?:qkv|proj)|mlp\.fc[12])"
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """What a backbone takes images as; mean and deviation are of values in [0, 1], one for each of three channels."""
+
+    size: tuple[int, int]
+    """Height and width."""
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    dtype: "torch.dtype"
+
+
+@dataclass
+class ImageBackbone(Backbone):
+    """A classifier that is called with a batch of images, (rows, 3, height, width), and answers with their logits."""
+
+    size: tuple[int, int]
+    dtype: "torch.dtype"
+
+    def logits(self, model: Any, batch: "Mapping[str, torch.Tensor]") -> "torch.Tensor":
+        logits: torch.Tensor = model(batch["images"].to(self.dtype))
+        return logits
+
+    def made_batch(self, rows: int, length: int) -> "dict[str, torch.Tensor]":
+        """`rows` images; they have no length."""
+        import torch
+
+        return {"images": torch.zeros(rows, 3, *self.size, dtype=torch.uint8)}
+
+    def recompute_activations(self) -> None:
+        try:
+            self.model.set_grad_checkpointing(True)  # timm's checkpoints are not reentrant by default
+        except (AttributeError, AssertionError) as error:
+            name = type(self.model).__name__
+            raise UserError(
+                f"training.gradient_checkpointing: {name} of timm's cannot recompute activations"
+            ) from error
+
+
+@dataclass(frozen=True)
+class _Description:
+    """A model's config.json: which architecture of timm's, made with what, and what it takes images as."""
+
+    architecture: str
+    arguments: dict[str, Any]
+    pretrained: dict[str, Any]
+    """timm's own description of the architecture, with what the file says of this checkpoint."""
+
+    @property
+    def head(self) -> list[str]:
+        names = self.pretrained.get("classifier") or ()
+        return [names] if isinstance(names, str) else list(names)
+
+
+def load(settings: ModelSettings, num_labels: int | None) -> ImageBackbone:
+    """A model of timm's with a fresh head of `num_labels` classes. Nothing is unpickled.
+
+    Raises:
+        UserError: nothing at `model.path`, no such model in reach, an architecture that timm does not know, weights
+            that are not there, not all there or of other shapes, or a task without classes.
+    """
+    if settings.path is None:
+        raise UserError("model.path is not set: model=local needs model.path=DIR, a folder with a model of timm's")
+    if not settings.use_safetensors:
+        raise UserError("model.use_safetensors=false: image classifiers are read from safetensors only")
+    if settings.quantization is not None:
+        raise UserError("model.quantization: image classifiers are not packed, set model.quantization=null")
+    config, weights, revision = _fetched(settings) if on_hub(settings) else (*_in_folder(settings.path), None)
+    description = _read(config, settings.path)
+    model = _made(description, num_labels, settings.path)
+    _fill(model, description.head, weights, settings.path)
+    return _backbone(model, description, settings, revision)
+
+
+def outline(settings: ModelSettings, num_labels: int | None) -> tuple[ImageBackbone, str]:
+    """A hub model on the meta device, and where its shapes are from.
+
+    Raises:
+        UserError: neither the hub answers, nor are its shapes known here.
+    """
+    import torch
+
+    from flexlora.models.random_init import VIT_B16
+
+    assert settings.path is not None
+    if trouble_with(settings.path, "model", settings.revision) is None:
+        description = _read(_from_hub(settings, CONFIG), settings.path)
+        source = "by the hub's config"
+    elif settings.name == "vit_b16":
+        description = _described({"architecture": VIT_B16}, settings.path)
+        source = "exact shapes, hub not asked"
+    else:
+        raise UserError(f"the shapes of {settings.path} are not known without the hub")
+    with torch.device("meta"):
+        model = _made(description, num_labels, settings.path)
+    backbone = _backbone(model, description, settings, settings.revision)
+    return dataclasses.replace(backbone, processor=None), source
+
+
+def _in_folder(path: str) -> tuple[Path, Path]:
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"model.path: there is no folder {path}")
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"model.path: {path} has no {CONFIG}, it is not a model of timm's")
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"model.path: {path} has no {WEIGHTS}; weights in other files are not read")
+    return folder / CONFIG, folder / WEIGHTS
+
+
+def _fetched(settings: ModelSettings) -> tuple[Path, Path, str]:
+    config, weights = _from_hub(settings, CONFIG), _from_hub(settings, WEIGHTS)
+    return config, weights, weights.parent.name  # the cache names a snapshot's folder after its commit
+
+
+def _from_hub(settings: ModelSettings, name: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import disable_progress_bars
+
+    assert settings.path is not None
+    trouble = trouble_with(settings.path, "model", settings.revision)
+    if trouble is None and name == WEIGHTS:
+        log.info("%s: fetched from the hub where the local cache does not have it", settings.path)
+    disable_progress_bars()
+    try:
+        return Path(
+            hf_hub_download(settings.path, name, revision=settings.revision, local_files_only=trouble is not None)
+        )
+    except Exception as error:  # of the library, of the cache, of whatever opens connections
+        if trouble is not None:
+            raise UserError(f"{settings.path} is not in the local cache and {trouble}; {LOCAL_HINT}") from error
+        raise UserError(f"cannot load {settings.path} from the hub: {what_failed(error)}; {LOCAL_HINT}") from error
+
+
+def _read(file: Path, path: str) -> _Description:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.path: cannot read {CONFIG} of {path}: {one_line(error)}") from error
+    return _described(values, path)
+
+
+def _described(values: Any, path: str) -> _Description:
+    """From config.json's values: timm's own layout, or one where pretrained_cfg's keys stand beside the others."""
+    import timm
+    from timm.models import PretrainedCfg
+
+    architecture = values.get("architecture") if isinstance(values, dict) else None
+    if not isinstance(architecture, str):
+        raise UserError(f"model.path: {CONFIG} of {path} names no architecture, it is not a model of timm's")
+    given, arguments = values.get("pretrained_cfg", values), values.get("model_args") or {}
+    if not isinstance(given, dict) or not isinstance(arguments, dict):
+        raise UserError(f"model.path: {CONFIG} of {path} is not as timm writes it")
+    name = architecture.partition(".")[0]  # behind the point stands what it was trained on
+    if not timm.is_model(name):
+        near = did_you_mean(name, timm.list_models())
+        raise UserError(f"model.path: {path} is of an architecture '{name}' that timm does not have.{near}")
+    # Where a checkpoint would be fetched from is left out: it is read from where it lies.
+    known = {field.name for field in dataclasses.fields(PretrainedCfg)} - {
+        *("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load"),
+    }
+    own = timm.get_pretrained_cfg(architecture) or timm.get_pretrained_cfg(name) or PretrainedCfg()
+    pretrained = own.to_dict(remove_source=True) | {key: given[key] for key in known if given.get(key) is not None}
+    return _Description(name, arguments, pretrained)
+
+
+def _made(description: _Description, num_labels: int | None, path: str) -> Any:
+    """The architecture with random weights, a fresh head of `num_labels` among them."""
+    import timm
+
+    if num_labels is None:
+        raise UserError("this task has no classes: it takes a model of another kind than image_classifier")
+    try:
+        model = timm.create_model(
+            description.architecture,
+            pretrained=False,
+            pretrained_cfg=description.pretrained,
+            **description.arguments | {"num_classes": num_labels},
+        )
+    except (TypeError, ValueError, RuntimeError, AssertionError, KeyError) as error:
+        raise UserError(f"model.path: timm cannot make what {CONFIG} of {path} says: {one_line(error)}") from error
+    if not description.head or any(not hasattr(model.get_submodule(name), "weight") for name in description.head):
+        raise UserError(f"model.path: {description.architecture} of timm's is no classifier: it has no head to train")
+    return model
+
+
+def _fill(model: Any, head: list[str], file: Path, path: str) -> None:
+    """All of the model's weights but its head's, from `file`."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        saved = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"model.path: cannot read {WEIGHTS} of {path}: {one_line(error)}") from error
+    in_head = tuple(f"{name}." for name in head)
+    held = {name: value for name, value in model.state_dict().items() if not name.startswith(in_head)}
+    missing = [name for name in held if name not in saved]
+    if missing:
+        raise UserError(f"model.path: {path} lacks {len(missing)} of the model's weights, such as {missing[0]}")
+    for name, value in held.items():
+        if saved[name].shape != value.shape:
+            raise UserError(
+                f"model.path: {path} contradicts itself: {name} is {list(saved[name].shape)}, "
+                f"by {CONFIG} {list(value.shape)}"
+            )
+    strange = [name for name in saved if name not in held and not name.startswith(in_head)]
+    if strange:
+        log.warning("model.path: %d tensors of %s have no place and are left out: %s", len(strange), path, strange[0])
+    model.load_state_dict({name: saved[name] for name in held}, strict=False)
+
+
+def _backbone(model: Any, description: _Description, settings: ModelSettings, revision: str | None) -> ImageBackbone:
+    import torch
+    from timm.data import resolve_data_config
+
+    takes = resolve_data_config({}, pretrained_cfg=description.pretrained)
+    channels, height, width = takes["input_size"]
+    if channels != 3:
+        raise UserError(f"model.path: {settings.path} takes images of {channels} channels, not of three")
+    dtype = getattr(torch, settings.dtype.value)
+    size = (height, width)
+    return ImageBackbone(
+        model=model.to(dtype),
+        processor=ImageInput(size, takes["interpolation"], tuple(takes["mean"]), tuple(takes["std"]), dtype),
+        target_modules=BLOCK_LINEARS,
+        head_modules=_last_names(model, description.head),
+        task_type=None,
+        revision=revision,
+        size=size,
+        dtype=dtype,
+    )
+
+
+def _last_names(model: Any, head: list[str]) -> list[str]:
+    """The head's modules by their last names, as methods look for them: `fc` of `head.fc`."""
+    names = [name.rpartition(".")[2] for name in head]
+    others = [name for name, _ in model.named_modules() if name not in head and name.rpartition(".")[2] in names]
+    if others:
+        raise UserError(f"model.path: the head of {type(model).__name__} is called as {others[0]} is: not supported")
+    return names

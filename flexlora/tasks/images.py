@@ -1,0 +1,262 @@
+"""Images as arrays: decoded once, kept in a memory-mapped file named after their content, augmented where asked for."""
+
+import hashlib
+import io
+import json
+import logging
+import os
+import tempfile
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, overload
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from filelock import FileLock
+from PIL import Image, __version__
+
+from flexlora.errors import UserError, one_line
+from flexlora.results.files import replacing
+from flexlora.tasks.image_lists import ImageRows
+
+log = logging.getLogger("flexlora")
+
+# Part of every file's name: raised whenever what a file holds changes.
+FORMAT = 1
+# Images decoded in one go, by all threads together.
+CHUNK = 256
+# Bytes at the end of a file: the CRC-32 of all before, in hexadecimal.
+CHECKSUM = 8
+RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+Array = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Form:
+    """What every image is brought to: the whole of it resized, whatever its own proportions."""
+
+    height: int
+    width: int
+    interpolation: str
+
+
+class BadImages(Exception):
+    """Images that cannot be read: all of them, each with what is wrong."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__(f"{len(problems)} images cannot be read")
+        self.problems = problems
+
+
+class ImageExamples(Sequence[dict[str, Any]]):
+    """Images, (3, height, width) uint8 each, with their classes."""
+
+    def __init__(self, images: Array, labels: Sequence[int]) -> None:
+        self.images = images
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return {"images": self.images[index], "labels": self.labels[index]}
+
+
+class Augmented(ImageExamples):
+    """The same as one epoch sees them: each a function of (seed, epoch, its index) and of nothing else."""
+
+    def __init__(self, examples: ImageExamples, transform: Any, seed: int, epoch: int) -> None:
+        super().__init__(examples.images, examples.labels)
+        self._transform = transform
+        self._seed = seed
+        self._epoch = epoch
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return super().__getitem__(index)
+        index = range(len(self))[index]
+        image = torch.from_numpy(self.images[index].copy())
+        # torchvision draws from torch's generator, which dropout draws from too: it gets it back as it was. Not by
+        # torch.manual_seed, which would seed the GPU's as well.
+        state = torch.get_rng_state()
+        try:
+            drawn = np.random.SeedSequence([self._seed, self._epoch, index]).generate_state(1, np.uint64)
+            torch.default_generator.manual_seed(int(drawn[0]))
+            return {"images": self._transform(image).numpy(), "labels": self.labels[index]}
+        finally:
+            torch.set_rng_state(state)
+
+
+def augmentation(form: Form, smallest_crop: float | None, flip: float) -> Any:
+    """The transform of a training image, or None where there is none: crop, back to size, mirror."""
+    if smallest_crop is None and flip == 0:
+        return None
+    from torchvision.transforms import InterpolationMode, v2
+
+    steps: list[Any] = []
+    if smallest_crop is not None:
+        mode = InterpolationMode(form.interpolation)
+        steps.append(v2.RandomResizedCrop((form.height, form.width), scale=(smallest_crop, 1.0), interpolation=mode))
+    if flip:
+        steps.append(v2.RandomHorizontalFlip(flip))
+    return v2.Compose(steps)
+
+
+def decode(content: bytes, form: Form) -> Array:
+    """A file's image as (3, height, width): red, green, blue, resized by Pillow as torchvision's `Resize` does."""
+    with Image.open(io.BytesIO(content)) as image:
+        rgb = image.convert("RGB")
+    size = (form.width, form.height)
+    if rgb.size != size:
+        rgb = rgb.resize(size, RESAMPLING[form.interpolation])
+    return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
+
+
+class ImageCache:
+    """Decoded images by content: the same files in the same order and form are decoded once.
+
+    One file an entry: uint8, (images, 3, height, width), and a checksum. It is written beside its name and moved there,
+    by one process for all that wait; one that is damaged all the same is noticed and made anew. Where the folder cannot
+    be written the images lie in a file without a name, for this process only.
+    """
+
+    def __init__(self, folder: Path | None, form: Form) -> None:
+        self._folder = folder
+        self._form = form
+
+    def images(self, rows: ImageRows) -> tuple[Array, str]:
+        """The images of `rows`, which are paged in as they are needed, and a hash of their files.
+
+        Raises:
+            BadImages: files that are missing, or no images.
+            UserError: there is no room for what is decoded.
+        """
+        with ThreadPoolExecutor(_threads()) as pool:
+            digest, problems = _digest(rows, pool)
+            shape = (len(rows), 3, self._form.height, self._form.width)
+            if self._folder is not None and not problems:
+                facts = json.dumps({"format": FORMAT, "pillow": __version__, "files": digest, **asdict(self._form)})
+                path = self._folder / f"{hashlib.sha256(facts.encode()).hexdigest()[:40]}.uint8"
+                try:
+                    return self._kept(path, rows, shape, pool), digest
+                except OSError as error:
+                    reason = error.strerror or error
+                    log.warning("images are not kept, %s cannot be written: %s (task.image_cache)", path.parent, reason)
+                    self._folder = None
+            return self._aside(rows, shape, pool, problems), digest
+
+    def _kept(self, path: Path, rows: ImageRows, shape: tuple[int, ...], pool: ThreadPoolExecutor) -> Array:
+        array = _mapped(path, shape)
+        if array is not None:
+            return array
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f".{path.name}.lock")):  # it dies with its process
+            array = _mapped(path, shape, warn=True)
+            if array is None:
+                if len(rows) > CHUNK:
+                    log.info("decoding %d images; the next start finds them in %s", len(rows), path.parent)
+                with replacing(path) as part, part.open("wb") as file:
+                    self._write(file, rows, pool, {})
+                array = _mapped(path, shape)
+        if array is None:
+            raise OSError(f"{path.name} is not what was written")
+        return array
+
+    def _aside(self, rows: ImageRows, shape: tuple[int, ...], pool: ThreadPoolExecutor, bad: dict[int, str]) -> Array:
+        try:
+            with tempfile.TemporaryFile() as file:
+                self._write(file, rows, pool, bad)
+                return np.asarray(np.memmap(file, dtype=np.uint8, mode="r", shape=shape))
+        except OSError as error:
+            need = f"{np.prod(shape) / 2**30:.1f} GiB"
+            raise UserError(
+                f"no room for {need} of decoded images in {tempfile.gettempdir()}: {error.strerror or error}; "
+                "task.image_cache=DIR takes another place"
+            ) from error
+
+    def _write(self, file: BinaryIO, rows: ImageRows, pool: ThreadPoolExecutor, bad: dict[int, str]) -> None:
+        """Decode all into `file`, with a checksum behind them; those that are `bad` are known to be."""
+        problems, crc = dict(bad), 0
+        for first in range(0, len(rows), CHUNK):
+            chunk = [i for i in range(first, min(first + CHUNK, len(rows))) if i not in bad]
+            for index, image in zip(chunk, pool.map(lambda i: self._decoded(rows, i), chunk), strict=True):
+                if isinstance(image, str):
+                    problems[index] = image
+                else:
+                    crc = zlib.crc32(image.data, crc)
+                    file.write(image.data)
+        if problems:
+            raise BadImages([f"{rows.names[index]} ({problems[index]})" for index in sorted(problems)])
+        file.write(f"{crc:08x}".encode())
+        file.flush()
+
+    def _decoded(self, rows: ImageRows, index: int) -> Array | str:
+        """An image, or what is wrong with it."""
+        try:
+            return decode(rows.read(index), self._form)
+        except Exception as error:  # Pillow's readers raise whatever they stumble over in a broken file
+            if isinstance(error, Image.UnidentifiedImageError):
+                return "is no image"
+            return one_line(error)
+
+
+def _digest(rows: ImageRows, pool: ThreadPoolExecutor) -> tuple[str, dict[int, str]]:
+    """A hash of all files in their order, and what is wrong with those that cannot be read."""
+
+    def of(index: int) -> bytes | str:
+        try:
+            return hashlib.sha256(rows.read(index)).digest()
+        except OSError as error:
+            return "is missing" if isinstance(error, FileNotFoundError) else error.strerror or one_line(error)
+
+    whole, problems = hashlib.sha256(), {}
+    for index, part in enumerate(pool.map(of, range(len(rows)))):
+        if isinstance(part, str):
+            problems[index] = part
+        else:
+            whole.update(part)
+    return whole.hexdigest(), problems
+
+
+def _mapped(path: Path, shape: tuple[int, ...], warn: bool = False) -> Array | None:
+    """The images in a file, None where there is none or it is not whole."""
+    size = int(np.prod(shape))
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size == size + CHECKSUM:
+                array = np.asarray(np.memmap(file, dtype=np.uint8, mode="r", shape=shape))
+                file.seek(size)
+                if file.read() == f"{_crc(array):08x}".encode():
+                    return array
+    except FileNotFoundError:
+        return None
+    if warn:
+        log.warning("%s is damaged and made anew", path)
+    return None
+
+
+def _crc(array: Array) -> int:
+    crc = 0
+    for part in _parts(array.reshape(-1), 1 << 26):
+        crc = zlib.crc32(part.data, crc)
+    return crc
+
+
+def _parts(flat: Array, size: int) -> Iterator[Array]:
+    return (flat[first : first + size] for first in range(0, len(flat), size))
+
+
+def _threads() -> int:
+    """Pillow decodes without the interpreter's lock."""
+    return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

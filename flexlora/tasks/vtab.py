@@ -1,0 +1,182 @@
+"""The VTAB-1K family: an image in, a class out. What sets its 19 tasks apart is all in their YAML."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from flexlora.cache import cache_dir
+from flexlora.errors import UserError
+from flexlora.settings import Interpolation, Normalization, VtabSplit, VtabTask
+from flexlora.tasks.base import Split, Task
+from flexlora.tasks.image_lists import PARTS, SIZES, ImageRows, read_split, task_folder
+from flexlora.tasks.images import RESAMPLING, Augmented, BadImages, Form, ImageCache, ImageExamples, augmentation
+from flexlora.tasks.metrics import load_metric
+from flexlora.tasks.rows import held_out
+
+log = logging.getLogger("flexlora")
+
+# The value of `task.image_cache` that leaves the place to us.
+DEFAULT_CACHE = "default"
+# Bad images that are named in one line; of more their number is told.
+NAMED = 20
+# ImageNet's mean and deviation of values in [0, 1], as the VTAB-1K literature uses them with any backbone.
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@dataclass
+class Vtab(Task):
+    """One VTAB-1K task: rows of files, and once decoded the splits a loop takes."""
+
+    settings: VtabTask
+    train_rows: ImageRows
+    evaluation_rows: dict[str, ImageRows]
+    provenance: dict[str, Any]
+    subset: bool
+    train: Split = field(init=False)
+    evaluation: list[Split] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.name = self.settings.name
+        self.main_metric = "accuracy"
+        self.num_labels = self.settings.num_classes
+        self._metric = load_metric("accuracy")
+
+    def preprocess(self, processor: Any) -> None:
+        """Decode all images, or find them in the cache.
+
+        Raises:
+            UserError: the backbone takes no images, or some are none: all of them are named.
+        """
+        if not hasattr(processor, "interpolation"):
+            raise UserError(f"{self.name} is of images: it takes model=vit_b16, or another of kind image_classifier")
+        self._form, mean, std = _preprocessing(self.settings, processor)
+        # Of whole numbers up to 255, and shaped to meet (rows, 3, height, width).
+        self._mean = torch.tensor(mean).reshape(3, 1, 1) * 255
+        self._std = torch.tensor(std).reshape(3, 1, 1) * 255
+        self._dtype = processor.dtype
+        self._augmentation = augmentation(self._form, self.settings.random_resized_crop, self.settings.horizontal_flip)
+        cache = ImageCache(_cache_folder(self.settings.image_cache), self._form)
+        splits, problems = {}, []
+        for name, rows in {"train": self.train_rows, **self.evaluation_rows}.items():
+            try:
+                images, digest = cache.images(rows)
+            except BadImages as error:
+                problems += error.problems
+                continue
+            splits[name] = Split(name, ImageExamples(images, rows.labels), [1] * len(rows))
+            self.provenance["sha256"][f"images of {name}"] = digest
+        if problems:
+            raise UserError(f"task.data_dir: {_listed(problems)} in {self.provenance['path']}")
+        self.train = splits.pop("train")
+        self.evaluation = list(splits.values())
+
+    def train_examples(self, seed: int, epoch: int) -> Sequence[dict[str, Any]]:
+        if self._augmentation is None:
+            return self.train.examples
+        assert isinstance(self.train.examples, ImageExamples)
+        return Augmented(self.train.examples, self._augmentation, seed, epoch)
+
+    def collate(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Images stay whole numbers, a quarter of the bytes, until they are on the device."""
+        images = torch.from_numpy(np.stack([example["images"] for example in examples]))
+        return {"images": images, "labels": torch.tensor([example["labels"] for example in examples])}
+
+    def loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return functional.cross_entropy(self._logits(model, batch), batch["labels"])
+
+    def predict(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = self._logits(model, batch)
+        return functional.cross_entropy(logits, batch["labels"]), logits.argmax(dim=-1)
+
+    def score(self, split: Split, predictions: Sequence[Any]) -> dict[str, float]:
+        references = self.evaluation_rows[split.name].labels
+        scores = self._metric.compute(predictions=list(predictions), references=references)
+        assert scores is not None
+        return {name: float(value) for name, value in scores.items()}
+
+    def _logits(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        images = batch["images"]
+        mean, std = self._mean.to(images.device), self._std.to(images.device)
+        logits: torch.Tensor = model(images.float().sub_(mean).div_(std).to(self._dtype))
+        return logits.float()
+
+
+def load(settings: VtabTask) -> Vtab:
+    """Read a task's lists from `task.data_dir`; its images are decoded once the backbone's size is known.
+
+    Raises:
+        UserError: the folder or a list is missing, or a list is broken.
+    """
+    folder = task_folder(settings)
+    train, name, evaluation = read_split(folder, settings)
+    provenance = {
+        "source": "folder",
+        "layout": "vtab-1k",
+        "path": str(folder),
+        "revision": None,
+        "sha256": train.sha256 | evaluation.sha256,
+        "sizes": _sizes(settings, train, evaluation),
+    }
+    if settings.split is VtabSplit.train800_val200:
+        provenance["held_out"] = len(evaluation)
+    return vtab(settings, train, {name: evaluation}, provenance)
+
+
+def vtab(settings: VtabTask, train: ImageRows, evaluation: dict[str, ImageRows], provenance: dict[str, Any]) -> Vtab:
+    """The task over these rows, or over the first of them where the settings want no more."""
+    whole = [len(rows) for rows in (train, *evaluation.values())]
+    if settings.validation_rows is not None:
+        kept, held = held_out(settings.validation_rows, len(train))
+        train, evaluation = train.pick(kept), {"validation": train.pick(held)}
+        provenance = provenance | {"held_out": len(held)}
+    train = train.first(settings.max_train_rows)
+    evaluation = {name: rows.first(settings.max_eval_rows) for name, rows in evaluation.items()}
+    kept_rows = [len(rows) for rows in (train, *evaluation.values())]
+    return Vtab(settings, train, evaluation, provenance, subset=kept_rows != whole)
+
+
+def _sizes(settings: VtabTask, train: ImageRows, evaluation: ImageRows) -> dict[str, list[int]]:
+    """Each list's rows, and those of the benchmark's own; where they differ it is said."""
+    train_file, _, evaluation_file = PARTS[settings.split]
+    expected = {**SIZES, "test.txt": settings.test_rows}
+    sizes = {file: [len(rows), expected[file]] for file, rows in ((train_file, train), (evaluation_file, evaluation))}
+    for file, (rows, benchmark) in sizes.items():
+        if rows != benchmark:
+            log.warning("%s has %d rows, VTAB-1K's has %d: not the benchmark's own split", file, rows, benchmark)
+    return sizes
+
+
+def _preprocessing(settings: VtabTask, processor: Any) -> tuple[Form, tuple[float, ...], tuple[float, ...]]:
+    """Size and interpolation, and mean and deviation of values in [0, 1]."""
+    interpolation = settings.interpolation.value
+    if settings.interpolation is Interpolation.model:
+        interpolation = processor.interpolation
+        if interpolation not in RESAMPLING:
+            raise UserError(f"task.interpolation=model: the model's is {interpolation}: take bicubic or bilinear")
+    means = {
+        Normalization.imagenet: IMAGENET,
+        Normalization.model: (processor.mean, processor.std),
+        Normalization.none: ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    }
+    height, width = processor.size
+    return Form(height, width, interpolation), *means[settings.normalization]
+
+
+def _cache_folder(setting: str | None) -> Path | None:
+    if setting is None:
+        return None
+    return cache_dir("images") if setting == DEFAULT_CACHE else Path(setting).expanduser()
+
+
+def _listed(problems: list[str]) -> str:
+    named = dict.fromkeys(problems)  # an image may stand in two lists
+    text = ", ".join(list(named)[:NAMED])
+    more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
+    return f"{len(named)} {'image' if len(named) == 1 else 'images'} cannot be read: {text}{more}"
