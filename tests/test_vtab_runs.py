@@ -47,7 +47,7 @@ def test_flexlora_from_settings_to_record(flexlora_run, arguments, tmp_path):
     assert record.data["layout"] == "vtab-1k"
     assert record.data["sizes"] == {"train800val200.txt": [48, 1000], "test.txt": [24, 711]}
     assert set(record.data["sha256"]) == {"train800val200.txt", "test.txt", "images of train", "images of test"}
-    assert "test.txt has 24 rows, VTAB-1K's has 711: not the benchmark's own split" in result.stderr
+    assert "test.txt has 24 rows, VTAB-1K's has 711: not the benchmark's own split" in result.stdout + result.stderr
     assert record.rank_events["count"] > 5
     assert record.parameters["head"] == 4 * 33
     assert record.tokens == {"real": 48 * 12, "padded": 48 * 12}
@@ -134,7 +134,7 @@ def test_augmentation_is_the_same_after_an_interruption(flexlora_run, arguments,
     [
         (["task.data_dir=null"], "task.data_dir is not set: VTAB-1K is read from a folder"),
         (["task.num_classes=5"], "set task.num_classes=4"),
-        (["task.num_classes=1"], "task.num_classes must be at least 2, not 1"),
+        (["task.num_classes=1"], "task.num_classes must be between 2 and 65536, not 1"),
         (["task.horizontal_flip=2"], "task.horizontal_flip must be between 0 and 1"),
         (["task.split=test"], "task.split"),
         (["task.normalization=mine"], "task.normalization"),

@@ -116,7 +116,7 @@ def load(settings: VtabTask) -> Vtab:
     """
     folder = task_folder(settings)
     train, name, evaluation = read_split(folder, settings)
-    provenance = {
+    provenance: dict[str, Any] = {
         "source": "folder",
         "layout": "vtab-1k",
         "path": str(folder),
