@@ -150,7 +150,7 @@ class Commonsense(Task):
         weights = answer_log_probabilities(model, batch["text_ids"], batch["text_mask"], batch["scored"])
         is_right = batch["option"] == batch["answer"][batch["row"]]
         loss = -weights[is_right].sum() / batch["scored"][is_right].sum().clamp(min=1)
-        return loss, self._likeliest(batch, weights) if self._ranks else self._answered(model, batch)
+        return loss, self._likeliest(batch, weights) if self._ranks else self.answered(model, batch)
 
     def _likeliest(self, batch: dict[str, torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
         """The likeliest option of each row, of equal ones the first."""
@@ -159,7 +159,7 @@ class Commonsense(Task):
         table[batch["row"], batch["option"]] = weights
         return table.argmax(dim=1)
 
-    def _answered(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def answered(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """The number of the first word of its format in what the model makes of each prompt; -1 without one."""
         words = [FORMATS[i] for i in batch["format"].tolist()]
         ask = partial(
