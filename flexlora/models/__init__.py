@@ -1,5 +1,6 @@
 """Backbones, from the hub or from a folder. One file a kind of model; `model.kind` names it."""
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from flexlora.plugins import load_plugin
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Backbone", "check_model", "load_backbone", "model_name", "on_hub", "outline"]
+__all__ = ["Backbone", "check_model", "load_backbone", "model_name", "on_hub", "outline", "sketch"]
 
 
 @dataclass
@@ -38,6 +39,11 @@ class Backbone:
 
         ids = torch.ones(rows, length, dtype=torch.long, device="meta")
         return {"input_ids": ids, "attention_mask": ids}
+
+    def weight_bytes(self) -> tuple[int, int]:
+        """Bytes of the weights as they are here, and as a run will hold them."""
+        held = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        return held, held
 
     def recompute_activations(self) -> None:
         """Keep no activations inside a block for the backward: they are computed there again (before it is wrapped)."""
@@ -77,6 +83,17 @@ def on_hub(settings: Any) -> bool:
         return False
     path = Path(settings.path).expanduser()
     return not path.is_dir() and not path.is_absolute()
+
+
+def sketch(settings: Any, num_labels: int | None) -> Backbone | None:
+    """The backbone on the meta device with its processor, as `load_backbone` would load it but without its weights.
+
+    None where its kind does not tell, or its files are not here yet.
+    """
+    load_plugin("flexlora.models", settings.kind, "model.kind", "load")  # for what it says where there is no such kind
+    module = importlib.import_module(settings.kind if "." in settings.kind else f"flexlora.models.{settings.kind}")
+    draw = getattr(module, "sketch", None)
+    return None if draw is None else draw(settings, num_labels)
 
 
 def model_name(settings: Any) -> str:

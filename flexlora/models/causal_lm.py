@@ -3,10 +3,12 @@
 import logging
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flexlora.errors import UserError, one_line
-from flexlora.hub import trouble_with
+from flexlora.hub import is_cached, trouble_with
 from flexlora.models import Backbone
 from flexlora.models.pretrained import pretrained
 from flexlora.settings import ModelSettings, Quantization
@@ -25,8 +27,27 @@ TARGETS = r".*\.layers\.\d+\.(self_attn\.(q|k|v)_proj|mlp\.(up|down)_proj)"
 PAD = 0
 
 
+# Bytes of a packed weight: of 4 bits there is a scale, a float32, to every 64.
+PACKED = {Quantization.eight_bit: 1.0, Quantization.four_bit: 0.5 + 4 / 64}
+
+
+@dataclass
 class CausalLm(Backbone):
     """A language model brings its own head, which stays as it is."""
+
+    quantization: Quantization | None = None
+
+    def weight_bytes(self) -> tuple[int, int]:
+        """Bytes of the weights as they are here, and as they will be where bitsandbytes packs the linears."""
+        from torch import nn
+
+        whole, packed = super().weight_bytes()
+        if self.quantization in PACKED:
+            for name, module in self.model.named_modules():
+                if isinstance(module, nn.Linear) and not name.endswith("lm_head"):
+                    packed -= module.weight.numel() * module.weight.element_size()
+                    packed += round(module.weight.numel() * PACKED[self.quantization])
+        return whole, packed
 
     def logits(self, model: Any, batch: "Mapping[str, torch.Tensor]") -> "torch.Tensor":
         """Of all tokens while training; of an evaluation's batch only of the last ones, as generating needs them."""
@@ -76,7 +97,7 @@ def _load(source: str, where: dict[str, Any], settings: ModelSettings) -> Backbo
         raise UserError(
             f"model.path: {settings.path} contradicts itself: {name} is {list(theirs)}, by config.json {list(ours)}"
         )
-    return _backbone(model, tokenizer, getattr(config, "_commit_hash", None))
+    return _backbone(model, tokenizer, getattr(config, "_commit_hash", None), settings)
 
 
 def _tokenizer(source: str, where: dict[str, Any], settings: ModelSettings, vocabulary: int) -> Any:
@@ -128,7 +149,7 @@ def _packed(settings: ModelSettings) -> dict[str, Any]:
     return {"quantization_config": four}
 
 
-def _backbone(model: Any, tokenizer: Any, revision: str | None) -> CausalLm:
+def _backbone(model: Any, tokenizer: Any, revision: str | None, settings: ModelSettings) -> CausalLm:
     known = any(re.fullmatch(TARGETS, name) for name, _ in model.named_modules())
     return CausalLm(
         model=model,
@@ -137,7 +158,30 @@ def _backbone(model: Any, tokenizer: Any, revision: str | None) -> CausalLm:
         head_modules=[],
         task_type="CAUSAL_LM",
         revision=revision,
+        quantization=settings.quantization,
     )
+
+
+def sketch(settings: ModelSettings, num_labels: None = None) -> CausalLm | None:
+    """Model on the meta device and tokenizer, by what is in the folder or the hub's cache; None where it is not.
+
+    Raises:
+        UserError: as `load`, whose weights it leaves out.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    in_folder = settings.path is not None and Path(settings.path).expanduser().is_dir()
+    if not in_folder and not is_cached(settings.path or "", settings.revision):
+        return None
+    with pretrained(settings, LOCAL_HINT) as (source, where):
+        config = AutoConfig.from_pretrained(source, **where)
+        tokenizer = _tokenizer(source, where, settings, config.get_text_config().vocab_size)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model.to(getattr(torch, settings.dtype.value))
+        model.tie_weights()
+        return _backbone(model, tokenizer, settings.revision, settings)
 
 
 def outline(settings: ModelSettings, num_labels: None = None) -> tuple[Backbone, str]:
@@ -168,4 +212,4 @@ def outline(settings: ModelSettings, num_labels: None = None) -> tuple[Backbone,
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         source = "by the hub's config"
     model.to(getattr(torch, settings.dtype.value))
-    return _backbone(model, None, settings.revision), source
+    return _backbone(model, None, settings.revision, settings), source

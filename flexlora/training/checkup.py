@@ -14,12 +14,13 @@ from flexlora.results import environment
 from flexlora.results.folder import RunFolder, cannot_write, checkpoint_folders, held_by
 from flexlora.results.record import read_record
 from flexlora.settings import LrScheduler, Precision, RunSettings
+from flexlora.training.fits import largest_batch, refuse_what_cannot_fit
 from flexlora.training.plan import Steps, make_method, plan_steps, windows_line
 
 if TYPE_CHECKING:
     from flexlora.methods import Method
     from flexlora.models import Backbone
-    from flexlora.tasks import Split, Task
+    from flexlora.tasks import Task
 
 # Of the bytes that train: the adapter, and two checkpoints with two moments each.
 KEPT_COPIES = 1 + 2 * 3
@@ -145,7 +146,7 @@ class _Checkup:
 
     def _model(self) -> None:
         from flexlora.hub import is_cached, trouble_with
-        from flexlora.models import load_backbone, on_hub, outline
+        from flexlora.models import load_backbone, on_hub, outline, sketch
 
         model = self.settings.model
         labels = self.settings.task.num_labels
@@ -163,6 +164,15 @@ class _Checkup:
             if self.settings.training.gradient_checkpointing:
                 self.backbone.recompute_activations()
             self._say("model", "shapes", source)
+            return
+        try:
+            if self.task is not None:
+                refuse_what_cannot_fit(self.settings, self.task, self.device, self.processes)
+        except UserError as error:
+            self._say("model", "backbone", str(error), Mark.problem)
+            self.backbone = sketch(model, labels)  # what can be said of its shapes is said
+            if self.backbone is not None and self.settings.training.gradient_checkpointing:
+                self.backbone.recompute_activations()
             return
         self.backbone = load_backbone(model, labels)
         if self.settings.training.gradient_checkpointing:
@@ -278,8 +288,8 @@ class _Checkup:
         training, backbone = self.settings.training, self.backbone
         device = torch.device(self.device).type
         if self.task is not None and self.steps is not None:
-            train_batch = _largest(self.task, [self.task.train], training.batch_size)
-            eval_batch = _largest(self.task, self.task.evaluation, training.eval_batch_size)
+            train_batch = largest_batch(self.task, [self.task.train], training.batch_size)
+            eval_batch = largest_batch(self.task, self.task.evaluation, training.eval_batch_size)
         else:
             longest = getattr(self.settings.task, "max_length", 0)
             train_batch, eval_batch = (
@@ -346,13 +356,6 @@ class _Checkup:
         if not result.is_file():
             return "new"
         return f"holds a run that is {read_record(result).status}: it begins again"
-
-
-def _largest(task: "Task", splits: "list[Split]", rows: int) -> Any:
-    """A batch of the longest examples of the split that has the longest: no batch of a run is larger."""
-    split = max(splits, key=lambda split: max(split.lengths))
-    order = sorted(range(len(split)), key=lambda i: -split.lengths[i])
-    return task.collate([split.examples[i] for i in order[:rows]])
 
 
 def size(count: float) -> str:

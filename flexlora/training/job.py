@@ -27,6 +27,7 @@ from flexlora.results.predictions import Predictions
 from flexlora.results.record import Ending, RunRecord, read_record
 from flexlora.settings import Precision, RunSettings
 from flexlora.training.alarms import rank_alarms
+from flexlora.training.fits import refuse_what_cannot_fit
 from flexlora.training.plan import make_method, plan_steps, windows_line
 from flexlora.training.progress import duration, rank_range
 from flexlora.training.together import begin_together, ends_together
@@ -222,6 +223,7 @@ class _Job:
         check_model(settings.model)
         check_method(settings)
         task = load_task(settings.task)
+        refuse_what_cannot_fit(settings, task, str(accelerator.device), accelerator.num_processes)
         set_seed(settings.seed)
         backbone = load_backbone(settings.model, task.num_labels)
         _refuse_not_finite(backbone.model, f"model.path: {settings.model.path}")
