@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from method_helpers import METHODS
 from runner_helpers import COMMAND, run_command
 
 from flexlora.conf_path import conf_dir
@@ -261,3 +262,20 @@ def test_help_is_its_own(doctor):
     assert result.returncode == 0
     assert result.stdout.startswith("flexlora-doctor says whether a run could start here")
     assert "training:" in result.stdout
+
+
+def test_every_method_is_listed_with_what_it_trains_here(arguments):
+    """By trying each: on the paper's three kinds of backbones, and on the model of the command line."""
+    result = run_command(DOCTOR, "methods", *arguments)
+    assert result.returncode == 0, result.stderr
+    listed = {
+        row[0]: row[1:] for row in (line.split() for line in result.stdout.splitlines()) if row and row[0] in METHODS
+    }
+    assert sorted(listed) == METHODS
+    source, *backbones, merges, parameters = listed["flexlora"][:6]
+    assert (source, backbones, merges) == ("ours", ["✓", "✓", "✓"], "✓")
+    per_rank = 2 * (4 * (32 + 32) + (32 + 64) + (64 + 32))  # of each of two layers: in, out of six linears
+    assert parameters == f"{8 * (per_rank + 12):,}"  # and a λ for each of the twelve
+    assert listed["lora"][:6] == ["PEFT", "✓", "✓", "✓", "✓", f"{8 * per_rank:,}"]
+    assert listed["vpt_deep"][:6] == ["ours", "–", "–", "✓", "no", "–"]
+    assert listed["linear"][:6] == ["weights", "✓", "–", "✓", "–", "0"]

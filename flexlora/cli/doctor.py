@@ -4,13 +4,20 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from hydra import compose
+from omegaconf import OmegaConf
 
 from flexlora.cli.command import FAILED, REFUSED, call_with_settings
+from flexlora.cli.explain import method_files
 from flexlora.results.record import Ending
 from flexlora.settings import RunSettings
 from flexlora.training.checkup import Finding, Mark, checkup
 from flexlora.training.progress import is_main_process, show_log
+
+if TYPE_CHECKING:
+    from flexlora.training.method_overview import Described
 
 PROGRAM = "flexlora-doctor"
 WIDTH = 100
@@ -18,6 +25,7 @@ HEADER = f"""{PROGRAM} says whether a run could start here, and what it would do
 
   {PROGRAM} task=glue/cola method=flexlora
   {PROGRAM} task=glue/cola method=lora model=local model.path=DIR task.data_dir=DIR
+  {PROGRAM} methods                      # every method, and what it trains on the model
 """
 FOOTER = "Exit code: 0 if the run could start; 1 if not; 2 where the settings are refused."
 
@@ -27,9 +35,15 @@ def main() -> None:
 
     1 where one could not, 2 where the settings themselves are refused.
     """
+    job = _examine
+    if sys.argv[1:2] == ["methods"]:
+        job = _list_methods
+        del sys.argv[1]
+        if not any(argument.startswith("task=") for argument in sys.argv):
+            sys.argv.append("task=glue/cola")
     with tempfile.TemporaryDirectory() as scratch:  # Hydra keeps a sweep's multirun.yaml there, and not among the runs
         ours = {"job.name": PROGRAM, "sweep.dir": scratch, "help.header": HEADER, "help.footer": FOOTER}
-        endings = call_with_settings(PROGRAM, _examine, [f"hydra.{key}='{value}'" for key, value in ours.items()])
+        endings = call_with_settings(PROGRAM, job, [f"hydra.{key}='{value}'" for key, value in ours.items()])
     bad = {ending.status for ending in endings} - {"ready"}
     sys.exit(0 if not bad else REFUSED if "refused" in bad else FAILED)
 
@@ -46,6 +60,46 @@ def _examine(settings: RunSettings, plain: dict[str, Any], overrides: list[str])
         print(f"{settings.task.name} · {method} · {model} · seed {settings.seed}\n")
         print(page(findings))
     return Ending("not ready", problems[0]) if problems else Ending("ready")
+
+
+def _list_methods(settings: RunSettings, plain: dict[str, Any], overrides: list[str]) -> Ending:
+    """Every method of `conf/method` and of a `--config-dir`, on the model of the command line."""
+    from flexlora.training.method_overview import STEPS, current_backbone, describe
+    from flexlora.training.plan import run_context
+
+    files = method_files()
+    kept = [item for item in overrides if not item.lstrip("+~").startswith(("method", "hydra"))]
+    methods: dict[str, dict[str, Any]] = {}
+    for name in files:
+        composed = compose("config", overrides=[*kept, f"method={name}"])
+        fields: Any = OmegaConf.to_container(composed.method, resolve=True)
+        methods[name] = fields
+    backbone = current_backbone(settings)
+    described = describe(methods, files, backbone.model, run_context(settings, backbone, STEPS))
+    print(f"Active adapter parameters on {settings.model.name or settings.model.path}, ranks as each method starts.\n")
+    print(method_table(described))
+    return Ending("ready")
+
+
+def method_table(described: "Sequence[Described]", width: int = WIDTH) -> str:
+    """A row a method; what it is comes last and may take several lines."""
+    kinds = [*described[0].backbones]
+    rows = [("method", "from", *kinds, "merges", "parameters", "")]
+    for method in described:
+        marks = ["✓" if adapts else "–" for adapts in method.backbones.values()]
+        merges = {True: "✓", False: "no", None: "–"}[method.merges]
+        count = "–" if method.parameters is None else f"{method.parameters:,}"
+        rows.append((method.name, method.source, *marks, merges, count, method.title))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(size) if i == len(widths) - 1 else cell.ljust(size)
+            for i, (cell, size) in enumerate(zip(row, widths, strict=False))
+        ]
+        start = "  ".join(cells) + "  "
+        lines += textwrap.wrap(row[-1], width, initial_indent=start, subsequent_indent=" " * len(start)) or [start]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def page(findings: Sequence[Finding], width: int = WIDTH) -> str:

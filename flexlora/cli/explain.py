@@ -45,6 +45,12 @@ def choices(group: str, folders: list[Path]) -> list[str]:
     return sorted(found)
 
 
+def method_files() -> dict[str, Path]:
+    """The YAML of every method by its name; one of the user's own takes the place of ours."""
+    found = {name: folder / "method" / f"{name}.yaml" for folder in _folders() for name in choices("method", [folder])}
+    return dict(sorted(found.items()))
+
+
 def list_choices() -> str:
     """A line for every group with a choice of the user's, for `--help`."""
     listed = {group: [name for name in choices(group, _folders()) if name != "none"] for group in GROUPS}

@@ -80,14 +80,24 @@ def fit_to_budget(fields: dict[str, Any], context: RunContext, model: nn.Module,
 
 def _active(fields: dict[str, Any], context: RunContext, model: nn.Module) -> int:
     """Active adapter parameters of the method on a copy of `model` that has shapes and no weights."""
-    if not isinstance(fields.get("init_lora_weights", True), bool):
-        fields["init_lora_weights"] = True  # the others look at weights, and count the same
-    shapes = copy.deepcopy(model, {id(p): _shape(p) for p in model.parameters()})
-    method = build_method(fields, context)
     try:
-        return method.parameters(method.wrap(shapes))["adapter_active"]
+        return count_on_shapes(fields, context, model)["adapter_active"]
     except NotImplementedError as error:
         raise UserError(f"parameter_budget: not known without training: {one_line(error)}") from error
+
+
+def count_on_shapes(fields: dict[str, Any], context: RunContext, model: nn.Module) -> dict[str, int]:
+    """`Method.parameters` of the method that `fields` describe on a copy of `model` that has shapes and no weights.
+
+    Raises:
+        UserError: the method cannot adapt this model.
+        NotImplementedError: it looks at the weights' values.
+    """
+    if not isinstance(fields.get("init_lora_weights", True), bool):
+        fields = {**fields, "init_lora_weights": True}  # the others look at weights, and count the same
+    shapes = copy.deepcopy(model, {id(p): _shape(p) for p in model.parameters()})
+    method = build_method(fields, context)
+    return method.parameters(method.wrap(shapes))
 
 
 def _shape(parameter: nn.Parameter) -> nn.Parameter:

@@ -1,0 +1,116 @@
+"""Every method in one list: where it comes from, which backbones it adapts, whether it merges, what it trains."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTuner
+from torch import nn
+
+from flexlora.errors import UserError
+from flexlora.methods import RunContext
+from flexlora.methods.parameter_budget import count_on_shapes
+from flexlora.methods.peft import WINDOWS
+from flexlora.models import Backbone, load_backbone, on_hub, outline
+from flexlora.models.architectures import ARCHITECTURES
+from flexlora.models.causal_lm import TARGETS
+from flexlora.models.image_classifier import BLOCK_LINEARS
+from flexlora.models.random_init import random_init
+from flexlora.settings import RunSettings
+
+STEPS = 1000
+DEBERTA = ARCHITECTURES["deberta-v2"]
+# One layer of each of the paper's backbones: linears to adapt, head, PEFT's task type.
+BACKBONES: dict[str, tuple[str, str, tuple[str, ...], str | None]] = {
+    "text": ("deberta_v3_base", DEBERTA.target_modules, DEBERTA.head_modules, "SEQ_CLS"),
+    "LLM": ("llama3_8b", TARGETS, (), "CAUSAL_LM"),
+    "vision": ("vit_b16", BLOCK_LINEARS, ("head",), None),
+}
+
+
+@dataclass(frozen=True)
+class Described:
+    """One method of the list."""
+
+    name: str
+    title: str
+    """The first sentence of its YAML's comment: its name, its paper, what it does."""
+    source: str
+    """`PEFT`, `ours` (a tuner that PEFT lacks), or `weights` (it chooses among the model's own)."""
+    backbones: dict[str, bool]
+    merges: bool | None
+    """Into the backbone's weights; None where there is nothing beside them."""
+    parameters: int | None
+    """Active adapter parameters on the current model; None where it cannot adapt it."""
+
+
+def current_backbone(settings: RunSettings) -> Backbone:
+    """The model of a command line: a hub's by its shapes alone.
+
+    Raises:
+        UserError: it cannot be loaded, or its shapes are not known.
+    """
+    if on_hub(settings.model):
+        return outline(settings.model, settings.task.num_labels)[0]
+    return load_backbone(settings.model, settings.task.num_labels)
+
+
+def describe(
+    methods: Mapping[str, Mapping[str, Any]], files: Mapping[str, Path], model: nn.Module, context: RunContext
+) -> list[Described]:
+    """Each method by its settings (`method.*`) and its YAML; `context` and `model` are the current backbone's."""
+    small = {kind: random_init(name, layers=1, device="meta") for kind, (name, *_) in BACKBONES.items()}
+    contexts = {
+        kind: replace(context, target_modules=targets, head_modules=list(heads), task_type=task_type)
+        for kind, (_, targets, heads, task_type) in BACKBONES.items()
+    }
+    return [
+        Described(
+            name,
+            _title(files[name]),
+            _source(fields),
+            {kind: _count(fields, contexts[kind], small[kind]) is not None for kind in BACKBONES},
+            _merges(fields),
+            _count(fields, context, model),
+        )
+        for name, fields in methods.items()
+    ]
+
+
+def _count(fields: Mapping[str, Any], context: RunContext, model: nn.Module) -> int | None:
+    given = dict(fields)
+    missing = {name: 1 if name == "deltaT" else 0 for name in WINDOWS if given.get(name) == "???"}
+    try:
+        return count_on_shapes(given | missing, context, model)["adapter_active"]
+    except (UserError, NotImplementedError):
+        return None
+
+
+def _title(file: Path) -> str:
+    """The comment's first sentence, or the part of it before a colon."""
+    comment = " ".join(
+        line.removeprefix("#").strip() for line in file.read_text(encoding="utf-8").split("defaults:")[0].splitlines()
+    )
+    return re.split(r"(?<=\S)[:.](?=\s|$)", comment.strip(), maxsplit=1)[0]
+
+
+def _source(fields: Mapping[str, Any]) -> str:
+    config_class = _by_name(PEFT_TYPE_TO_CONFIG_MAPPING, fields)
+    if config_class is None:
+        return "weights"
+    return "PEFT" if config_class.__module__.startswith("peft.") else "ours"
+
+
+def _merges(fields: Mapping[str, Any]) -> bool | None:
+    tuner = _by_name(PEFT_TYPE_TO_TUNER_MAPPING, fields)
+    if tuner is None:
+        return None
+    return issubclass(tuner, BaseTuner) and getattr(tuner, "not_mergeable", None) is None
+
+
+def _by_name(mapping: Mapping[Any, Any], fields: Mapping[str, Any]) -> Any:
+    wanted = fields.get("peft_type")
+    return next((found for kind, found in mapping.items() if kind.value == wanted), None)
