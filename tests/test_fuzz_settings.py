@@ -230,6 +230,7 @@ MAY_BE_ZERO = {
 def nonsense(plain: dict[str, Any]) -> Iterator[str]:
     """What no run should be given, by rules that know no setting; where one is an exception, it is listed above."""
     for key, value in flat_keys(plain).items():
+        last = key.rpartition(".")[2]
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, bool) or not isinstance(item, int | float):
                 continue
@@ -237,18 +238,16 @@ def nonsense(plain: dict[str, Any]) -> Iterator[str]:
                 yield f"{key} is {item}"
             elif item < 0 and key not in MAY_BE_NEGATIVE:
                 yield f"{key} is {item}, below 0"
-            elif item == 0 and key not in MAY_BE_NEGATIVE | MAY_BE_ZERO | zero_as_shipped():
+            elif item == 0 and key not in MAY_BE_NEGATIVE | MAY_BE_ZERO and last not in zero_as_shipped():
                 yield f"{key} is 0"
 
 
 @cache
 def zero_as_shipped() -> frozenset[str]:
-    """Keys that some YAML sets to 0, such as a dropout."""
+    """Last names of the keys that some YAML sets to 0, such as a dropout."""
     shipped = (flat_keys(yaml.safe_load(file.read_text(encoding="utf-8")) or {}) for file in conf_dir().rglob("*.yaml"))
-    names = {
-        key.rpartition(".")[2] for keys in shipped for key, value in keys.items() if value == 0 and value is not False
-    }
-    return frozenset(f"method.{name}" for name in names)
+    zeros = (key for keys in shipped for key, value in keys.items() if value == 0 and value is not False)
+    return frozenset(key.rpartition(".")[2] for key in zeros) - {"learning_rate", "epochs", "batch_size"}
 
 
 def check(settings: RunSettings, plain: dict[str, Any], typed: list[str]) -> Ending:
