@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flexlora.errors import UserError
 from flexlora.plugins import load_plugin
 
 if TYPE_CHECKING:
@@ -51,11 +52,15 @@ class Backbone:
 
 
 def check_model(settings: Any) -> None:
-    """Refuse a `model.kind` that does not exist, before anything is loaded.
+    """Refuse a `model.kind` that does not exist, or has no small relative at scale=tiny, before anything is loaded.
 
     Raises:
         UserError: there is none.
     """
+    if settings.scale == "tiny" and not settings.kind.startswith("tiny"):
+        raise UserError(
+            f"scale=tiny has no small model of kind {settings.kind} yet: take scale=paper, with model=local"
+        )
     load_plugin("flexlora.models", settings.kind, "model.kind", "load")
 
 

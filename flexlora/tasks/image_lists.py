@@ -56,7 +56,7 @@ def task_folder(settings: VtabTask) -> Path:
     if settings.data_dir is None:
         raise UserError(
             "task.data_dir is not set: VTAB-1K is read from a folder, DIR of DIR/"
-            f"{settings.folders[0]}/train800val200.txt; scripts/prepare_vtab.py fetches it from the hub"
+            f"{settings.folders[0]}/train800val200.txt (docs/vtab.md)"
         )
     root = Path(settings.data_dir).expanduser()
     if not root.is_dir():
