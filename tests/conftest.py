@@ -2,13 +2,11 @@
 
 import os
 import signal
-import subprocess
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
-from runner_helpers import COMMAND, run_command, write_bert, write_cola
+from runner_helpers import COMMAND, RunCommand, run_command, write_bert, write_cola
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -52,9 +50,6 @@ def cola(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT of two layers and hidden size 32 with random weights and a WordPiece vocabulary of its own."""
     return write_bert(tmp_path_factory.mktemp("tiny-bert"))
-
-
-RunCommand = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="session")

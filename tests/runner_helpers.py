@@ -16,6 +16,8 @@ from unittest.mock import patch
 from flexlora.results.predictions import BEST, LAST, read_answers
 from flexlora.results.record import read_record
 
+RunCommand = Callable[..., subprocess.CompletedProcess[str]]
+
 COMMAND = Path(sys.executable).with_name("flexlora-run")
 # Variables that a command reads itself. Others may be read while a library is imported.
 READ_LATE = {"COLUMNS", "FLEXLORA_CACHE", "HYDRA_FULL_ERROR", "PYTHONPATH"}

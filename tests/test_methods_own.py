@@ -4,12 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import RunCommand
-from runner_helpers import one_line
+from runner_helpers import RunCommand, one_line
 from safetensors.torch import load_file
 
 YAML = {
-    "vera": "name: vera\nkind: peft\npeft_type: VERA\nr: 16\n",
+    "my_vera": "name: my_vera\nkind: peft\npeft_type: VERA\nr: 16\n",
     "ia3": "name: ia3\nkind: peft\npeft_type: IA3\n",
     "clipped": "name: clipped\nkind: my_methods.clipped\nlimit: 0.001\n",
     "lost": "name: lost\nkind: my_methods.nowhere\n",
@@ -42,7 +41,7 @@ def build(fields, context):
 '''
 # Trainable parameters outside the head, of two layers with hidden size 32 and 64 in the feed-forward.
 ADAPTER = {
-    "vera": 2 * (5 * (16 + 32) + (16 + 64)),  # a vector of r and one of the output's size for each of six linears
+    "my_vera": 2 * (5 * (16 + 32) + (16 + 64)),  # a vector of r and one of the output's size for each of six linears
     "ia3": 2 * (4 * 32 + 64 + 64),  # one factor an output, or an input of what PEFT takes for feed-forward
 }
 
@@ -56,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "conf" / "method" / f"{name}.yaml").write_text(text, encoding="utf-8")
     recipes = folder / "conf" / "recipe" / "glue" / "cola"
     recipes.mkdir(parents=True)
-    (recipes / "vera.yaml").write_text(RECIPE, encoding="utf-8")
+    (recipes / "my_vera.yaml").write_text(RECIPE, encoding="utf-8")
     (folder / "my_methods").mkdir()
     (folder / "my_methods" / "clipped.py").write_text(CLIPPED, encoding="utf-8")
     (folder / "my_methods" / "empty.py").write_text("", encoding="utf-8")
@@ -73,7 +72,7 @@ def run(flexlora_run: RunCommand, folder: Path, arguments: list[str], tmp_path: 
 
 @pytest.mark.parametrize("name", ADAPTER)
 def test_a_method_of_the_user_s_own_trains(name, flexlora_run, folder, arguments, tmp_path):
-    rate = [] if name == "vera" else ["training.learning_rate=0.001"]
+    rate = [] if name == "my_vera" else ["training.learning_rate=0.001"]
     result = run(flexlora_run, folder, arguments, tmp_path, f"method={name}", *rate)
     assert result.returncode == 0, result.stdout + result.stderr
     (file,) = tmp_path.rglob("result.json")
@@ -81,7 +80,7 @@ def test_a_method_of_the_user_s_own_trains(name, flexlora_run, folder, arguments
     assert (record["status"], record["method"]) == ("done", name)
     assert record["parameters"]["adapter_active"] == ADAPTER[name]
     assert list((file.parent / "adapter").glob("*.safetensors"))
-    assert record["config"]["training"]["learning_rate"] == (0.002 if name == "vera" else 0.001)
+    assert record["config"]["training"]["learning_rate"] == (0.002 if name == "my_vera" else 0.001)
 
 
 def test_a_file_of_python_and_its_hooks(flexlora_run, folder, arguments, tmp_path):

@@ -33,7 +33,8 @@ def test_a_run_leaves_a_whole_record(sweep, tiny_bert, method):
     assert "3 runs: 3 done" in result.stdout
     folder = folder_of(root, method, tiny_bert)
     names = {file.name for file in folder.iterdir()} - {".lock"}
-    assert names == {"result.json", "metrics.jsonl", "ranks.jsonl", "adapter", "config.yaml", "log.txt"}
+    predictions = {"predictions-last.parquet", "predictions-best.parquet"}
+    assert names == {"result.json", "metrics.jsonl", "ranks.jsonl", "adapter", "config.yaml", "log.txt", *predictions}
 
     record = read_record(folder / "result.json")
     assert (record.status, record.error, record.method, record.variant) == ("done", None, method, "test")

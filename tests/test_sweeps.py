@@ -5,11 +5,10 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import RunCommand
 from filelock import FileLock
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
-from runner_helpers import COMMAND
+from runner_helpers import COMMAND, RunCommand
 
 from flexlora.cli.sweep import DIED, NOT_STARTED, STOPPED, Journal, PatientLauncher, job_of, page
 from flexlora.errors import UserError
