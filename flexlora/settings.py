@@ -49,11 +49,9 @@ class Dtype(Enum):
     float16 = "float16"
 
 
-class Quantization(Enum):
-    """How the linears of a frozen base are packed, by bitsandbytes."""
-
-    eight_bit = "8bit"
-    four_bit = "4bit"
+# How the linears of a frozen base are packed, by bitsandbytes. OmegaConf reads a member by its name, which no class
+# statement can begin with a digit.
+Quantization = Enum("Quantization", {"8bit": "8bit", "4bit": "4bit"})
 
 
 class EvaluationMode(Enum):

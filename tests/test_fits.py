@@ -37,7 +37,7 @@ def test_a_sketch_is_the_model_without_its_weights(run):
 def test_packed_weights_are_counted_as_they_will_be_held(run):
     drawn = sketch(run.model, None)
     assert isinstance(drawn, causal_lm.CausalLm)
-    drawn.quantization = Quantization.eight_bit
+    drawn.quantization = Quantization["8bit"]
     whole, packed = drawn.weight_bytes()
     linears = [m for n, m in drawn.model.named_modules() if hasattr(m, "in_features") and not n.endswith("lm_head")]
     per_weight = linears[0].weight.element_size()

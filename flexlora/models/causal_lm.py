@@ -28,7 +28,7 @@ PAD = 0
 
 
 # Bytes of a packed weight: of 4 bits there is a scale, a float32, to every 64.
-PACKED = {Quantization.eight_bit: 1.0, Quantization.four_bit: 0.5 + 4 / 64}
+PACKED = {Quantization["8bit"]: 1.0, Quantization["4bit"]: 0.5 + 4 / 64}
 
 
 @dataclass
@@ -141,7 +141,7 @@ def _packed(settings: ModelSettings) -> dict[str, Any]:
     import torch
     from transformers import BitsAndBytesConfig
 
-    if settings.quantization is Quantization.eight_bit:
+    if settings.quantization is Quantization["8bit"]:
         return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
     four = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=getattr(torch, settings.dtype.value)

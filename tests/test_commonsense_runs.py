@@ -1,0 +1,186 @@
+"""Commonsense170K through the installed command: what a run records, what it refuses, and LLaMA3-8B's exact counts."""
+
+import importlib.util
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from commonsense_helpers import write_llama, write_rows
+from runner_helpers import COMMAND, one_line
+from vtab_helpers import composed
+
+from flexlora.models import outline
+from flexlora.results.record import read_record
+from flexlora.training.plan import make_method
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return write_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_rows(tmp_path_factory.mktemp("rows"))
+
+
+@pytest.fixture(scope="module")
+def short(llama, data):
+    """A run of a few steps; method and output_root are a test's own."""
+    return [
+        "task=commonsense170k",
+        "task.test_sets=[boolq,winogrande]",
+        "model=local",
+        f"model.path={llama}",
+        f"task.data_dir={data}",
+        "training.precision=fp32",
+        "training.max_steps=6",
+        "training.batch_size=8",
+        "training.warmup_steps=1",
+        "variant=test",
+    ]
+
+
+def record_of(root: Path, method: str):
+    (file,) = root.glob(f"local/commonsense170k/*/{method}/test/seed0/result.json")
+    return read_record(file)
+
+
+def test_a_run_has_every_sets_accuracy_and_what_could_not_be_read(flexlora_run, short, tmp_path):
+    options = ["training.gradient_accumulation=2", "training.gradient_checkpointing=true", "task.max_new_tokens=8"]
+    result = flexlora_run(*short, "method=flexlora", *options, f"output_root={tmp_path}")
+    assert result.returncode == 0, result.stderr
+    record = record_of(tmp_path, "flexlora")
+    last = record.metrics["last"]
+    figures = {"boolq_accuracy", "boolq_unparsed", "winogrande_accuracy", "winogrande_unparsed", "average"}
+    assert figures <= last.keys()
+    assert last["average"] == pytest.approx((last["boolq_accuracy"] + last["winogrande_accuracy"]) / 2)
+    assert record.main_metric == "average"
+    assert record.samples == {"train": 96, "evaluation": {"boolq": 12, "winogrande": 12}}
+    assert len(record.history) == 1  # at the end only
+    assert record.rank_events["count"] > 0
+    assert record.parameters["head"] == 0
+    assert record.tokens["padded"] >= record.tokens["real"] > 0
+
+
+def test_likelihood_and_a_loss_of_the_answer_alone_train_and_name_their_figures(flexlora_run, short, tmp_path):
+    options = ["task.evaluation_mode=likelihood", "task.train_on_inputs=false", "task.train_sets=[boolq]"]
+    options += ["training.learning_rate=1e-2", "training.max_steps=24"]
+    result = flexlora_run(*short, "method=lora", *options, f"output_root={tmp_path}")
+    assert result.returncode == 0, result.stderr
+    record = record_of(tmp_path, "lora")
+    assert {"boolq_likelihood_accuracy", "likelihood_average"} <= record.metrics["last"].keys()
+    assert "average" not in record.metrics["last"]
+    rows = [json.loads(line) for line in next(tmp_path.rglob("metrics.jsonl")).read_text().splitlines()]
+    losses = [row["loss"] for row in rows if row["kind"] == "train"]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+def test_a_base_packed_in_8_bits_trains_a_float32_adapter(flexlora_run, short, tmp_path):
+    from safetensors.torch import load_file
+
+    options = ["model.quantization=8bit", "task.evaluation_mode=fast", "task.max_eval_rows=4"]
+    result = flexlora_run(*short, "method=flexlora", *options, f"output_root={tmp_path}")
+    assert result.returncode == 0, result.stderr
+    record = record_of(tmp_path, "flexlora")
+    assert record.status == "done"
+    assert record.config["model"]["quantization"] == "8bit"
+    (file,) = tmp_path.rglob("adapter_model.safetensors")
+    assert {tensor.dtype for tensor in load_file(file).values() if tensor.is_floating_point()} == {torch.float32}
+
+
+REFUSED = {
+    "nothing to train": (["method=linear"], "this method trains a fresh head, and this model has none: nothing would"),
+    "no biases": (["method=bitfit"], "method.trainable: '.*\\.bias' is no parameter's whole name"),
+    "no such set": (["task.test_sets=[piqa]"], "task.data_dir: neither "),
+    "no sets": (["task.test_sets=[]"], "task.test_sets is an empty list: name some of boolq, piqa"),
+    "no such mode": (["task.evaluation_mode=slow"], "task.evaluation_mode=slow: Invalid value"),
+    "no such packing": (
+        ["model.quantization=2bit"],
+        "model.quantization=2bit: Invalid value '2bit', expected one of [8bit, 4bit]",
+    ),
+    "half a beam": (["task.num_beams=0"], "task.num_beams must be at least 1, not 0"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_is_one_line(flexlora_run, short, tmp_path, case):
+    options, message = REFUSED[case]
+    result = flexlora_run(*short, "training.learning_rate=1e-3", *options, f"output_root={tmp_path}")
+    assert result.returncode == 2
+    assert one_line(result).startswith(message)
+
+
+def test_a_broken_row_is_one_line_with_file_and_row(flexlora_run, short, data, tmp_path):
+    broken = tmp_path / "data"
+    shutil.copytree(data, broken)
+    file = broken / "dataset" / "boolq" / "test.json"
+    rows = json.loads(file.read_text())
+    rows[4]["answer"] = "maybe"
+    file.write_text(json.dumps(rows), encoding="utf-8")
+    result = flexlora_run(*short, "method=lora", f"task.data_dir={broken}", f"output_root={tmp_path}")
+    assert result.returncode == 2
+    assert one_line(result) == f"{file}, row 5: its answer 'maybe' is none of true, false"
+
+
+# Per unit of rank 1,769,472 parameters in 160 linears; a direction of FlexLoRA's has its λ beside them.
+COUNTS = [
+    (["method=lora"], 14_155_776),
+    (["method=lora", "method.r=32"], 56_623_104),
+    (["method=flexlora"], 14_157_056),
+    (["method=flexlora", "method.r=32"], 56_628_224),
+    (["method=flexlora", "method.r=12"], 21_235_584),
+]
+
+
+@pytest.mark.parametrize(("overrides", "expected"), COUNTS, ids=lambda value: str(value))
+def test_the_counts_of_llama3_8b(overrides, expected, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    settings = composed("task=commonsense170k", *overrides)
+    backbone, _ = outline(settings.model, None)
+    method, _ = make_method(settings, backbone, 31_956)
+    count = method.parameters(method.wrap(backbone.model))
+    assert (count["adapter_active"], count["head"]) == (expected, 0)
+    assert count["total"] - count["adapter_active"] == 8_030_261_248
+
+
+def test_the_recipe_is_table_9():
+    run = composed("task=commonsense170k", "method=flexlora")
+    training, method = run.training, run.method
+    assert (training.learning_rate, training.batch_size, training.epochs, training.warmup_steps) == (3e-4, 16, 3, 100)
+    assert (method["r"], method["lora_alpha"], method["lora_dropout"], method["init_b"]) == (8, 16, 0.05, 4)
+    assert (method["tinit"], method["tfinal"], method["deltaT"]) == (5000, 5000, 1000)
+    assert run.paper_steps == -(-170_420 // 16) * 3
+    assert (run.task.max_length, run.task.num_beams, run.task.max_new_tokens) == (256, 4, 32)
+    assert training.eval_every == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+@pytest.mark.parametrize("mode", ["fast", "likelihood"])
+def test_a_sharded_base_answers_as_a_whole_one(flexlora_run, short, tmp_path, mode):
+    """Two processes with unequal shares of the rows and answers of unequal length; no step moves the model."""
+    options = ["method=lora", f"task.evaluation_mode={mode}", "task.max_eval_rows=9", "training.eval_batch_size=2"]
+    options += ["training.learning_rate=1e-12", "training.max_steps=1"]
+    result = flexlora_run(*short, *options, f"output_root={tmp_path / 'whole'}")
+    assert result.returncode == 0, result.stderr
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+    words = [*launch, str(COMMAND), *short, *options, "training.shard_base=true", f"output_root={tmp_path / 'shards'}"]
+    sharded = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
+    assert sharded.returncode == 0, sharded.stderr
+    whole, shards = (record_of(tmp_path / name, "lora").metrics["last"] for name in ("whole", "shards"))
+    for name in whole:
+        if name.endswith(("accuracy", "unparsed", "average")):
+            assert whole[name] == shards[name], name
+    for name, loss in whole["eval_loss"].items():
+        assert shards["eval_loss"][name] == pytest.approx(loss, rel=1e-5)
