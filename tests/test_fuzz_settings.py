@@ -12,6 +12,7 @@ import math
 import re
 import struct
 import sys
+import warnings
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -53,6 +54,7 @@ def command(job: Job, overrides: list[str]) -> tuple[Ending, str]:
     """How `flexlora-doctor <overrides>` ends with `job`, and what it says on stderr; a bug is raised."""
     program = "flexlora-doctor"
     with bounded(), contextlib.redirect_stderr(io.StringIO()) as stderr, pytest.MonkeyPatch.context() as patch:
+        warnings.simplefilter("ignore")  # a library's are no line of the command's; pytest puts the filters back
         patch.setattr(sys, "argv", [program, *overrides])
         try:
             config = composed(overrides)
