@@ -162,7 +162,7 @@ def test_files_that_are_wrong(copy, tmp_path):
 def test_what_it_is_not_for(vit):
     assert "this task has no classes" in refusal(vit, None)
     assert "read from safetensors only" in refusal(vit, use_safetensors=False)
-    assert "model.quantization=null" in refusal(vit, quantization=Quantization.four_bit)
+    assert "model.quantization=null" in refusal(vit, quantization=Quantization("4bit"))
 
 
 def test_tensors_without_a_place_are_told(copy, caplog):
