@@ -33,7 +33,8 @@ demo: $(STAMP) ## Train LoRA and FlexLoRA offline and print their table (a few m
 	@echo "Next, the same on your own data and encoder:"
 	@echo "  $(BIN)/flexlora-run task=glue/cola method=flexlora model=local model.path=DIR task.data_dir=DIR"
 
-# The paper's tables: each target runs what is missing, never what is done, and writes outputs/tables/<name>.{md,csv,tex,html}.
+# The paper's tables and figures: each target runs what is missing, never what is done, and writes
+# outputs/tables/<name>.{md,csv,tex,html} or outputs/figures/<name>.{png,svg}.
 #   make table1 SCALE=tiny SEEDS=0,1,2      make table4 DRY=1      make tables OVERRIDES="task.data_dir=DIR"
 SCALE ?= paper
 SEEDS ?= 0,1,2
@@ -42,36 +43,57 @@ RUNS ?= outputs
 SWEEP = $(BIN)/flexlora-run -m scale=$(SCALE) 'seed=$(SEEDS)' output_root=$(RUNS) $(if $(DRY),dry=true) $(OVERRIDES)
 # The rows that the ablations share with Table 1.
 BESIDE := experiment=glue+method=full,adalora,flexlora
-GLUE_ABLATIONS := table4 table5 table6 table15
-TABLES := table1 table2 table3 $(GLUE_ABLATIONS) table16
+TABLES := table1 table2 table3 table4 table5 table6 table15 table16
+FIGURES := figure2 figure3
 
-.PHONY: tables list $(TABLES)
-tables: $(TABLES) ## Run and write every table (SCALE=tiny SEEDS=0,1,2 OVERRIDES=… DRY=1)
+.PHONY: tables list $(TABLES) $(FIGURES)
+tables: ## Run and write every table, whatever became of another (SCALE=tiny SEEDS=0,1,2 OVERRIDES=… DRY=1)
+	@$(MAKE) --no-print-directory --keep-going $(TABLES)
 
 list: ## Say which runs of the tables are done, failed or missing, and how long the rest takes
-	@$(MAKE) --no-print-directory tables DRY=1 SCALE=$(SCALE) SEEDS=$(SEEDS) RUNS=$(RUNS) OVERRIDES='$(OVERRIDES)'
+	@$(MAKE) --no-print-directory tables DRY=1
 
 # $(call table,<the report's name>,<sweeps>): a run that fails does not keep the others' table from being written.
 define table
 @code=0; $(foreach sweep,$(2),$(SWEEP) $(subst +, ,$(sweep)) || code=$$?;) \
-  $(if $(DRY),,$(BIN)/flexlora-report $(RUNS) --table $(1) --save outputs/tables || code=$$?;) exit $$code
+  $(if $(DRY),,$(BIN)/flexlora-report $(RUNS) --table $(1) --save $(RUNS)/tables || code=$$?;) exit $$code
 endef
 
 table1: $(STAMP) ## Table 1: GLUE
 	$(call table,glue,experiment=glue)
 
 table2: $(STAMP) ## Table 2: Commonsense170K
-	$(call table,commonsense,experiment=commonsense170k)
+	$(call table,commonsense170k,experiment=commonsense170k experiment=commonsense170k_r12)
 
 table3: $(STAMP) ## Table 3: VTAB-1K
 	$(call table,vtab,experiment=vtab)
 
+table4: $(STAMP) ## Table 4: importance metrics, on GLUE
+	$(call table,glue_table4,$(BESIDE) experiment=table4)
+
+table5: $(STAMP) ## Table 5: pruning alone, expansion alone
+	$(call table,glue_table5,$(BESIDE) experiment=table5)
+
+table6: $(STAMP) ## Table 6: initialization of new directions
+	$(call table,glue_table6,$(BESIDE) experiment=table6)
+
+table15: $(STAMP) ## Table 15: energy in the importance
+	$(call table,glue_table15,$(BESIDE) experiment=table15)
+
 table16: $(STAMP) ## Table 16: VTAB-1K in its second setting
 	$(call table,vtab_table16,experiment=vtab_table16)
 
-# Tables 4, 5, 6 and 15
-$(GLUE_ABLATIONS): $(STAMP)
-	$(call table,glue_$@,$(BESIDE) experiment=$@)
+# $(call figure,<the report's name>): of FlexLoRA on CoLA, whose runs are Table 1's.
+define figure
+@code=0; $(SWEEP) task=glue/cola method=flexlora || code=$$?; \
+  $(if $(DRY),,$(BIN)/flexlora-report figures $(RUNS) --only $(1) --task glue/cola --method flexlora --save $(RUNS)/figures || code=$$?;) exit $$code
+endef
+
+figure2: $(STAMP) ## Figure 2: ranks over training, on CoLA
+	$(call figure,ranks)
+
+figure3: $(STAMP) ## Figure 3: singular values by matrix, on CoLA
+	$(call figure,singular_values)
 
 test: $(STAMP) ## Run all tests (sets up first)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup

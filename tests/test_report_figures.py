@@ -154,3 +154,16 @@ def test_without_matplotlib_it_says_what_to_install(sweep, tmp_path):
     result = subprocess.run(words, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stderr == "flexlora-report: figures need matplotlib: pip install 'flexlora[figures]'\n"
+
+
+def test_of_one_task_only(sweep, tmp_path):
+    drawn = report(
+        "figures", sweep, "--only", "learning_curves,ranks", "--task", "glue/rte", "--save", tmp_path / "rte"
+    )
+    assert drawn.returncode == 0, drawn.stderr
+    assert [path.name for path in (tmp_path / "rte").glob("*.svg")] == ["learning_curves_local_deep12.svg"]
+    refused = report("figures", sweep, "--task", "glue/rtx", "--save", tmp_path)
+    assert refused.stderr == (
+        "flexlora-report: no run of task 'glue/rtx'. Did you mean glue/rte? "
+        "There are: glue/cola, glue/rte, glue/sst2.\n"
+    )

@@ -1,5 +1,6 @@
 """The subcommands of `flexlora-report`, by the first word of its command line. Each imports what it needs itself."""
 
+import argparse
 import itertools
 import shutil
 from collections.abc import Callable, Sequence
@@ -7,7 +8,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from flexlora.cli.reporting import BROKEN, Parser, collect_runs, make_folder, of_methods, write, write_content
+from flexlora.cli.reporting import (
+    BROKEN,
+    Parser,
+    collect_runs,
+    make_folder,
+    of_methods,
+    of_tasks,
+    write,
+    write_content,
+)
 from flexlora.errors import UserError, did_you_mean, one_line
 from flexlora.results.collect import Collection, Run, collect
 
@@ -42,7 +52,7 @@ def _figures(words: Sequence[str]) -> int:
             )
     figures = _load_figures()
     found = collect_runs(options.folder)
-    runs = of_methods(found.runs, options.method)
+    runs = _chosen(found.runs, options)
     groups = _allocated(runs)[0] if set(wanted) & set(figures.OF_ALLOCATIONS) else []
     make_folder(options.save)
     count = 0
@@ -67,7 +77,7 @@ def _claims(words: Sequence[str]) -> int:
     from flexlora.report.claims import as_text, check
 
     found = collect_runs(options.folder)
-    groups = _allocated(of_methods(found.runs, options.method))[0]
+    groups = _allocated(_chosen(found.runs, options))[0]
     if not groups:
         raise UserError(f"no run in {options.folder} that is done moved its ranks")
     print(as_text([(group.name, check(group.seeds)) for group in groups]), end="", flush=True)
@@ -79,8 +89,13 @@ def _parser(name: str, description: str) -> Parser:
     parser.add_argument(
         "folder", nargs="?", default="outputs", type=Path, help="where to look for runs (default: outputs)"
     )
+    parser.add_argument("--task", metavar="A,B", help="of these tasks only, such as glue/cola")
     parser.add_argument("--method", metavar="A,B", help="of these methods only")
     return parser
+
+
+def _chosen(runs: list[Run], options: argparse.Namespace) -> list[Run]:
+    return of_methods(of_tasks(runs, options.task), options.method)
 
 
 def _allocated(runs: Sequence[Run], most: int | None = None) -> tuple[list["Allocated"], int]:
@@ -116,7 +131,7 @@ def _html(words: Sequence[str]) -> int:
     from flexlora.report.tables import BENCHMARKS
 
     found = collect_runs(options.folder)
-    runs = of_methods(found.runs, options.method)
+    runs = _chosen(found.runs, options)
     groups, more = _allocated(runs, most=GROUPS_ON_PAGE)
     note = f"The ranks of {more} more groups of seeds: flexlora-report figures {options.folder} --save DIR"
     page = as_page(

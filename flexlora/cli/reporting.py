@@ -50,6 +50,22 @@ def of_methods(runs: list[Run], wanted: str | None) -> list[Run]:
     return [run for run in runs if run.record.method in names]
 
 
+def of_tasks(runs: list[Run], wanted: str | None) -> list[Run]:
+    """The runs of these tasks, `A,B`; all where none is given.
+
+    Raises:
+        UserError: no run is of one of them.
+    """
+    if wanted is None:
+        return runs
+    names = wanted.split(",")
+    known = sorted({run.record.task for run in runs})
+    for name in names:
+        if name not in known:
+            raise UserError(f"no run of task '{name}'.{did_you_mean(name, known)} There are: {', '.join(known)}.")
+    return [run for run in runs if run.record.task in names]
+
+
 def check_method(name: str, runs: list[Run]) -> None:
     """Raise a `UserError` where no run is of this method."""
     known = sorted({run.record.method for run in runs})

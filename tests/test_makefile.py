@@ -1,0 +1,118 @@
+"""`make table…` and `make figure…`: what is missing is run, then written beside the runs; again, nothing is run."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flexlora.cli.readings import FIGURES
+from flexlora.conf_path import conf_dir
+from flexlora.report.tables import TABLES
+
+ROOT = Path(__file__).resolve().parents[1]
+TARGETS = {
+    "table1": "glue",
+    "table2": "commonsense170k",
+    "table3": "vtab",
+    "table4": "glue_table4",
+    "table5": "glue_table5",
+    "table6": "glue_table6",
+    "table15": "glue_table15",
+    "table16": "vtab_table16",
+    "figure2": "ranks",
+    "figure3": "singular_values",
+}
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="no make on this machine")
+
+
+def make(tmp_path: Path, *words: str, timeout: float = 240, **variables: str) -> subprocess.CompletedProcess[str]:
+    """`make` with the commands of this very environment, which is taken for set up."""
+    stamp = tmp_path / "installed"
+    stamp.touch()
+    given = (f"BIN={Path(sys.executable).parent}", f"STAMP={stamp}", f"RUNS={tmp_path / 'runs'}")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    environment = {**kept, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables}
+    return subprocess.run(
+        ["make", "--no-print-directory", *words, *given],
+        cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=environment, check=False,
+    )  # fmt: skip
+
+
+def test_help_lists_every_table_and_figure(tmp_path):
+    listed = re.findall(r"^  make (\S+) +\S", make(tmp_path, "help").stdout, re.M)
+    assert TARGETS.keys() | {"tables", "list", "setup", "test", "lint"} <= set(listed)
+    assert len(set(listed)) == len(listed)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_target_names_what_there_is(tmp_path, target):
+    """Its experiments, its table or figure; and nothing is written where it is only asked what is missing."""
+    told = make(tmp_path, "-n", target, "SCALE=tiny", "SEEDS=0,4", "OVERRIDES=training.epochs=1")
+    assert told.returncode == 0, told.stderr
+    sweeps = re.findall(r"flexlora-run (.*?) \|\| code", told.stdout)
+    for sweep in sweeps:
+        assert {"scale=tiny", "'seed=0,4'", "training.epochs=1", f"output_root={tmp_path / 'runs'}"} <= set(
+            sweep.split()
+        )
+    experiments = re.findall(r"experiment=(\w+)", told.stdout)
+    assert len(sweeps) == (len(experiments) or 1)
+    assert all((conf_dir() / "experiment" / f"{name}.yaml").is_file() for name in experiments)
+    (found,) = re.findall(r"--(?:table|only) (\w+)", told.stdout)
+    assert found == TARGETS[target]
+    assert found in (TABLES if target.startswith("table") else FIGURES)
+    assert f"--save {tmp_path / 'runs'}/{'tables' if target.startswith('table') else 'figures'} " in told.stdout
+    dry = make(tmp_path, "-n", target, "DRY=1")
+    assert "flexlora-report" not in dry.stdout
+    assert dry.stdout.count("dry=true") == len(sweeps)
+
+
+def test_all_tables_are_made_whatever_became_of_another(tmp_path):
+    told = make(tmp_path, "-n", "tables", "DRY=1", "SEEDS=3")
+    tables = {
+        "glue",
+        "commonsense170k",
+        "commonsense170k_r12",
+        "vtab",
+        "table4",
+        "table5",
+        "table6",
+        "table15",
+        "vtab_table16",
+    }
+    assert tables == set(re.findall(r"experiment=(\w+)", told.stdout))
+    assert "--keep-going" in told.stdout
+    listed = make(tmp_path, "-n", "list", "SEEDS=3")
+    lines = re.findall(r"flexlora-run .*", told.stdout)
+    assert lines == re.findall(r"flexlora-run .*", listed.stdout)
+
+
+def test_the_rows_of_an_ablation_are_table_1s(tmp_path):
+    """Their runs are the very same, in the same folders: Table 4 does not train anew what Table 1 did."""
+    params = yaml.safe_load((conf_dir() / "experiment" / "glue.yaml").read_text())["hydra"]["sweeper"]["params"]
+    told = make(tmp_path, "-n", "table4").stdout
+    (methods,) = re.findall(r"experiment=glue method=(\S+)", told)
+    assert set(methods.split(",")) <= set(params["method"].split(","))
+
+
+def test_a_figure_runs_what_is_missing_and_is_drawn(tmp_path, tiny_cache):
+    words = ("figure3", "SCALE=tiny", "SEEDS=0", "OVERRIDES=training.max_steps=12 schedule=absolute method.tinit=2 "
+             "method.tfinal=2 method.deltaT=2 task.max_train_rows=64 task.max_eval_rows=32")  # fmt: skip
+    dry = make(tmp_path, *words, "DRY=1", FLEXLORA_CACHE=str(tiny_cache))
+    assert (dry.returncode, "1 run: missing" in dry.stdout) == (0, True), dry.stdout + dry.stderr
+    assert not list((tmp_path / "runs").rglob("*.png"))
+    first = make(tmp_path, *words, FLEXLORA_CACHE=str(tiny_cache))
+    assert first.returncode == 0, first.stdout + first.stderr
+    folder = tmp_path / "runs" / "figures"
+    files = {path.suffix: path.read_bytes() for path in folder.iterdir()}
+    assert files.keys() == {".png", ".svg"}
+    assert all(path.name.startswith("singular_values_tiny_") for path in folder.iterdir())
+    assert files[".png"].startswith(b"\x89PNG")
+    again = make(tmp_path, *words, FLEXLORA_CACHE=str(tiny_cache))
+    assert (again.returncode, "1 run: skipped" in again.stdout) == (0, True), again.stdout
+    assert {path.suffix: path.read_bytes() for path in folder.iterdir()} == files
