@@ -40,10 +40,12 @@ SCALE ?= paper
 SEEDS ?= 0,1,2
 OVERRIDES ?=
 RUNS ?= outputs
-SWEEP = $(BIN)/flexlora-run -m scale=$(SCALE) 'seed=$(SEEDS)' output_root=$(RUNS) $(if $(DRY),dry=true) $(OVERRIDES)
+RUN = $(BIN)/flexlora-run -m scale=$(SCALE) output_root=$(RUNS) $(if $(DRY),dry=true) $(OVERRIDES)
+SWEEP = $(RUN) 'seed=$(SEEDS)'
 # The rows that the ablations share with Table 1.
 BESIDE := experiment=glue+method=full,adalora,flexlora
-TABLES := table1 table2 table3 table4 table5 table6 table15 table16
+COSTS := table12 table13 table14
+TABLES := table1 table2 table3 table4 table5 table6 $(COSTS) table15 table16
 FIGURES := figure2 figure3
 
 .PHONY: tables list $(TABLES) $(FIGURES)
@@ -76,6 +78,25 @@ table5: $(STAMP) ## Table 5: pruning alone, expansion alone
 
 table6: $(STAMP) ## Table 6: initialization of new directions
 	$(call table,glue_table6,$(BESIDE) experiment=table6)
+
+# $(call cost,<the report's name>,<tasks>,<methods>): each run a process of its own, the methods in turn, round by round.
+comma := ,
+define cost
+@code=0; $(if $(DRY),$(SWEEP) experiment=cost task=$(subst +,$(comma),$(2)) method=$(subst +,$(comma),$(3)) || code=$$?;, \
+  for task in $(subst +, ,$(2)); do for seed in $(subst $(comma), ,$(SEEDS)); do for method in $(subst +, ,$(3)); do \
+    $(RUN) experiment=cost task=$$task seed=$$seed method=$$method || code=$$?; \
+  done; done; done; \
+  $(BIN)/flexlora-report $(RUNS) --table $(1) --save $(RUNS)/tables || code=$$?;) exit $$code
+endef
+
+table12: $(STAMP) ## Table 12: what training costs, on CoLA and RTE
+	$(call cost,cost_table12,glue/cola+glue/rte,lora+adalora+flexlora)
+
+table13: $(STAMP) ## Table 13: what training costs, on Commonsense170K
+	$(call cost,cost_table13,commonsense170k,lora+adalora+flexlora+lora_dash)
+
+table14: $(STAMP) ## Table 14: what training costs, on VTAB-1K
+	$(call cost,cost_table14,vtab/cifar100+vtab/resisc45+vtab/dmlab,lora+adalora+flexlora)
 
 table15: $(STAMP) ## Table 15: energy in the importance
 	$(call table,glue_table15,$(BESIDE) experiment=table15)

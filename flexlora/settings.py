@@ -107,6 +107,7 @@ class TrainingSettings:
     eval_every: int | None = MISSING
     checkpoint_every: int | None = MISSING
     log_every: int = MISSING
+    count_flops: bool = MISSING
 
 
 @dataclass

@@ -13,6 +13,7 @@ NEEDED = {
     "transplant": ["task=glue/cola", "++method.ranks_from=outputs"],
     "budget_match": ["task=glue/cola", "parameter_budget=1000000"],
     "lr_sweep": ["task=glue/cola", "method=lora"],
+    "cost": ["task=glue/cola"],
 }
 
 

@@ -80,7 +80,7 @@ def settings(**values) -> TrainingSettings:
         "warmup_steps": None, "lr_scheduler": LrScheduler.linear,
         "precision": Precision.fp32, "tf32": False, "shard_base": False, "gradient_checkpointing": False,
         "eval_every": None,
-        "checkpoint_every": None, "log_every": 2,
+        "checkpoint_every": None, "log_every": 2, "count_flops": False,
     }  # fmt: skip
     return TrainingSettings(**{**given, **values})
 
@@ -191,6 +191,41 @@ def test_a_training_that_is_stopped_is_not_done():
     with pytest.raises(StopIteration):  # no score is left for the evaluation
         training.run()
     assert (training.outcome.status, training.outcome.steps) == ("failed", 3)
+
+
+def test_flops_of_the_first_step_are_those_of_the_formula():
+    """A linear with a LoRA adapter below a frozen one: 2 · rows · in · out for each product there is."""
+    from peft import LoraConfig, get_peft_model
+
+    n, wide, r = 11, 7, 2
+    base = nn.Sequential(nn.Linear(3, wide), nn.Linear(wide, 1))
+    model = get_peft_model(base, LoraConfig(r=r, target_modules=["0"]))
+    outcome = loop(Regression(n, [0.0]), Sgd(), 1, model, gradient_accumulation=3, count_flops=True).run()
+    forward = 3 * wide + 3 * r + r * wide + wide * 1
+    backward = wide * 1 + 2 * r * wide + 3 * r  # to the adapter's output, then B's gradient, into A's output, A's
+    assert outcome.flops == 2 * n * (forward + backward)
+    assert loop(Regression(n, [0.0]), Sgd(), 1).run().flops is None
+
+
+def test_the_step_that_is_counted_is_in_no_clock(monkeypatch):
+    """By a clock that only a loss moves, a second each; and what is learned is the same."""
+    now = [0]
+    monkeypatch.setattr("flexlora.training.loop.time.perf_counter", lambda: float(now[0]))
+
+    class Slow(Regression):
+        def loss(self, model, batch):
+            now[0] += 1
+            return super().loss(model, batch)
+
+    trained = {}
+    for counted in (False, True):
+        model = nn.Linear(3, 1)
+        nn.init.zeros_(model.weight)
+        nn.init.zeros_(model.bias)
+        outcome = loop(Slow(12, [0.0]), Sgd(), 5, model, eval_every=0, count_flops=counted).run()
+        trained[counted] = (outcome.train_seconds, model.weight.detach())
+    assert (trained[False][0], trained[True][0]) == (5, 4)
+    assert torch.equal(trained[False][1], trained[True][1])
 
 
 def test_the_loop_names_no_method():

@@ -26,6 +26,7 @@ def training(batch_size: int, accumulation: int = 1, epochs: int = 3, max_steps:
         precision=Precision.fp32,
         eval_every=None,
         log_every=1,
+        count_flops=False,
     )
 
 

@@ -22,9 +22,10 @@ from flexlora.cli.reporting import (
 from flexlora.cli.terminal import take_any_letter
 from flexlora.errors import UserError, did_you_mean
 from flexlora.report.build import Sheet, build
+from flexlora.report.costs import build_costs
 from flexlora.report.documents import as_html, as_latex, as_markdown
 from flexlora.report.render import as_csv, as_text
-from flexlora.report.tables import BENCHMARKS, TABLES
+from flexlora.report.tables import BENCHMARKS, COSTS, TABLES
 from flexlora.results.collect import Run
 
 FORMATS = {"text": ".txt", "markdown": ".md", "csv": ".csv", "latex": ".tex", "html": ".html"}
@@ -123,7 +124,11 @@ def _tables(options: argparse.Namespace) -> int:
     sheets = [
         sheet
         for table in tables
-        for sheet in build(table, runs, options.metric, options.all_tasks, options.against, options.intervals)
+        for sheet in (
+            build_costs(table, runs)
+            if table in COSTS
+            else build(table, runs, options.metric, options.all_tasks, options.against, options.intervals)
+        )
     ]
     if not sheets:
         tasks = ", ".join(sorted({run.record.task for run in runs}))

@@ -13,6 +13,7 @@ from flexlora.report.cells import (
     is_generated,
     mark_fewer,
     mark_places,
+    measures_cost,
     method_settings,
     parameter_cell,
     score_cell,
@@ -50,6 +51,8 @@ class Row:
     difference: list[float | None] = field(default_factory=list)
     paired: list[Paired | None] = field(default_factory=list)
     """Against the reference's row, where one was asked for."""
+    ratios: list[Cell] = field(default_factory=list)
+    """Of a table of costs: to LoRA's, round by round."""
     intervals: list[tuple[float, float] | None] = field(default_factory=list)
     """In percent, of figures of one seed, over the examples, where it was asked for."""
     params: dict[str, str] = field(default_factory=dict)
@@ -99,6 +102,8 @@ def build(
 
 
 def _belongs(run: Run, table: Table) -> bool:
+    if measures_cost(run.record):
+        return False
     settings = method_settings([run])
     of_method = not table.only or run.record.method in table.only
     return of_method and all(settings.get(name, value) == value for name, value in table.fixed)
@@ -107,7 +112,7 @@ def _belongs(run: Run, table: Table) -> bool:
 def _sheet(
     table: Table, found: list[Run], evaluation: str, all_tasks: bool, against: str | None, intervals: bool
 ) -> Sheet:
-    runs, notes = _without_duplicates(found)
+    runs, notes = without_duplicates(found)
     scale, model = runs[0].record.scale, runs[0].record.model
     generated = all(is_generated(run.record) for run in runs)
     found_columns = _with_runs(table, runs, evaluation)
@@ -130,9 +135,9 @@ def _sheet(
     is_paper = scale == "paper" and model == table.paper_model and not generated and not common & NOT_COMPARABLE
     groups = [[row] for row in rows]
     if is_paper:
-        groups = _beside_paper(table, rows, columns)
+        groups = beside_paper(table, rows, columns)
 
-    variants = _common_parts([row.variant for row in rows])
+    variants = common_parts([row.variant for row in rows])
     for row in rows:
         parts = [part for part in row.variant.split("+") if part not in variants]
         row.label = "\n".join([row.method, *(f"  {part}" for part in parts if part != "default")])
@@ -156,7 +161,7 @@ def _sheet(
         title += " · BEST evaluation of each run, chosen on the very data it is measured on"
     if against and reference is None:
         notes.append(f"nothing is compared with {against}: it has no row here, or several and none is its default")
-    notes = notes + _failures(runs)
+    notes = notes + failures(runs)
     shown_against = against if reference else None
     return Sheet(
         table, scale, model, evaluation, title, captions, columns, groups, notes, common, usual_seeds, shown_against
@@ -256,7 +261,7 @@ def _paired(cell: Cell, reference: Cell, common: frozenset[str]) -> Paired | Non
     return None if unlike else paired(cell.by_seed, reference.by_seed)
 
 
-def _beside_paper(table: Table, rows: list[Row], columns: Sequence[Column]) -> list[list[Row]]:
+def beside_paper(table: Table, rows: list[Row], columns: Sequence[Column]) -> list[list[Row]]:
     """Rows by method, followed by the paper's row they stand beside; then the paper's rows that stand beside none."""
     papers = {paper: _paper_row(paper, table, columns) for paper in table.paper_rows}
     groups: dict[tuple[str, PaperRow | None], list[Row]] = {}
@@ -329,12 +334,12 @@ def _scores(rows: Sequence[Row], columns: Sequence[Column]) -> list[Cell]:
     return [cell for cell, column in pairs if cell.n and not isinstance(column, Count)]
 
 
-def _common_parts(variants: list[str]) -> set[str]:
+def common_parts(variants: list[str]) -> set[str]:
     """The parts of the variants' names that all rows share (of a single row too), apart from `default`."""
     return set.intersection(*(set(variant.split("+")) for variant in variants)) - {"default"} if variants else set()
 
 
-def _without_duplicates(runs: list[Run]) -> tuple[list[Run], list[str]]:
+def without_duplicates(runs: list[Run]) -> tuple[list[Run], list[str]]:
     """Of runs that differ in nothing but their folder the latest, and a note for each one left out."""
     latest: dict[tuple[str, str, str, int], Run] = {}
     notes = []
@@ -347,7 +352,7 @@ def _without_duplicates(runs: list[Run]) -> tuple[list[Run], list[str]]:
     return list(latest.values()), notes
 
 
-def _failures(runs: list[Run]) -> list[str]:
+def failures(runs: list[Run]) -> list[str]:
     failed = [run for run in runs if run.record.status != "done"]
     lines = [
         f"{run.record.status}: {run.record.task} {run.record.method} seed {run.record.seed}: {run.record.error} "

@@ -4,7 +4,7 @@ import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from flexlora.report.table import Average, Column, Count
@@ -54,11 +54,21 @@ def figure(record: RunRecord, metric: str, evaluation: str) -> float | None:
 
 
 def score_cell(runs: Sequence[Run], column: Column, evaluation: str, usual_data: str) -> Cell:
-    """The cell of one row's runs of the column's task."""
+    """The cell of one row's runs of the column's task, in percent."""
+
+    def percent(record: RunRecord) -> float | None:
+        value = figure(record, column.metric, evaluation)
+        return None if value is None else 100 * value
+
+    return seeds_cell(runs, percent, usual_data)
+
+
+def seeds_cell(runs: Sequence[Run], read: Callable[[RunRecord], float | None], usual_data: str) -> Cell:
+    """The cell of what `read` finds in each of one row's runs of a task, None where there is nothing."""
     if not runs:
         return Cell(word="–")
-    found = [(run.record, figure(run.record, column.metric, evaluation)) for run in runs]
-    by_seed = {record.seed: 100 * value for record, value in found if value is not None}
+    found = [(run.record, read(run.record)) for run in runs]
+    by_seed = {record.seed: value for record, value in found if value is not None}
     if not by_seed:
         words = sorted({record.status if record.status != "done" else "no figure" for record, _ in found})
         return Cell(word=", ".join(words))
@@ -125,6 +135,12 @@ def mark_places(column: Sequence[Cell], common: frozenset[str]) -> list[Cell]:
         replace(cell, place=places.get(round(cell.mean, 1), 0)) if cell.mean is not None and cell in rivals else cell
         for cell in column
     ]
+
+
+def measures_cost(record: RunRecord) -> bool:
+    """Whether the run was made to measure what training costs, and not to learn well (`experiment=cost`)."""
+    training = record.config.get("training")
+    return isinstance(training, dict) and training.get("count_flops") is True
 
 
 def is_generated(record: RunRecord) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flexlora.report.allocation import Allocation, read_allocation
+from flexlora.report.cells import measures_cost
 from flexlora.results.collect import Run
 
 MOST_ROWS = 12
@@ -44,7 +45,7 @@ def by_place(runs: Sequence[Run]) -> dict[tuple[str, str], dict[str, dict[str, l
     for run in runs:
         record = run.record
         last = record.metrics.get("last")
-        if record.status == "done" and last and record.main_metric in last:
+        if record.status == "done" and not measures_cost(record) and last and record.main_metric in last:
             rows = found.setdefault((record.scale, record.model), {}).setdefault(record.task, {})
             rows.setdefault(row_name(run), []).append(run)
     return found
@@ -67,7 +68,12 @@ def allocated(runs: Sequence[Run], most: int | None = None) -> tuple[list[Alloca
     groups: dict[tuple[str, str, str, str, str], list[Run]] = {}
     for run in runs:
         record = run.record
-        if record.status == "done" and record.rank_events and record.rank_events.get("count"):
+        if (
+            record.status == "done"
+            and not measures_cost(record)
+            and record.rank_events
+            and record.rank_events.get("count")
+        ):
             key = (record.scale, record.model, record.task, record.method, record.variant)
             groups.setdefault(key, []).append(run)
     found: list[Allocated] = []

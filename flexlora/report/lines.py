@@ -5,7 +5,7 @@ from typing import NamedTuple
 from flexlora.report.build import Row, Sheet
 from flexlora.report.cells import MARKS, Cell
 from flexlora.report.paired import Paired
-from flexlora.report.table import Average, Column, Count
+from flexlora.report.table import Average, Column, Cost, Count
 
 SUPERSCRIPT = str.maketrans("svgdmxfc", "ˢᵛᵍᵈᵐˣᶠᶜ")
 
@@ -40,6 +40,8 @@ def printed_lines(sheet: Sheet, row: Row) -> list[Line]:
         lines.append(
             Line(f"  less {sheet.against}'s", [_paired_entry(pair, sheet.usual_seeds) for pair in row.paired], True)
         )
+    if any(cell.mean is not None for cell in row.ratios):
+        lines.append(Line("  to lora's", [_ratio_entry(cell) for cell in row.ratios], True))
     if any(value is not None for value in row.difference):
         lines.append(Line("  less the paper's", [Entry([signed(value)]) for value in row.difference], True))
     return lines
@@ -79,9 +81,10 @@ def _entry(cell: Cell, column: Column, row: Row, sheet: Sheet) -> Entry:
         return Entry([cell.word])
     if isinstance(column, Count):
         return Entry([count(cell.mean)])
-    parts = [f"{round(cell.mean, 1) + 0.0:.1f}"]  # no -0.0
+    digits = cost_digits(cell.mean) if isinstance(column, Cost) else 1
+    parts = [f"{round(cell.mean, digits) + 0.0:,.{digits}f}"]  # no -0.0
     if cell.std is not None:
-        parts.append(f"± {cell.std:.1f}")
+        parts.append(f"± {cell.std:,.{digits}f}")
     if row.kind == "ours" and cell.n != sheet.usual_seeds:
         parts.append(f"({cell.n})")
     marks = "".join(mark for mark in MARKS if mark in cell.marks - sheet.common_marks)
@@ -95,6 +98,17 @@ def _paired_entry(pair: Paired | None, usual_seeds: int | None) -> Entry:
     if pair.p is not None:
         parts.append("p <0.001" if pair.p < 0.001 else f"p {pair.p:.{2 if pair.p >= 0.1 else 3}f}")
     return Entry([*parts, f"({pair.n})"] if pair.n != usual_seeds else parts)
+
+
+def _ratio_entry(cell: Cell) -> Entry:
+    if cell.mean is None:
+        return Entry([""])
+    return Entry([f"× {cell.mean:.3f}", *([f"± {cell.std:.3f}"] if cell.std is not None else [])])
+
+
+def cost_digits(value: float) -> int:
+    """Decimals of seconds, bytes or operations: about four figures."""
+    return next((digits for digits, least in enumerate((10_000, 100, 10)) if abs(value) >= least), 3)
 
 
 def signed(value: float | None) -> str:

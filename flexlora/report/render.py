@@ -17,6 +17,7 @@ from flexlora.report.lines import Entry, Line, blocks_by_group, corner, legend, 
 WHERE = ("table", "scale", "model", "source", "method", "variant", "task", "metric", "evaluation")
 CSV_COLUMNS = (*WHERE, "mean", "std", "n", "marks", "status", "paper", "difference")
 INTERVAL_COLUMNS = ("low", "high")
+RATIO_COLUMN = "ratio"
 PAIRED_COLUMNS = ("against", "paired_difference", "paired_n", "p")
 PLACES = ("", "bold", "underline")
 
@@ -39,10 +40,12 @@ def as_text(sheets: Sequence[Sheet], width: int, colour: bool = False) -> str:
 
 
 def as_csv(sheets: Sequence[Sheet]) -> str:
-    """One line a figure. Scores are in percent, parameters in units; what is missing is empty, `status` says why."""
+    """One line a figure. Scores are in percent, parameters in units, costs in the table's own; what is missing is
+    empty, `status` says why."""
     file = io.StringIO()
     rows = [row for sheet in sheets for group in sheet.groups for row in group]
     columns = CSV_COLUMNS + (INTERVAL_COLUMNS if any(any(row.intervals) for row in rows) else ())
+    columns += (RATIO_COLUMN,) if any(row.ratios for row in rows) else ()
     columns += PAIRED_COLUMNS if any(sheet.against for sheet in sheets) else ()
     writer = csv.DictWriter(file, columns, lineterminator="\n", restval="")
     writer.writeheader()
@@ -113,6 +116,8 @@ def _csv_lines(sheet: Sheet, row: Row) -> Iterable[dict[str, object]]:
             "mean": cell.mean,
             "marks": "".join(mark for mark in MARKS if mark in cell.marks),
         }
+        if row.ratios:
+            figures |= {RATIO_COLUMN: row.ratios[i].mean}
         if row.kind == "ours":
             figures |= {"evaluation": sheet.evaluation, "std": cell.std, "n": cell.n, "status": cell.word}
             figures |= {"paper": row.printed[i] if row.printed else None}

@@ -44,6 +44,13 @@ class Average(Column):
 
 
 @dataclass(frozen=True)
+class Cost(Column):
+    """What a run of the task cost: `metric` is one of `flexlora/report/costs.py`, shown in units of `unit`."""
+
+    unit: float = 1.0
+
+
+@dataclass(frozen=True)
 class PaperRow:
     """A method's printed row: its cells from the first of `tables` that has them (see the `table` column)."""
 

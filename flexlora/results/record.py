@@ -71,6 +71,8 @@ class RunRecord:
     eval_seconds: float | None = None
     peak_memory: dict[str, int | None] = field(default_factory=dict)
     flops: float | None = None
+    """Floating point operations of the first optimizer step (`training.count_flops`), as torch counts them: products
+    and convolutions of forward, backward and penalty. That step's time is then not in `train_seconds`."""
 
     data: dict[str, Any] = field(default_factory=dict)
     backbone: dict[str, Any] = field(default_factory=dict)

@@ -310,6 +310,7 @@ class _Job:
         record.history = outcome.history
         record.epochs = None if not outcome.history else outcome.history[-1]["epoch"]
         record.tokens = outcome.tokens
+        record.flops = outcome.flops
         record.train_seconds = round(outcome.train_seconds, 3)
         record.eval_seconds = round(outcome.eval_seconds, 3)
 
@@ -380,6 +381,8 @@ def make_accelerator(settings: RunSettings, path: Path) -> "Accelerator":
         )
     except ValueError as error:
         raise UserError(f"training.precision={training.precision.value}: {one_line(error)}") from error
+    if training.count_flops and accelerator.num_processes > 1:
+        raise UserError("training.count_flops=true counts what one process does: start a single one")
     if training.shard_base and accelerator.num_processes == 1:
         raise UserError("training.shard_base=true needs several processes (docs/scaling.md says how to start them)")
     return accelerator

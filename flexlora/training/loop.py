@@ -1,5 +1,6 @@
 """The loop that trains every method on every task. It asks the method and the task, and knows neither by name."""
 
+import contextlib
 import logging
 import math
 import time
@@ -13,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 
 from flexlora.errors import UserError
 from flexlora.methods import Method
@@ -56,6 +58,8 @@ class Outcome:
     train_seconds: float = 0.0
     """Time in steps alone: evaluations and logging are not in it."""
     eval_seconds: float = 0.0
+    flops: int | None = None
+    """Floating point operations of the first step, where they were counted; its time is then in no clock."""
     tokens: dict[str, int] | None = None
     """Trained on until the last evaluation, on all processes: `real` ones, and `padded` with their padding."""
     events: list[dict[str, Any]] = field(default_factory=list)
@@ -159,13 +163,28 @@ class Loop:
             if self._steps_in_epoch == 0:
                 self._epoch_loss_sum.zero_()
             for indices, batches in self._epoch_steps(self._epoch, done=self._steps_in_epoch):
-                self._step(indices, batches)
+                with self._counted():
+                    self._step(indices, batches)
                 if not self._after_step():
                     return False
                 if self.outcome.steps == self.total_steps:
                     return True
             self._epoch, self._steps_in_epoch = self._epoch + 1, 0
         return True
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count the operations of the very first step, where that is asked for, while the training clock stands."""
+        if not self.settings.count_flops or self.outcome.steps > 0:
+            yield
+            return
+        self._pause()
+        before = self.outcome.train_seconds
+        with FlopCounterMode(display=False) as counter:
+            yield
+        self._pause()
+        self.outcome.train_seconds = before
+        self.outcome.flops = counter.get_total_flops()
 
     def _after_step(self) -> bool:
         """Log, evaluate, keep a checkpoint, leave: whatever is due after a step. False where it diverged."""

@@ -2,10 +2,11 @@
 
 from flexlora.report.tables.ablations import ABLATIONS
 from flexlora.report.tables.commonsense import COMMONSENSE
+from flexlora.report.tables.cost import COSTS
 from flexlora.report.tables.glue import GLUE
 from flexlora.report.tables.vtab import VTAB, VTAB_TABLE_16
 
 BENCHMARKS = (GLUE, COMMONSENSE, VTAB)
 """One for each benchmark: what is shown unless another is asked for."""
 
-TABLES = {table.name: table for table in (*BENCHMARKS, VTAB_TABLE_16, *ABLATIONS)}
+TABLES = {table.name: table for table in (*BENCHMARKS, VTAB_TABLE_16, *ABLATIONS, *COSTS)}
