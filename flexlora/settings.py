@@ -275,6 +275,8 @@ class FlexLoraSettings(LowRankSettings):
     init_b: int = MISSING
     max_rank: int | None = MISSING
     budget_schedule: str = MISSING
+    budget_by: str = MISSING
+    budget_unit: str = MISSING
     importance: str = MISSING
     direction: str = MISSING
     selection: str = MISSING
@@ -282,6 +284,7 @@ class FlexLoraSettings(LowRankSettings):
     spectrum: str = MISSING
     rank_one: str = MISSING
     all_zero: str = MISSING
+    growth_energy_quantile: float = MISSING
     growth_init: str = MISSING
     growth_state: str = MISSING
     growth_std: float | None = MISSING

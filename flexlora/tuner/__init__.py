@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Any
 # First, and whole: as soon as it is there the baselines are imported too, which use modules of this package.
 import peft  # noqa: F401
 
-from .allocator import RankAllocator, RankEvent, Reallocation, decide
+from .allocator import RankAllocator, RankEvent
 from .attach import Attachment, attach
 from .config import FlexLoraConfig
 from .layer import FlexLoraLayer, FlexLoraLinear
 from .lora import convert_to_lora, save_as_lora, warm_start_from_lora
 from .model import FlexLoraModel
 from .parameters import ParameterCount, count_parameters, module_ranks, parameter_groups
+from .reallocation import Reallocation, decide, decide_by_parameters
 from .sharding import average_gradients, shard_base
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ __all__ = [
     "convert_to_lora",
     "count_parameters",
     "decide",
+    "decide_by_parameters",
     "module_ranks",
     "parameter_groups",
     "save_as_lora",

@@ -1,14 +1,13 @@
-"""Rank events: which matrices lose a direction and which gain one (Section 3.3, Algorithm 1).
+"""Rank events (Section 3.3, Algorithm 1).
 
-`decide` is pure: scores, ranks and limits in, a `Reallocation` out. `RankAllocator` reads the model (one device-to-host
-copy an event), asks `decide`, applies the answer and keeps the record.
+`RankAllocator` reads the model (one device-to-host copy an event), asks `decide`, which is pure, applies the answer and
+keeps the record.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -20,54 +19,8 @@ from .config import FlexLoraConfig
 from .layer import seeded_generator
 from .orthogonality import add_orthogonality_gradient, orthogonality_error
 from .packing import flexlora_layers, plain_name, specific_first
+from .reallocation import Reallocation, above_energy_quantile, decide, decide_by_parameters
 from .sensitivity import Sensitivity
-
-
-@dataclass(frozen=True)
-class Reallocation:
-    """Indices of the matrices that lose a direction and of those that gain one."""
-
-    pruned: tuple[int, ...] = ()
-    grown: tuple[int, ...] = ()
-
-
-def decide(
-    scores: Sequence[float | None],
-    ranks: Sequence[int],
-    limits: Sequence[int],
-    budget: int,
-    *,
-    direction: str = "both",
-    selection: str = "disjoint",
-) -> Reallocation:
-    """Prune the lowest scores, grow the highest (Section 3.3).
-
-    Matrices are ordered by (score, index). The k lowest prunable (rank > 1) lose a direction and the k highest growable
-    (rank < limit) gain one, with k ≤ `budget` the largest number for which the two sets are disjoint; with
-    `selection="overlapping"` they are chosen independently, as in the released code. One-sided directions take up to
-    `budget` matrices from their end.
-
-    Args:
-        scores: importance of each matrix; None leaves a matrix alone, +inf puts it first in line to grow.
-        ranks: current rank of each matrix.
-        limits: the rank limit of each matrix.
-        budget: b(t).
-        direction: 'both', 'prune_only' or 'expand_only'.
-        selection: 'disjoint' or 'overlapping'.
-    """
-    order = [index for _, index in sorted((score, i) for i, score in enumerate(scores) if score is not None)]
-    prunable = [i for i in order if ranks[i] > 1]
-    growing = [i for i in reversed(order) if ranks[i] < limits[i]]
-    if direction == "prune_only":
-        return Reallocation(pruned=tuple(prunable[:budget]))
-    if direction == "expand_only":
-        return Reallocation(grown=tuple(growing[:budget]))
-    if selection == "overlapping":
-        return Reallocation(pruned=tuple(prunable[:budget]), grown=tuple(growing[:budget]))
-    k = min(budget, len(prunable), len(growing))
-    while set(prunable[:k]) & set(growing[:k]):
-        k -= 1
-    return Reallocation(pruned=tuple(prunable[:k]), grown=tuple(growing[:k]))
 
 
 @dataclass
@@ -77,7 +30,7 @@ class RankEvent:
 
     Attributes:
         step: completed optimizer steps.
-        budget: b(t).
+        budget: b(t), of this event's scores under `budget_by="spread"`.
         pruned: modules that lost a direction.
         grown: modules that gained one.
         ranks: rank of every module.
@@ -86,13 +39,15 @@ class RankEvent:
         singular_values: |λ| of every module's active directions, largest first, to six digits: the spectrum behind its
             entropy, whatever the importance is (its singular values where P and Q are orthonormal).
         active_parameters: parameters of the active directions: rank · (out + in + 1), summed.
-        total_rank: sum of the ranks. Conserved exactly in `both`; the parameter count is not.
+        total_rank: sum of the ranks. Conserved exactly in `both`; the parameter count is not, unless the budget is
+            counted in it (`budget_unit="parameters"`), when the total rank is not.
         orthogonality_error: R(P, Q) with p = 1, unweighted; None where it is not a number.
         rank_one: modules at rank 1 (before), to which `rank_one` applied.
         all_zero: modules whose λ are all 0 (before).
         at_limit: modules at their rank limit.
         regrown: modules grown now that had been pruned before.
-        budget_conserved: whether the total rank stayed what it was; None where the direction is one-sided.
+        budget_conserved: whether the total rank stayed what it was, or the parameters no more than at the start where
+            the budget is counted in them; None where the direction is one-sided.
         skipped: why nothing moved, where λ or what scores are made of was not finite; there are no scores then.
     """
 
@@ -163,6 +118,8 @@ class RankAllocator:
         self.limits = [layer.capacity(self.adapter_name) for layer in self.layers]
         self._home = self.layers[0].flexlora_lambda[self.adapter_name].device
         self._costs = [layer.out_features + layer.in_features + 1 for layer in self.layers]
+        self._parameters_at_start = self._parameters([layer.rank(self.adapter_name) for layer in self.layers])
+        self._widest = 0.0
         self._ever_pruned: set[str] = set()
         self._warned_state = False
         self._event_steps = self.config.event_steps()
@@ -207,25 +164,48 @@ class RankAllocator:
     def hold_event(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> RankEvent:
         """Score the matrices, move ranks within b(t), set the moved slots' optimizer state, and record it."""
         before = self.snapshot()
-        budget = self.config.budget(step)
         # An SVD refuses what is not finite; P and Q go into one under spectrum='exact', and into the error always.
         finite = before.finite and (self.config.spectrum == "lambda" or math.isfinite(before.orthogonality_error))
         scores: list[float | None] = self.scores(before, step) if finite else [None] * len(self.layers)
+        budget = self._budget(step, scores)
         moves = Reallocation()
         if finite:
-            moves = decide(
-                scores,
-                before.ranks,
-                self.limits,
-                budget,
-                direction=self.config.direction,
-                selection=self.config.selection,
-            )
+            moves = self._decide(scores, before, budget)
             self._apply(moves, before, step, optimizer)
         event = self._record(step, budget, moves, before, scores, finite)
         self.events.append(event)
         self.config.rank_pattern = specific_first(event.ranks)
         return event
+
+    def _budget(self, step: int, scores: list[float | None]) -> int:
+        """b(t) of the schedule; under `budget_by="spread"` the share of it that the scores' spread is of the widest."""
+        if self.config.budget_by == "schedule":
+            return self.config.budget(step)
+        spread = importance.spread([score for score in scores if score is not None])
+        self._widest = max(self._widest, spread)
+        return self.config.budget(step, spread / self._widest if self._widest > 0 else 0.0)
+
+    def _decide(self, scores: list[float | None], before: Snapshot, budget: int) -> Reallocation:
+        may_grow = None
+        if self.config.growth_energy_quantile > 0:
+            energies = importance.energy(before.values, before.active).tolist()
+            may_grow = above_energy_quantile(energies, self.config.growth_energy_quantile)
+        direction, selection = self.config.direction, self.config.selection
+        situation = (scores, before.ranks, self.limits, budget)
+        if self.config.budget_unit == "rank":
+            return decide(*situation, direction=direction, selection=selection, may_grow=may_grow)
+        return decide_by_parameters(
+            *situation,
+            costs=self._costs,
+            spare=self._parameters_at_start - self._parameters(before.ranks),
+            direction=direction,
+            selection=selection,
+            may_grow=may_grow,
+        )
+
+    def _parameters(self, ranks: list[int]) -> int:
+        """Of the active directions."""
+        return sum(rank * cost for rank, cost in zip(ranks, self._costs, strict=True))
 
     def scores(self, snapshot: Snapshot, step: int) -> list[float | None]:
         """Importance of every matrix; None leaves it alone, +inf (rank_one/all_zero = grow) puts it first in line."""
@@ -376,22 +356,31 @@ class RankAllocator:
                 name: [_json_number(float(f"{value:.6g}")) for value in row[mask].abs().sort(descending=True).values]
                 for name, row, mask in zip(self.names, before.values, before.active, strict=True)
             },
-            active_parameters=sum(rank * cost for rank, cost in zip(ranks, self._costs, strict=True)),
+            active_parameters=self._parameters(ranks),
             total_rank=sum(ranks),
             orthogonality_error=_json_number(before.orthogonality_error),
             rank_one=sum(rank == 1 for rank in before.ranks),
             all_zero=sum(self._all_zero(before)),
             at_limit=sum(rank >= limit for rank, limit in zip(ranks, self.limits, strict=True)),
             regrown=regrown,
-            budget_conserved=sum(ranks) == sum(before.ranks) if both else None,
+            budget_conserved=self._is_conserved(before.ranks, ranks) if both else None,
             skipped=None if finite else f"{'P or Q' if before.finite else 'λ or its sensitivity'} is not finite",
         )
+
+    def _is_conserved(self, before: list[int], after: list[int]) -> bool:
+        if self.config.budget_unit == "parameters":
+            return self._parameters(after) <= self._parameters_at_start
+        return sum(after) == sum(before)
 
     # --- resuming ------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beside the adapter and the optimizer: tensors and plain values."""
         state: dict[str, Any] = {"step": self.step, "ever_pruned": sorted(self._ever_pruned)}
+        if self.config.budget_unit == "parameters":
+            state["parameters_at_start"] = self._parameters_at_start
+        if self.config.budget_by == "spread":
+            state["widest_spread"] = self._widest
         if self.sensitivity is not None:
             state["sensitivity"] = self.sensitivity.state_dict()
         return state
@@ -400,6 +389,8 @@ class RankAllocator:
         """Continue from `state_dict()` of an earlier run."""
         self.step = state["step"]
         self._ever_pruned = set(state["ever_pruned"])
+        self._parameters_at_start = state.get("parameters_at_start", self._parameters_at_start)
+        self._widest = state.get("widest_spread", self._widest)
         if self.sensitivity is not None and "sensitivity" in state:
             self.sensitivity.load_state_dict(state["sensitivity"])
 

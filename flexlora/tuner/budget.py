@@ -24,10 +24,15 @@ def event_steps(total_step: int, tinit: int, tfinal: int, deltaT: int) -> range:
     return range(tinit + deltaT, total_step - tfinal, deltaT)
 
 
-def budget(step: int, init_b: int, total_step: int, tinit: int, tfinal: int, schedule: str = "cubic") -> int:
-    """b(t) = round(b₀ · f(p)), p = clamp((t - tinit) / (total_step - tfinal - tinit), 0, 1), ties rounded up."""
+def budget(
+    step: int, init_b: int, total_step: int, tinit: int, tfinal: int, schedule: str = "cubic", share: float = 1.0
+) -> int:
+    """b(t) = round(b₀ · f(p) · share), p = clamp((t - tinit) / (total_step - tfinal - tinit), 0, 1), ties rounded up.
+
+    `share` ∈ [0, 1] is what an adaptive budget takes of the schedule.
+    """
     window = total_step - tfinal - tinit
     if window <= 0:
         return 0
     progress = min(max((step - tinit) / window, 0.0), 1.0)
-    return math.floor(init_b * BUDGET_SCHEDULES[schedule](progress) + 0.5)
+    return math.floor(init_b * BUDGET_SCHEDULES[schedule](progress) * share + 0.5)

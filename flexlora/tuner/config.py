@@ -33,6 +33,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "growth_state": ("zeros", "surviving_second_moment"),
     "vector_init": ("gaussian", "orthonormal"),
     "budget_schedule": tuple(BUDGET_SCHEDULES),
+    "budget_by": ("schedule", "spread"),
+    "budget_unit": ("rank", "parameters"),
 }
 
 
@@ -116,6 +118,19 @@ class FlexLoraConfig(PeftConfig):
             "b(t) over p ∈ [0, 1]: 'cubic' b₀(1 - p³), 'cubic_early' b₀(1 - p)³, linear, exponential, constant."
         ),
     )
+    budget_by: str = field(
+        default="schedule",
+        metadata=_hint(
+            "b(t): 'schedule', or the share of it that the 'spread' of the scores (standard deviation over mean) is of "
+            "the widest spread at an event so far."
+        ),
+    )
+    budget_unit: str = field(
+        default="rank",
+        metadata=_hint(
+            "What b(t) counts and an event keeps the total of: 'rank', or 'parameters' (in + out + 1 a direction)."
+        ),
+    )
     direction: str = field(default="both", metadata=_hint("'both', 'prune_only' or 'expand_only' (Table 5)."))
     importance: str = field(default="entropy", metadata=_hint("Score of a matrix, one of IMPORTANCES (Tables 4, 15)."))
     spectrum: str = field(
@@ -141,6 +156,10 @@ class FlexLoraConfig(PeftConfig):
         metadata=_hint(
             "The direction pruned: smallest |λ|, smallest 'signed' λ (as released), 'entropy_contribution'."
         ),
+    )
+    growth_energy_quantile: float = field(
+        default=0.0,
+        metadata=_hint("A matrix whose energy Σλ² is below this quantile of all matrices' may not grow; 0: all may."),
     )
     growth_init: str = field(
         default="zero_impact",
@@ -207,6 +226,8 @@ class FlexLoraConfig(PeftConfig):
             raise ValueError(f"`lora_dropout` must lie in [0, 1), not {self.lora_dropout!r}.")
         if not (_is_number(self.orth_reg_weight) and self.orth_reg_weight >= 0.0):
             raise ValueError(f"`orth_reg_weight` must be at least 0, not {self.orth_reg_weight!r}.")
+        if not (_is_number(self.growth_energy_quantile) and 0.0 <= self.growth_energy_quantile < 1.0):
+            raise ValueError(f"`growth_energy_quantile` must lie in [0, 1), not {self.growth_energy_quantile!r}.")
         if self.orth_reg_power not in (1, 2):
             raise ValueError(f"`orth_reg_power` must be 1 or 2, not {self.orth_reg_power!r}.")
         for name in ("beta1", "beta2"):
@@ -256,11 +277,11 @@ class FlexLoraConfig(PeftConfig):
             return range(0)
         return event_steps(self.total_step, self.tinit, self.tfinal, self.deltaT)
 
-    def budget(self, step: int) -> int:
+    def budget(self, step: int, share: float = 1.0) -> int:
         """b(t) of Eq. 4 at `step`: how many matrices may be pruned, and how many grown, at most."""
         if self.init_b == 0 or self.total_step is None:
             return 0
-        return budget(step, self.init_b, self.total_step, self.tinit, self.tfinal, self.budget_schedule)
+        return budget(step, self.init_b, self.total_step, self.tinit, self.tfinal, self.budget_schedule, share)
 
     def resolved_max_rank(self) -> int:
         """`max_rank`, or its default: min(r + number of events, 4r), rounded up to a multiple of 8."""

@@ -6,6 +6,9 @@ All functions are pure, batched over the matrices (M) and padded over the direct
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 
 EPSILON = 1e-8
@@ -65,6 +68,21 @@ def elementwise_energy_entropy(values: torch.Tensor, active: torch.Tensor) -> to
 def matrixwise_energy_entropy(values: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
     """(Σ_i λ_i²) · I (Eq. 11, reconstructed; Table 15): (M × C) → (M)."""
     return energy(values, active) * spectral_entropy(values, active)
+
+
+def spread(scores: Sequence[float]) -> float:
+    """Coefficient of variation of the finite scores, standard deviation over |mean|: 0 where they are all alike.
+
+    It does not change with the scores' scale, and is 0 too where nothing can be said: fewer than two scores, mean 0.
+    """
+    finite = [score for score in scores if math.isfinite(score)]
+    peak = max((abs(score) for score in finite), default=0.0)
+    if len(finite) < 2 or peak == 0:
+        return 0.0
+    values = [score / peak for score in finite]  # the squares of huge or tiny ones would over- or underflow
+    mean = math.fsum(values) / len(values)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
+    return deviation / abs(mean) if mean != 0 else 0.0
 
 
 def random_scores(matrices: int, generator: torch.Generator) -> torch.Tensor:

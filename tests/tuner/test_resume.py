@@ -76,8 +76,10 @@ def stop_and_resume(
         ("adamw", {"importance": "sensitivity"}),
         ("adamw", {"growth_state": "surviving_second_moment"}),
         ("adamw", {"importance": "random", "growth_init": "orthogonal"}),
+        ("adamw", {"budget_unit": "parameters"}),
+        ("adamw", {"budget_by": "spread", "importance": "nuclear", "growth_energy_quantile": 0.3}),
     ],
-    ids=[*OPTIMIZERS, "sensitivity", "second-moment", "random-orthogonal"],
+    ids=[*OPTIMIZERS, "sensitivity", "second-moment", "random-orthogonal", "parameters", "spread-energy"],
 )
 def test_equals_never_having_stopped(tmp_path: Path, name: str, settings: dict[str, Any], dtype: torch.dtype) -> None:
     straight, resumed = stop_and_resume(tmp_path, name, dtype, **settings)
