@@ -107,6 +107,23 @@ def test_adalora_starts_at_its_init_r_and_masks_directions(tmp_path):
     assert [values.tolist() for values in one.spectra] == [[2.0, 1.0], [2.0]]
 
 
+@pytest.mark.parametrize(
+    ("settings", "chosen", "start"),
+    [
+        ({"r": 12, "target_r": 8}, None, 12),
+        ({"r": 12, "target_r": 8}, {"changed": {"r": 15}}, 15),
+        ({"init_r": 12, "target_r": 8}, {"changed": {"init_r": 6}}, 6),
+    ],
+)
+def test_where_several_directions_go_at_once_all_begin_at_the_same_rank(tmp_path, settings, chosen, start):
+    """Dynamic-rank DoRA's `r` is AdaLoRA's `init_r`; a parameter budget may have chosen another."""
+    config = {"method": settings}
+    folder = write_run(tmp_path, method="dynamic_dora", rank_events=EVENTS, config=config, parameter_budget=chosen)
+    row = {"step": 4, "ranks": {"layer.0.a": 2, "layer.1.a": 5}, "pruned": ["layer.0.a", "layer.1.a"], "grown": []}
+    (folder / "ranks.jsonl").write_text(json.dumps(row) + "\n")
+    assert read(folder).ranks.tolist() == [[start, start], [2, 5]]
+
+
 def test_runs_without_events_have_no_allocation(tmp_path):
     folder = write_run(tmp_path)
     assert read_allocation(collect(folder).runs[0]) is None

@@ -106,8 +106,12 @@ def read_allocation(run: Run) -> Allocation | None:
 
 
 def _before(event: dict[str, Any], names: Sequence[str] | dict[str, Place], run: Run) -> list[float]:
-    """Ranks before the first event; AdaLoRA's mask may take several directions at once, from an `init_r` for all."""
-    start = run.record.config.get("method", {}).get("init_r")
+    """Ranks before the first event. Where ranks fall to an average `target_r` (AdaLoRA, dynamic-rank DoRA) an event may
+    take several directions of a matrix at once: all begin at `init_r`, or `r`, or what a parameter budget chose for it.
+    """
+    chosen = (run.record.parameter_budget or {}).get("changed", {})
+    settings = {**run.record.config.get("method", {}), **chosen}
+    start = settings.get("init_r", settings.get("r") if "target_r" in settings else None)
     if start is not None:
         return [float(start)] * len(names)
     return [float(event["ranks"][name] + (name in event["pruned"]) - (name in event["grown"])) for name in names]

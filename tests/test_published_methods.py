@@ -1,0 +1,62 @@
+"""Every printed row is of a method that is here, by the name it has here, so that our row stands beside it."""
+
+import pytest
+import yaml
+
+from flexlora.conf_path import conf_dir
+from flexlora.report.published import lines_of, read_published
+from flexlora.report.tables import TABLES
+
+METHODS = {path.stem for path in (conf_dir() / "method").glob("*.yaml")}
+FILES = ("glue.csv", "commonsense.csv", "vtab.csv", "cost.csv")
+# Rows of what cannot be trained, and of a method that is still being added.
+NOT_HERE = {"chatgpt", "noah"}
+# It needs adapters of other tasks.
+APART = {"adapter_fusion"}
+EXPERIMENTS = {"glue": "glue", "vtab": "vtab", "vtab_table16": "vtab_table16"}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_line_is_of_a_method_that_is_here(name):
+    methods = {line.method for line in read_published(name)}
+    assert methods
+    assert methods - METHODS <= NOT_HERE
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_names_the_methods_as_its_file_does(name):
+    """A row of the table finds its lines, and they are of its method."""
+    table = TABLES[name]
+    for row in table.paper_rows:
+        assert {line.method for line in lines_of(row, table.published)} == {row.method}, row
+    assert {*table.methods} - METHODS <= NOT_HERE
+
+
+def test_every_printed_row_stands_in_a_table():
+    """But what only a text, or another's summary, says."""
+    rows = [(table.published, row) for table in TABLES.values() for row in table.paper_rows]
+    shown = {(file, number, row.row) for file, row in rows for number in row.tables}
+    for name in FILES:
+        printed = {(name, line.table, line.row) for line in read_published(name) if line.table != "summary"}
+        assert printed <= shown
+
+
+def test_names_are_of_the_papers_methods():
+    """By hand, where the spelling does not say it: Table 16's Adapter is Pfeiffer's, its FacT the Tucker form."""
+    expected = {
+        "H-Adapter": "houlsby", "P-Adapter": "pfeiffer", "Adapter": "pfeiffer", "FacT": "fact_tk",
+        "PrecLoRA": "prec_lora", "NoRA+": "nora_plus", "LoRA-Dash": "lora_dash", "VPT-Shallow": "vpt_shallow",
+        "VPT-Deep": "vpt_deep",
+        "MoSLoRA": "moslora", "FLoRA": "flora", "MLAE": "mlae", "MiLoRA": "milora", "LieRA": "liera", "SoRA": "sora",
+        "AdapterFusion": "adapter_fusion", "BitFit": "bitfit", "PISSA": "pissa", "PiSSA": "pissa", "Full FT": "full",
+        "Linear": "linear", "SSF": "ssf", "AdaptFormer": "adaptformer", "DoRA": "dora",
+    }  # fmt: skip
+    found = {line.row: line.method for name in FILES for line in read_published(name)}
+    assert {row: found[row] for row in expected} == expected
+
+
+@pytest.mark.parametrize(("table", "experiment"), EXPERIMENTS.items())
+def test_an_experiment_runs_every_row_that_can_be_run(table, experiment):
+    rows = {row.method for row in TABLES[table].paper_rows} & METHODS - APART
+    values = yaml.safe_load((conf_dir() / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8"))
+    assert rows <= {*values["hydra"]["sweeper"]["params"]["method"].split(",")}
