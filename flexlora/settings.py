@@ -474,6 +474,34 @@ class VptSettings(TunerSettings):
 
 
 @dataclass
+class NoahSettings(TunerSettings):
+    """`method.*` of NOAH; sizes are a number for all blocks, or a list of one a block."""
+
+    prompt_dim: Any = MISSING
+    lora_dim: Any = MISSING
+    adapter_dim: Any = MISSING
+    dropout: float = MISSING
+    subnet: str | None = MISSING
+
+
+@dataclass
+class NoahSupernetSettings(TunerSettings):
+    """`method.*` of NOAH's supernet and search."""
+
+    sizes: list[int] = MISSING
+    depths: list[int] = MISSING
+    dropout: float = MISSING
+    max_parameters: int | None = MISSING
+    generations: int = MISSING
+    population: int = MISSING
+    parents: int = MISSING
+    mutations: int = MISSING
+    crossovers: int = MISSING
+    mutation_probability: float = MISSING
+    depth_probability: float = MISSING
+
+
+@dataclass
 class MaskSettings:
     """`method.*` of a method that only chooses which parameters of the backbone train."""
 
@@ -501,6 +529,12 @@ class RunSettings:
     adapter: str | None = MISSING
     parameter_budget: int | None = MISSING
     dry: bool = MISSING
+
+
+def evaluates_held_out(task: Any) -> bool:
+    """Whether a task's settings (`task.*`) have it evaluate on rows held out of train, not on the benchmark's own."""
+    split = getattr(task, "split", None)
+    return getattr(task, "validation_rows", None) is not None or split is VtabSplit.train800_val200
 
 
 TASK_SCHEMAS: dict[str, type] = {
@@ -532,6 +566,8 @@ METHOD_SCHEMAS: dict[str, type] = {
     "fact": FactSettings,
     "ssf": SsfSettings,
     "vpt": VptSettings,
+    "noah": NoahSettings,
+    "noah_supernet": NoahSupernetSettings,
     "mask": MaskSettings,
 }
 

@@ -75,7 +75,7 @@ NOT_LINEAR = {"adaptformer", "houlsby", "pfeiffer"}
 # LoRI's B begins again at 0 where its calibration ends; MLAE leaves half of its experts out of every step.
 IN_TWO_STEPS = {"lori": ("method.tinit=3",), "mlae": ("method.expert_dropout=0.05",)}
 # Nothing to adapt in a text model.
-IMAGES_ONLY = {"vpt_deep", "vpt_shallow"}
+IMAGES_ONLY = {"noah", "noah_supernet", "vpt_deep", "vpt_shallow"}
 TEXT = [name for name in METHODS if name not in IMAGES_ONLY and name not in SECOND_STAGE]
 MASKS = {name for name in METHODS if "trainable" in settings_of(name).method}
 ADAPTERS = [name for name in TEXT if "target_modules" in settings_of(name).method]

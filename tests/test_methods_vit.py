@@ -33,14 +33,15 @@ ADAPTER = {
     "houlsby": 12 * 2 * (2 * 32 * 768 + 32 + 768),
     "linear": 0,
     "lora": 1_179_648,
+    "noah": 12 * 5 * (768 + 4 * 768 + 2 * 768 + 1) + 12 * 768,
     "pfeiffer": 1_189_632,
     "ssf": 205_824,
     "vpt_deep": 460_800,
     "vpt_shallow": 38_400,
 }
 STARTS_NEAR = {"houlsby", "pfeiffer"}
-STARTS_ELSEWHERE = {"ssf", "vpt_deep", "vpt_shallow"}
-NOT_MERGEABLE = {"adaptformer", "houlsby", "pfeiffer", "vpt_deep", "vpt_shallow"}
+STARTS_ELSEWHERE = {"noah", "ssf", "vpt_deep", "vpt_shallow"}
+NOT_MERGEABLE = {"adaptformer", "houlsby", "noah", "pfeiffer", "vpt_deep", "vpt_shallow"}
 MASKS = {name for name in METHODS if "trainable" in settings_of(name).method}
 
 every_method = pytest.mark.parametrize("name", ADAPTER)

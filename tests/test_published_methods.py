@@ -9,8 +9,8 @@ from flexlora.report.tables import TABLES
 
 METHODS = {path.stem for path in (conf_dir() / "method").glob("*.yaml")}
 FILES = ("glue.csv", "commonsense.csv", "vtab.csv", "cost.csv")
-# Rows of what cannot be trained, and of a method that is still being added.
-NOT_HERE = {"chatgpt", "noah"}
+# Rows of what cannot be trained.
+NOT_HERE = {"chatgpt"}
 # It needs adapters of other tasks.
 APART = {"adapter_fusion"}
 EXPERIMENTS = {"glue": "glue", "vtab": "vtab", "vtab_table16": "vtab_table16"}

@@ -7,12 +7,13 @@ from glue_helpers import TASKS
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from flexlora.baselines.noah import MODULES, Subnet
 from flexlora.conf_path import conf_dir
 from flexlora.errors import UserError
 from flexlora.settings import flat_keys, register_schemas, resolve
 
 # Of the paper's tables on images alone: they have no recipe for text, and must be given a learning rate there.
-VISION = {"adaptformer", "fact_tk", "fact_tt", "ssf", "vpt_deep", "vpt_shallow"}
+VISION = {"adaptformer", "fact_tk", "fact_tt", "noah", "noah_supernet", "ssf", "vpt_deep", "vpt_shallow"}
 METHODS = sorted({path.stem for path in (conf_dir() / "method").glob("*.yaml")} - VISION)
 
 GLUE = "benchmark_recipe/glue"
@@ -150,6 +151,15 @@ def test_fact_has_the_parameters_of_table_16():
     assert {rank: ranks.count(rank) for rank in set(ranks)} == FACT_TK
     parameters = [2 * 768 * rank + rank**3 + 12 * 12 * rank for rank in ranks]
     assert round(sum(parameters) / len(parameters) / 1e6, 2) == 0.07
+
+
+def test_noah_has_the_parameters_of_table_16():
+    """0.36M are the mean over the 19 tasks of the published subnets on ViT-B/16."""
+    sizes = [OmegaConf.load(path).method for path in (conf_dir() / "recipe" / "vtab").glob("*/noah.yaml")]
+    subnets = [Subnet(*(tuple(size[name]) for name in MODULES)) for size in sizes]
+    assert len(subnets) == 19
+    assert {len(getattr(subnet, name)) for subnet in subnets for name in MODULES} == {12}
+    assert round(sum(subnet.parameters(768) for subnet in subnets) / 19) == 360_134
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from .low_rank import LowRankConfig, LowRankLayer, LowRankModel
 from .milora import MiLoraConfig, MiLoraModel
 from .mlae import MLAEConfig, MLAEModel
 from .moslora import MoSLoraConfig, MoSLoraModel
+from .noah import NoahConfig, NoahModel
 from .nora_plus import NoRAPlusConfig, NoRAPlusModel
 from .pfeiffer import PfeifferConfig, PfeifferModel
 from .sharelora import ShareLoraConfig, ShareLoraModel
@@ -53,6 +54,8 @@ __all__ = [
     "MoSLoraModel",
     "NoRAPlusConfig",
     "NoRAPlusModel",
+    "NoahConfig",
+    "NoahModel",
     "PfeifferConfig",
     "PfeifferModel",
     "ShareLoraConfig",

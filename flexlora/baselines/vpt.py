@@ -117,10 +117,10 @@ class VptModel(BaselineModel):
     not_mergeable = "its prompts are tokens, not weights"
 
     def prepare(self, model: nn.Module, config: Any) -> None:
-        _vision_transformer(model)
+        vision_transformer(model)
 
     def place(self, adapter_name: str, config: Any, name: str) -> dict[str, Any]:
-        vit = _vision_transformer(self.model)
+        vit = vision_transformer(self.model)
         index = int(name.rpartition(".")[2])
         return {
             "prefix_tokens": vit.num_prefix_tokens,
@@ -131,12 +131,18 @@ class VptModel(BaselineModel):
         }
 
 
-def _vision_transformer(model: nn.Module) -> Any:
-    """The one in `model`, which may be a wrapper of it."""
+def vision_transformer(model: nn.Module, title: str = VptModel.title) -> Any:
+    """The one in `model`, which may be a wrapper of it.
+
+    Raises:
+        ValueError: there is none, or more than one; `title` is the method that needs it.
+    """
     timm = sys.modules.get("timm.models.vision_transformer")  # a model of timm's is there only if this is
     found = [module for module in model.modules() if timm is not None and isinstance(module, timm.VisionTransformer)]
     if len(found) != 1:
-        raise ValueError(f"VPT works on timm's VisionTransformer; {type(model).__name__} holds {len(found)} of them.")
+        raise ValueError(
+            f"{title} works on timm's VisionTransformer; {type(model).__name__} holds {len(found)} of them."
+        )
     return found[0]
 
 

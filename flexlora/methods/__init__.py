@@ -4,7 +4,7 @@ from typing import Any
 
 from flexlora.methods.base import Method, RunContext
 from flexlora.plugins import load_plugin
-from flexlora.settings import RunSettings, Schedule
+from flexlora.settings import RunSettings, Schedule, evaluates_held_out
 
 __all__ = ["Method", "RunContext", "build_method", "check_method"]
 
@@ -40,5 +40,6 @@ def check_method(run: RunSettings) -> None:
         paper_steps=run.paper_steps,
         seed=run.seed,
         target_modules=".*",
+        held_out=evaluates_held_out(run.task),
     )
     build_method(run.method, context)

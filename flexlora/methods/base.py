@@ -30,6 +30,8 @@ class RunContext:
     """Modules that train whole, where the settings name none: newly initialised ones."""
     task_type: str | None = None
     """PEFT's `task_type` of the model, kept with a saved adapter."""
+    held_out: bool = True
+    """Whether the evaluation is on rows held out of the training set; True where that is not known yet."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,14 @@ class Method:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
+
+    def search(self, model: nn.Module, score: Callable[[], float], keep: Callable[[], object]) -> None:
+        """Choose, after the last step, among what was trained, before `finish`; all processes together.
+
+        Args:
+            score: evaluates `model` as it is, and gives the task's main metric.
+            keep: keeps a checkpoint, so that a search that is stopped goes on from there.
+        """
 
     def finish(self, model: nn.Module) -> None:
         """Clean up after the last step, before the last evaluation."""

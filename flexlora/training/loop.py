@@ -214,6 +214,7 @@ class Loop:
         if at_end:
             # Before the last evaluation, which may be long; after it the run is done and needs none.
             self._keep()
+            self.method.search(self.adapted, self._main_score, self._keep)
             self.method.finish(self.adapted)
         self._evaluate()
         self._evaluation_due = False
@@ -482,18 +483,10 @@ class Loop:
             "step": outcome.steps,
             "epoch": self._epoch_now(),
             "train_loss": outcome.train_loss,
-            "eval_loss": {},
         }
         counts = gather_object([self._tokens])
         outcome.tokens = {name: sum(count[name] for count in counts) for name in self._tokens}
-        scores: dict[str, float] = {}
-        predictions: dict[str, list[Any]] = {}
-        self.model.eval()
-        for split in self.task.evaluation:
-            result["eval_loss"][split.name], predictions[split.name] = self._predict(split)
-            scores |= self.task.score(split, predictions[split.name])
-        scores |= self.task.aggregate(scores)
-        self.model.train()
+        result["eval_loss"], predictions, scores = self._scores()
         ranks = self.method.ranks(self.adapted)
         result |= scores
         if ranks:
@@ -512,6 +505,22 @@ class Loop:
                 labels = {split.name: split.labels for split in self.task.evaluation}
                 self._predictions.keep(outcome.steps, predictions, labels, best=outcome.best is result)
         self._bar.evaluation(outcome.steps, result["epoch"], outcome.train_loss, result[main], ranks)
+
+    def _scores(self) -> tuple[dict[str, float], dict[str, list[Any]], dict[str, float]]:
+        """Every evaluation split's loss and predictions, and the metrics of all."""
+        losses: dict[str, float] = {}
+        predictions: dict[str, list[Any]] = {}
+        scores: dict[str, float] = {}
+        self.model.eval()
+        for split in self.task.evaluation:
+            losses[split.name], predictions[split.name] = self._predict(split)
+            scores |= self.task.score(split, predictions[split.name])
+        self.model.train()
+        return losses, predictions, scores | self.task.aggregate(scores)
+
+    def _main_score(self) -> float:
+        """The main metric of the model as it is, for a method that chooses by it."""
+        return self._scores()[2][self.task.main_metric]
 
     @torch.no_grad()
     def _predict(self, split: Split) -> tuple[float, list[Any]]:

@@ -63,6 +63,7 @@ def describe(
 ) -> list[Described]:
     """Each method by its settings (`method.*`) and its YAML; `context` and `model` are the current backbone's."""
     small = {kind: random_init(name, layers=1, device="meta") for kind, (name, *_) in BACKBONES.items()}
+    context = replace(context, held_out=True)  # whatever they are asked to evaluate on
     contexts = {
         kind: replace(context, target_modules=targets, head_modules=list(heads), task_type=task_type)
         for kind, (_, targets, heads, task_type) in BACKBONES.items()

@@ -8,7 +8,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from flexlora.settings import RunSettings, TrainingSettings
+from flexlora.settings import RunSettings, TrainingSettings, evaluates_held_out
 from flexlora.training.batching import batches_per_epoch, steps_per_epoch
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def run_context(settings: RunSettings, backbone: "Backbone", total_steps: int) -
         target_modules=backbone.target_modules,
         head_modules=backbone.head_modules,
         task_type=backbone.task_type,
+        held_out=evaluates_held_out(settings.task),
     )
 
 

@@ -17,6 +17,7 @@ from flexlora.baselines import (
     AdaptFormerConfig,
     FactConfig,
     HoulsbyConfig,
+    NoahConfig,
     PfeifferConfig,
     SsfConfig,
     VptConfig,
@@ -55,6 +56,11 @@ CASES: dict[str, Case] = {
     ),
     "vpt_shallow": Case(
         lambda **k: VptConfig(**{"num_tokens": 3, "deep": False} | k), refused=TEXT, starts_elsewhere=True
+    ),
+    "noah": Case(
+        lambda **k: NoahConfig(**{"prompt_dim": [3, 2], "lora_dim": [2, 3], "adapter_dim": [4, 2]} | k),
+        refused=TEXT,
+        starts_elsewhere=True,
     ),
     "vpt_deep": Case(lambda **k: VptConfig(**{"num_tokens": 3} | k), refused=TEXT, starts_elsewhere=True),
 }

@@ -19,6 +19,7 @@ from flexlora.baselines import (
     AdaptFormerConfig,
     FactConfig,
     HoulsbyConfig,
+    NoahConfig,
     PfeifferConfig,
     SsfConfig,
     VptConfig,
@@ -43,6 +44,12 @@ COUNTS = [
     (SsfConfig(), "vit_b16", 205_824),
     (VptConfig(deep=False), "vit_b16", 50 * 768),
     (VptConfig(), "vit_b16", 12 * 50 * 768),
+    (NoahConfig(), "vit_b16", 12 * (5 * 768 + 5 * 4 * 768 + 5 * (2 * 768 + 1) + 768)),
+    (
+        NoahConfig(prompt_dim=[2] * 3 + [0] * 9, lora_dim=[1] * 6 + [0] * 6, adapter_dim=[0] * 11 + [4]),
+        "vit_b16",
+        6 * 768 + 6 * 4 * 768 + 4 * (2 * 768 + 1) + 768,
+    ),
 ]
 
 
@@ -178,13 +185,13 @@ def test_a_copy_of_the_model_is_one_of_its_own(method, name):
 def test_a_backbone_it_is_not_for_is_one_clear_line(method, name):
     base = backbone(name)
     modules = [key for key, _ in base.named_modules()]
-    with pytest.raises(ValueError, match=r"(FacT|VPT) ") as refused:
+    with pytest.raises(ValueError, match=r"(FacT|NOAH|VPT) ") as refused:
         get_peft_model(base, config(method, name))
     assert "\n" not in str(refused.value)
     assert [key for key, _ in base.named_modules()] == modules  # nothing was replaced
 
 
-@pytest.mark.parametrize("method", [method for method in CASES if not method.startswith("vpt")])
+@pytest.mark.parametrize("method", [method for method in CASES if not method.startswith(("vpt", "noah"))])
 def test_a_model_of_other_names_is_one_clear_line(method):
     base = torch.nn.Sequential(torch.nn.Linear(4, 4))
     settings = {"width": 4} if method.startswith("fact") else {}
@@ -212,7 +219,7 @@ def test_a_configuration_survives_its_file(method, tmp_path):
 
 def test_checkpointed_gradients_are_the_same() -> None:
     """A ViT's blocks called twice, as `set_grad_checkpointing` does, prompts and all."""
-    for method in ("vpt_deep", "houlsby", "fact_tk"):
+    for method in ("vpt_deep", "houlsby", "fact_tk", "noah"):
         gradients = []
         for checkpointing in (False, True):
             model = wrapped(method, "vit", dropout=0.0)

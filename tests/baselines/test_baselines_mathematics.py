@@ -184,6 +184,27 @@ def test_vpt_on_a_vit(method: str) -> None:
     assert not torch.allclose(expected, vit(x, lambda name, y, x: y))
 
 
+@pytest.mark.parametrize(
+    "sizes", [{}, {"prompt_dim": [3, 0], "lora_dim": [0, 2], "adapter_dim": [2, 0]}, {"prompt_dim": [0, 2]}], ids=str
+)
+def test_noah_on_a_vit(sizes: dict[str, list[int]]) -> None:
+    model, adapted = randomised("noah", "vit", **sizes)
+
+    def after(name: str, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        held = adapted.get(name.rpartition(".")[0].removesuffix(".attn"), {})
+        if name.endswith("attn.qkv") and "lora_A" in held:
+            return y + x @ held["lora_A"].T @ held["lora_B"].T
+        if name.endswith("mlp") and "down" in held:
+            return y + bottleneck(held, y, lambda z: z * torch.sigmoid(1.702 * z))
+        return y
+
+    x = inputs("vit").double()
+    prompts = [adapted.get(f"blocks.{layer}", {}).get("prompt") for layer in range(2)]
+    expected = vit(x, after, prompts)
+    close(outputs(model, "vit", dtype=torch.float64), expected)
+    assert not torch.allclose(expected, vit(x, lambda name, y, x: y, prompts))
+
+
 def hooked(name: str, after: After, adapted: Adapted) -> torch.Tensor:
     """The output of a plain float64 backbone with `after` on the modules of these names."""
     base = backbone(name).double()

@@ -1,0 +1,146 @@
+"""NOAH's evolutionary search for a subnet (arXiv 2206.04673, section 3.3), as AutoFormer's, on which it builds.
+
+Where the description leaves room: a module's blocks are the first ones of the ViT, as many as its depth. Mutation draws
+a new depth with `depth_probability` and every size anew with `mutation_probability`, as AutoFormer does; NOAH's code
+(e9c55f3, evolution.py) changes depths alone. Crossover takes each module whole from one of the two parents.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from flexlora.baselines.noah import MODULES, Subnet
+
+# Draws for one candidate before a small space counts as searched through.
+TRIES = 100
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Every subnet whose modules have one of `depths` first blocks, and one of `sizes` in each of them."""
+
+    blocks: int
+    sizes: tuple[int, ...]
+    depths: tuple[int, ...]
+    """Those beyond `blocks` are all blocks."""
+
+    @property
+    def largest(self) -> Subnet:
+        """The supernet itself."""
+        return Subnet(*[(max(self.sizes),) * min(max(self.depths), self.blocks) + self._none(max(self.depths))] * 3)
+
+    def _none(self, depth: int) -> tuple[int, ...]:
+        return (0,) * max(0, self.blocks - depth)
+
+    def draw(self, draws: random.Random) -> Subnet:
+        """Each module's depth, then each of its sizes, all alike probable."""
+        return Subnet(*(self._fitted((), draws.choice(self.depths), draws) for _ in MODULES))
+
+    def _fitted(self, sizes: tuple[int, ...], depth: int, draws: random.Random) -> tuple[int, ...]:
+        """`sizes` cut to a depth, or filled up to it by drawing."""
+        depth = min(depth, self.blocks)
+        kept = sizes[:depth]
+        return kept + tuple(draws.choice(self.sizes) for _ in range(depth - len(kept))) + self._none(depth)
+
+    def mutate(self, subnet: Subnet, size_probability: float, depth_probability: float, draws: random.Random) -> Subnet:
+        """A subnet beside this one."""
+
+        def mutated(sizes: tuple[int, ...]) -> tuple[int, ...]:
+            there = tuple(size for size in sizes if size)
+            if draws.random() < depth_probability:
+                there = tuple(size for size in self._fitted(there, draws.choice(self.depths), draws) if size)
+            changed = tuple(draws.choice(self.sizes) if draws.random() < size_probability else size for size in there)
+            return changed + self._none(len(changed))
+
+        return Subnet(*(mutated(getattr(subnet, name)) for name in MODULES))
+
+
+def crossover(one: Subnet, other: Subnet, draws: random.Random) -> Subnet:
+    """Each module from one of two parents."""
+    return Subnet(*(getattr(draws.choice((one, other)), name) for name in MODULES))
+
+
+@dataclass(frozen=True)
+class Evolution:
+    """How the search goes: the published numbers of VTAB-1K."""
+
+    generations: int = 15
+    population: int = 50
+    parents: int = 10
+    mutations: int = 25
+    crossovers: int = 25
+    mutation_probability: float = 0.2
+    depth_probability: float = 0.4
+
+
+@dataclass
+class Search:
+    """A search that can be kept and gone on with, as `state` and `Search.of` do."""
+
+    generation: int = 0
+    scores: dict[Subnet, float] = field(default_factory=dict)
+    """Of all that were tried, in the order in which they were."""
+
+    def best(self, count: int = 1) -> list[Subnet]:
+        """The best so far; of equals those tried first."""
+        return sorted(self.scores, key=lambda subnet: -self.scores[subnet])[:count]
+
+    def run(
+        self,
+        space: SearchSpace,
+        evolution: Evolution,
+        seed: int,
+        allowed: Callable[[Subnet], bool],
+        score: Callable[[Subnet], float],
+        after_generation: Callable[[], object],
+    ) -> Subnet:
+        """The best subnet of all generations that are `allowed`; generation 0 is drawn at random.
+
+        Raises:
+            ValueError: none that was drawn is allowed.
+        """
+        while self.generation <= evolution.generations:
+            # Numbers of its own for each generation: one that is begun again comes out the same.
+            self._try_generation(space, evolution, random.Random(f"{seed} {self.generation}"), allowed, score)
+            self.generation += 1
+            after_generation()
+        if not self.scores:
+            raise ValueError("no subnet that was drawn is small enough")
+        return self.best()[0]
+
+    def _try_generation(
+        self,
+        space: SearchSpace,
+        evolution: Evolution,
+        draws: random.Random,
+        allowed: Callable[[Subnet], bool],
+        score: Callable[[Subnet], float],
+    ) -> None:
+        parents, before = self.best(evolution.parents), len(self.scores)
+
+        def try_some(count: int, candidate: Callable[[], Subnet]) -> None:
+            wanted = len(self.scores) + count
+            for _ in range(TRIES * count):
+                if len(self.scores) == wanted:
+                    return
+                subnet = candidate()
+                if subnet not in self.scores and allowed(subnet):
+                    self.scores[subnet] = score(subnet)
+
+        if parents:
+            chances = evolution.mutation_probability, evolution.depth_probability
+            try_some(evolution.mutations, lambda: space.mutate(draws.choice(parents), *chances, draws))
+            try_some(evolution.crossovers, lambda: crossover(draws.choice(parents), draws.choice(parents), draws))
+        try_some(max(0, evolution.population - (len(self.scores) - before)), lambda: space.draw(draws))
+
+    def state(self) -> dict[str, Any]:
+        """JSON-ready."""
+        rows = [[*(list(getattr(subnet, name)) for name in MODULES), score] for subnet, score in self.scores.items()]
+        return {"generation": self.generation, "scores": rows}
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> "Search":
+        """The search that `state` tells of."""
+        scores = {Subnet(*(tuple(sizes) for sizes in row[:-1])): row[-1] for row in state["scores"]}
+        return cls(state["generation"], scores)

@@ -1,0 +1,151 @@
+"""NOAH's first two stages: one supernet whose subnets train in turn, then a search for the best of them.
+
+Every optimizer step trains a subnet drawn at random. Once the training is over, an evolutionary search scores subnets,
+with the supernet's weights, by the task's main metric on rows held out of the training, and the best one is what is
+evaluated last and saved, `subnet.json` with it: `method=noah method.subnet=…` trains it from scratch on all rows.
+"""
+
+import dataclasses
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+
+from flexlora.baselines.noah import MODULES, NoahConfig, NoahModel, Subnet
+from flexlora.errors import UserError
+from flexlora.methods.base import Method, RunContext
+from flexlora.methods.evolution import Evolution, Search, SearchSpace
+from flexlora.methods.peft import PeftMethod, peft_config
+
+ADAPTER = "default"
+SUBNET_FILE = "subnet.json"
+EVOLUTION = tuple(field.name for field in dataclasses.fields(Evolution))
+
+
+class NoahSupernetMethod(PeftMethod):
+    """The supernet has the largest size in every block; before the search it is evaluated as such."""
+
+    config: NoahConfig
+
+    def __init__(
+        self,
+        config: NoahConfig,
+        sizes: tuple[int, ...],
+        depths: tuple[int, ...],
+        evolution: Evolution,
+        max_parameters: int | None,
+        seed: int,
+    ) -> None:
+        super().__init__(config, None)
+        self._sizes, self._depths, self._evolution = sizes, depths, evolution
+        self._max_parameters, self._seed = max_parameters, seed
+        self._search = Search()
+        self._step = 0
+        self._found: Subnet | None = None
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        wrapped = super().wrap(model)
+        assert isinstance(wrapped, PeftModel)
+        assert isinstance(wrapped.base_model, NoahModel)
+        self._noah = wrapped.base_model
+        layers = self._noah.layers()
+        self._space = SearchSpace(len(layers), self._sizes, self._depths)
+        self._width = layers[0].noah_prompt[ADAPTER].shape[1]
+        return wrapped
+
+    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self._draw()
+
+    def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        self._step = step
+        self._draw()
+
+    def _draw(self) -> None:
+        """The next step's subnet: the same one on all processes, and in a training that goes on."""
+        draws = random.Random(f"{self._seed} step {self._step}")
+        self._noah.choice(ADAPTER).training = self._space.draw(draws)
+
+    def search(self, model: nn.Module, score: Callable[[], float], keep: Callable[[], object]) -> None:
+        choice = self._noah.choice(ADAPTER)
+
+        def scored(subnet: Subnet) -> float:
+            choice.evaluation = subnet
+            return score()
+
+        def allowed(subnet: Subnet) -> bool:
+            return self._max_parameters is None or subnet.parameters(self._width) <= self._max_parameters
+
+        try:
+            self._found = self._search.run(self._space, self._evolution, self._seed, allowed, scored, keep)
+        except ValueError as error:
+            raise UserError(
+                f"method.max_parameters={self._max_parameters}: {error}: raise it, or give smaller method.sizes"
+            ) from error
+        self._noah.cut(ADAPTER, self._found)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self._step, "search": self._search.state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._step, self._search = state["step"], Search.of(state["search"])
+        self._draw()
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        super().save(model, folder)
+        if self._found is None:
+            return
+        found = {name: list(getattr(self._found, name)) for name in MODULES}
+        told = {
+            "score": self._search.scores[self._found],
+            "parameters": self._found.parameters(self._width),
+            "tried": len(self._search.scores),
+        }
+        (folder / SUBNET_FILE).write_text(json.dumps(found | told, indent=2), encoding="utf-8")
+
+
+def build(fields: dict[str, Any], context: RunContext) -> Method:
+    """NOAH's supernet and search from the settings' fields.
+
+    Raises:
+        UserError: as `peft_config`, a value that there is not, or no rows are held out to search on.
+    """
+    fields = dict(fields)
+    if not context.held_out:
+        raise UserError(
+            "method=noah_supernet chooses by its evaluation, which must not be the benchmark's test set: "
+            "set task.split=train800_val200"
+        )
+    sizes, depths = (_whole(name, fields.pop(name)) for name in ("sizes", "depths"))
+    evolution = Evolution(**{name: fields.pop(name) for name in EVOLUTION})
+    for name in EVOLUTION:
+        value = getattr(evolution, name)
+        if name.endswith("probability"):
+            _require(isinstance(value, int | float) and 0 <= value <= 1, name, value, "a probability")
+        else:
+            _require(_is_whole(value, 0), name, value, "a whole number of at least 0")
+    _require(evolution.population > 0, "population", 0, "at least 1")
+    most = fields.pop("max_parameters")
+    _require(most is None or _is_whole(most, 1), "max_parameters", most, "a whole number of at least 1, or null")
+    config, _ = peft_config(fields | dict.fromkeys(MODULES, max(sizes)), context)
+    assert isinstance(config, NoahConfig)
+    return NoahSupernetMethod(config, sizes, depths, evolution, most, context.seed)
+
+
+def _is_whole(value: Any, lowest: int) -> bool:
+    return type(value) is int and value >= lowest
+
+
+def _whole(name: str, values: Any) -> tuple[int, ...]:
+    fits = isinstance(values, list) and bool(values) and all(_is_whole(value, 1) for value in values)
+    _require(fits, name, values, "a list of whole numbers of at least 1")
+    return tuple(values)
+
+
+def _require(holds: bool, name: str, value: Any, what: str) -> None:
+    if not holds:
+        raise UserError(f"method.{name} must be {what}, not {value!r}")
