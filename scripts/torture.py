@@ -30,6 +30,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from runner_helpers import COMMAND, be, differences, server, write_bert, write_cola
 
+from flexlora.conf_path import conf_dir
+
 METHODS = ("flexlora", "lora", "adalora", "full", "flexlora_released", "bitfit")
 TIME, FILE, HALF, LINE, EVENT, STEP, EVALUATION = PLACES = (
     "at any time",
@@ -51,6 +53,8 @@ SETTINGS = [
     "training.log_every=3",
     "variant=torture",
 ]
+# What fits windows that are given in steps into this training.
+OWN_SETTINGS = {"lora_dash": ["method.tinit=10"], "lori": ["method.tinit=10"]}
 FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate", "shutil.rmtree"}
 MOST_BLOWS = 4
 SAYS = "torture: "
@@ -175,6 +179,7 @@ class Trainings:
     def start(self, method: str, name: str, blow: Blow, after: float | None = None) -> Struck:
         """Start the training, or go on with it; `after` so many seconds it is killed from outside."""
         words = [str(COMMAND), *self.settings, f"method={method}", f"output_root={self.root / name}"]
+        words += OWN_SETTINGS.get(method, [])
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         with tempfile.NamedTemporaryFile() as stdout, tempfile.NamedTemporaryFile() as stderr:
             arguments = (words, environment, stdout.name, stderr.name, blow, self.folder(method, name))
@@ -214,8 +219,9 @@ def main() -> int:
     methods = options.methods.split(",")
     if options.blows < 1:
         parser.error(f"N is {options.blows}: at least 1")
-    if strange := set(methods) - set(METHODS):
-        parser.error(f"--methods: {', '.join(sorted(strange))} is none of {', '.join(METHODS)}")
+    known = sorted(file.stem for file in (conf_dir() / "method").glob("*.yaml"))
+    if strange := set(methods) - set(known):
+        parser.error(f"--methods: {', '.join(sorted(strange))} is none of {', '.join(known)}")
     root = Path(tempfile.mkdtemp(prefix="torture-") if options.keep is None else options.keep).resolve()
     root.mkdir(parents=True, exist_ok=True)
     trainings = Trainings(root, write_bert(root / "tiny-bert"), write_cola(root / "glue"))

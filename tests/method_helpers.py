@@ -42,6 +42,11 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 
 
+# For what two optimizer steps move. LoRI's B begins again at 0 where its calibration ends; MLAE leaves half of its
+# experts out of every step.
+IN_TWO_STEPS = {"lori": ("method.tinit=3",), "mlae": ("method.expert_dropout=0.05",)}
+
+
 def settings_of(method: str, *overrides: str, schedule: str = "absolute") -> RunSettings:
     """The settings of `flexlora-run task=glue/cola method=<method> <overrides>`, with windows for a short training."""
     register_schemas()

@@ -47,7 +47,23 @@ def test_an_aimed_blow_leaves_no_trace(trainings, place, action, code):
     assert trainings.differences(method, name) == []
 
 
-@pytest.mark.parametrize("method", ["full", "adalora", "flexlora_released"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "full",
+        "adalora",  # masks and smoothed scores
+        "flexlora_released",
+        "sora",  # a proximal step
+        "lora_dash",  # directions chosen on the way
+        "lori",  # a mask made on the way
+        "dynamic_dora",  # ranks by norms
+        "mlae",  # random experts
+        "pissa",  # a backbone changed at the start by its weights
+        "lora_ga",  # or by gradients
+        "lora_fa",  # optimizers of PEFT's
+        "prec_lora",
+    ],
+)
 def test_other_kinds_of_state(trainings, method):
     blow = torture.Blow("after a step", 19)  # between a checkpoint at 16, or 14, and the next at 21
     assert trainings.start(method, method, blow).code == -signal.SIGKILL

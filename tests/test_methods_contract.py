@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 from method_helpers import (
+    IN_TWO_STEPS,
     METHODS,
     SECOND_STAGE,
     TOTAL_STEPS,
@@ -72,8 +73,6 @@ STARTS_ELSEWHERE = {"ssf"}
 # PEFT's own unloading stumbles over a pooler that trains whole; merging in place works.
 NOT_UNLOADED = {"vera"}
 NOT_LINEAR = {"adaptformer", "houlsby", "pfeiffer"}
-# LoRI's B begins again at 0 where its calibration ends; MLAE leaves half of its experts out of every step.
-IN_TWO_STEPS = {"lori": ("method.tinit=3",), "mlae": ("method.expert_dropout=0.05",)}
 # Nothing to adapt in a text model.
 IMAGES_ONLY = {"noah", "noah_supernet", "vpt_deep", "vpt_shallow"}
 TEXT = [name for name in METHODS if name not in IMAGES_ONLY and name not in SECOND_STAGE]

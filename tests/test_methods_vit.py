@@ -9,7 +9,7 @@ import shutil
 import pytest
 import timm.models.vision_transformer
 import torch
-from method_helpers import METHODS, TOTAL_STEPS, Sentences, context, make_loop, settings_of
+from method_helpers import IN_TWO_STEPS, METHODS, TOTAL_STEPS, Sentences, context, make_loop, settings_of
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
@@ -24,6 +24,25 @@ ADAPTER = {
     "adalora": 12 * (147_456 + 48),
     "adalora_r8": 1_180_032,
     "adaptformer": 156_768,
+    "dora": 1_262_592,
+    "dynamic_dora": 12 * (147_456 + 48),
+    "flora": 1_182_720,
+    "hira": 1_179_648,
+    "liera": 1_179_648,
+    "lora_dash": 1_180_032,
+    "lora_fa": 663_552,
+    "lora_ga": 1_179_648,
+    "lori": 663_552,
+    "milora": 1_179_648,
+    "mlae": 1_180_032,
+    "moslora": 1_182_720,
+    "nora_plus": 1_179_648,
+    "pissa": 1_179_648,
+    "prec_lora": 1_179_648,
+    "rslora": 1_179_648,
+    "sharelora": 706_560,
+    "sora": 1_180_032,
+    "vera": 95_232,
     "bitfit": 102_912,
     "fact_tk": 86_528,
     "fact_tt": 61_440,
@@ -39,7 +58,7 @@ ADAPTER = {
     "vpt_deep": 460_800,
     "vpt_shallow": 38_400,
 }
-STARTS_NEAR = {"houlsby", "pfeiffer"}
+STARTS_NEAR = {"houlsby", "pfeiffer", "pissa"}
 STARTS_ELSEWHERE = {"noah", "ssf", "vpt_deep", "vpt_shallow"}
 NOT_MERGEABLE = {"adaptformer", "houlsby", "noah", "pfeiffer", "vpt_deep", "vpt_shallow"}
 MASKS = {name for name in METHODS if "trainable" in settings_of(name).method}
@@ -73,9 +92,9 @@ def vit() -> nn.Module:
     )
 
 
-def wrapped(name: str, base: nn.Module | None = None) -> tuple[Method, nn.Module]:
+def wrapped(name: str, *overrides: str, base: nn.Module | None = None) -> tuple[Method, nn.Module]:
     told = context("bert", target_modules=LINEARS, head_modules=["head"], task_type=None)
-    method = build_method(settings_of(name).method, told)
+    method = build_method(settings_of(name, *overrides).method, told)
     return method, method.wrap(base or vit())
 
 
@@ -102,7 +121,7 @@ def test_the_output_is_the_backbone_s_at_the_start(name):
 
 @every_method
 def test_two_steps_move_all_that_trains_and_nothing_else(name):
-    method, model = wrapped(name)
+    method, model = wrapped(name, *IN_TWO_STEPS.get(name, ()))
     before = {key: value.detach().clone() for key, value in model.named_parameters()}
     make_loop(method, model, settings_of(name), total_steps=2, task=Pictures()).run()
     trains = {key for key, value in model.named_parameters() if value.requires_grad}
@@ -149,6 +168,6 @@ def test_a_resumed_training_is_the_one_that_never_stopped(name, tmp_path):
 
 @every_method
 def test_parameters_at_the_shape_of_vit_b16(name):
-    method, model = wrapped(name, random_init("vit_b16", device="meta", num_labels=100))
+    method, model = wrapped(name, base=random_init("vit_b16", device="meta", num_labels=100))
     counted = method.parameters(model)
     assert (counted["adapter_active"], counted["head"]) == (ADAPTER[name], 100 * 769)

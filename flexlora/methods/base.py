@@ -13,6 +13,8 @@ import flexlora
 from flexlora.errors import UserError
 from flexlora.settings import Schedule
 
+Batch = dict[str, torch.Tensor]
+
 
 @dataclass(frozen=True)
 class RunContext:
@@ -56,8 +58,10 @@ class Method:
         """Adapt `model`, in place or around it, and return what is to be trained."""
         raise NotImplementedError
 
-    def prepare(self, model: nn.Module, batches: Iterable[dict[str, torch.Tensor]]) -> None:
-        """Look at the data before the first step, e.g. for an initialisation from gradients."""
+    def prepare(
+        self, model: nn.Module, batches: Iterable[Batch], loss: Callable[[nn.Module, Batch], torch.Tensor]
+    ) -> None:
+        """Look at the data before the first step, e.g. for an initialisation from gradients of the task's `loss`."""
 
     def parameter_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
         """The optimizer's groups: everything that trains, in one."""

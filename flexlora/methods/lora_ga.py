@@ -7,7 +7,7 @@ again.
 """
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from peft.tuners.lora.config import LoraGAConfig
 from torch import distributed, nn
 
 from flexlora.errors import UserError
-from flexlora.methods.base import Method, RunContext
+from flexlora.methods.base import Batch, Method, RunContext
 from flexlora.methods.peft import peft_config
 from flexlora.methods.residual import ADAPTER, ResidualMethod
 
@@ -29,10 +29,12 @@ class LoraGAMethod(ResidualMethod):
     config: LoraConfig
     batches = 8
 
-    def prepare(self, model: nn.Module, batches: Iterable[dict[str, torch.Tensor]]) -> None:
+    def prepare(
+        self, model: nn.Module, batches: Iterable[Batch], loss: Callable[[nn.Module, Batch], torch.Tensor]
+    ) -> None:
         """
         Raises:
-            UserError: the model's output has no loss, or its linears are quantised.
+            UserError: the model's linears are quantised.
         """
         trained = {name: p.requires_grad for name, p in model.named_parameters()}
         model.requires_grad_(False)
@@ -44,10 +46,7 @@ class LoraGAMethod(ResidualMethod):
         was_training, count = model.training, 0
         model.eval()  # the gradient of the backbone, without dropout's noise
         for batch in itertools.islice(batches, self.batches):
-            loss = getattr(model(**batch), "loss", None)
-            if loss is None:
-                raise UserError("method=lora_ga needs a model whose output has a loss")
-            loss.backward()
+            loss(model, batch).backward()
             count += 1
         model.train(was_training)
         for layer, weight in zip(self._layers.values(), weights, strict=True):

@@ -101,7 +101,7 @@ class Loop:
         self._stop = StopRequest()
 
         self.adapted = self._place(model)
-        self.method.prepare(self.adapted, self._first_batches())
+        self.method.prepare(self.adapted, self._first_batches(), self.task.loss)
         groups = method.parameter_groups(self.adapted, settings.learning_rate)
         self.optimizer = method.optimizer(groups, settings.learning_rate, settings.weight_decay)
         factor = warmup_and_decay(total_steps, warmup_steps(total_steps, settings), settings.lr_scheduler)
