@@ -542,6 +542,7 @@ TASK_SCHEMAS: dict[str, type] = {
     "synthetic": GlueTask,
     "commonsense": CommonsenseTask,
     "vtab": VtabTask,
+    "digits": VtabTask,
 }
 METHOD_SCHEMAS: dict[str, type] = {
     "lora": LoraSettings,

@@ -1,0 +1,103 @@
+"""`scale=tiny`: a small relative of the paper's ViT, of timm's own class, pretrained here once and kept."""
+
+import hashlib
+import inspect
+import json
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from flexlora.errors import UserError
+from flexlora.models import image_classifier
+from flexlora.models.image_classifier import CONFIG, WEIGHTS, ImageBackbone
+from flexlora.models.made_once import hash_of, made_once
+from flexlora.models.tiny_vit_pretraining import Pretraining
+from flexlora.settings import ModelSettings
+
+SIDE = 16
+ARCHITECTURE = "vit_base_patch16_224"
+# What makes it small: 16 patches, four blocks of width 64.
+SHAPE: dict[str, Any] = {
+    "img_size": SIDE,
+    "patch_size": 4,
+    "embed_dim": 64,
+    "depth": 4,
+    "num_heads": 4,
+    "mlp_ratio": 2.0,
+}
+# What it takes images as, in timm's words.
+INPUT: dict[str, Any] = {
+    "input_size": [3, SIDE, SIDE],
+    "fixed_input_size": True,
+    "interpolation": "bicubic",
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.5, 0.5, 0.5],
+    "classifier": "head",
+    "num_classes": 0,
+}
+RELATIVES = ("vit_b16",)
+"""By `model.name`: whose small relative there is."""
+
+
+def load(settings: ModelSettings, num_labels: int | None) -> ImageBackbone:
+    """The small relative of `model.name`, with a fresh head; pretrained first where the cache does not have it.
+
+    Raises:
+        UserError: a model of one's own is asked for too, or of another kind.
+    """
+    if settings.name not in RELATIVES or settings.path is not None:
+        raise UserError(
+            "scale=tiny makes its own small model: leave out model=local and model.path, or scale=tiny "
+            f"(for images there is a small relative of {' and '.join(RELATIVES)})"
+        )
+    pretraining = Pretraining()
+    revision = content_hash(pretraining)
+    with made_once(settings.name, revision, lambda folder: make(folder, pretraining)) as folder:
+        backbone = image_classifier.load(replace(settings, path=str(folder)), num_labels)
+    return replace(backbone, revision=revision)
+
+
+def content_hash(pretraining: Pretraining) -> str:
+    """A name for what `make` makes of this: its settings, our own source, and the versions."""
+    import PIL
+    import timm
+    import torch
+
+    facts = {
+        "architecture": ARCHITECTURE,
+        "shape": SHAPE,
+        "input": INPUT,
+        "pretraining": asdict(pretraining),
+        "source": _own_source(),
+    }
+    return hash_of(facts, torch, timm, PIL)
+
+
+@cache
+def _own_source() -> str:
+    """What decides the weights: how the model is built, and how it is pretrained."""
+    from flexlora.models import tiny_vit_pretraining
+
+    parts = [inspect.getsource(part) for part in (tiny_vit_pretraining, make)]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def make(folder: Path, pretraining: Pretraining) -> None:
+    """Pretrain a small ViT and save it in `folder`, which exists, in timm's layout.
+
+    The process's random numbers are as they were afterwards: a run does not depend on who pretrained.
+    """
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    from flexlora.models.tiny_vit_pretraining import pretrain
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(pretraining.seed)
+        model = timm.create_model(ARCHITECTURE, pretrained=False, num_classes=0, **SHAPE)
+        pretrain(model, pretraining)
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS)
+    config = {"architecture": ARCHITECTURE, "num_classes": 0, "pretrained_cfg": INPUT, "model_args": SHAPE}
+    (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
