@@ -8,16 +8,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from method_helpers import context, make_loop, settings_of
+from method_helpers import make_loop, settings_of
 from peft import PeftModel, get_peft_model
-from test_methods_vit import LINEARS, Pictures, logits, vit
+from test_methods_vit import Pictures, logits, vit, wrapped
 from vtab_helpers import composed, write_task, write_vit
 
 import flexlora
 from flexlora.baselines import NoahConfig
 from flexlora.baselines.noah import MODULES, Subnet
 from flexlora.errors import UserError
-from flexlora.methods import build_method, check_method
+from flexlora.methods import check_method
 from flexlora.methods.evolution import Evolution, Search, SearchSpace, crossover
 from flexlora.training.checkpoint import Checkpoints
 
@@ -28,10 +28,7 @@ SUPERNET = ("task=vtab/kitti", "task.split=train800_val200", "method.sizes=[1,3]
 
 def supernet():
     """The method, wrapped around the two blocks of width 32 of `vit`."""
-    settings = settings_of("noah_supernet", *(item for item in SUPERNET if item.startswith("method.")))
-    told = context("bert", target_modules=LINEARS, head_modules=["head"], task_type=None)
-    method = build_method(settings.method, told)
-    return method, method.wrap(vit())
+    return wrapped("noah_supernet", *(item for item in SUPERNET if item.startswith("method.")))
 
 
 # --- subnets -------------------------------------------------------------------------------------------------------
@@ -245,6 +242,13 @@ def test_killed_in_the_search_and_gone_on_with(tmp_path):
 # --- what is refused -----------------------------------------------------------------------------------------------
 
 
+def refusal(method: str, *overrides: str) -> str:
+    with pytest.raises(UserError) as refused:
+        check_method(composed("task=vtab/kitti", f"method={method}", *overrides))
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
@@ -258,10 +262,7 @@ def test_killed_in_the_search_and_gone_on_with(tmp_path):
     ],
 )
 def test_a_setting_of_the_supernet_that_cannot_be(overrides, said):
-    with pytest.raises(UserError) as refused:
-        check_method(composed("task=vtab/kitti", "method=noah_supernet", *overrides))
-    assert said in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert said in refusal("noah_supernet", *overrides)
 
 
 @pytest.mark.parametrize(
@@ -275,18 +276,13 @@ def test_a_setting_of_the_supernet_that_cannot_be(overrides, said):
     ],
 )
 def test_a_setting_of_noah_that_cannot_be(overrides, said):
-    with pytest.raises(UserError) as refused:
-        check_method(composed("task=vtab/kitti", "method=noah", *overrides))
-    assert said in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert said in refusal("noah", *overrides)
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"prompt_dim": [1], "lora_dim": [1], "adapter_dim": ["1"]}', "no"])
 def test_a_file_that_is_no_subnet(text, tmp_path):
     (tmp_path / "subnet.json").write_text(text)
-    with pytest.raises(UserError, match=r"method\.subnet: ") as refused:
-        check_method(composed("task=vtab/kitti", "method=noah", f"method.subnet={tmp_path / 'subnet.json'}"))
-    assert "\n" not in str(refused.value)
+    assert "method.subnet: " in refusal("noah", f"method.subnet={tmp_path / 'subnet.json'}")
 
 
 # --- from the command line -----------------------------------------------------------------------------------------

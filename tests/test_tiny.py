@@ -107,7 +107,7 @@ def test_the_hash_is_of_everything_that_matters(monkeypatch):
     monkeypatch.setattr("flexlora.tasks.generator.source_hash", lambda: "another generator")
     hashes.add(tiny.content_hash(deberta, SHORT))
     monkeypatch.undo()
-    monkeypatch.setattr(tiny, "_own_source", lambda: "another pretraining")
+    monkeypatch.setattr(tiny, "source_hash", lambda *parts: "another pretraining")
     hashes.add(tiny.content_hash(deberta, SHORT))
     assert len(hashes) == len(dataclasses.fields(Pretraining)) + 6
 

@@ -63,6 +63,14 @@ class BaselineConfig(PeftConfig):
             value = getattr(self, name)
             self.require(type(value) is int and value >= 1, name, "a whole number of at least 1")
 
+    def require_all_blocks(self) -> None:
+        """Refuse a choice of modules, where prompts go through all blocks."""
+        self.require(
+            self.target_modules == self.default_targets and not self.exclude_modules,
+            "exclude_modules" if self.exclude_modules else "target_modules",
+            "left out: prompts go through all blocks",
+        )
+
     def require_dropout(self, name: str = "dropout") -> None:
         """Refuse a probability that is none, or 1."""
         self.require(0 <= getattr(self, name) < 1, name, "a probability below 1")

@@ -36,7 +36,7 @@ from flexlora.tuner.peft_type import register_tuner
 
 from . import places
 from .base import BaselineConfig, BaselineLayer, BaselineModel, hint
-from .vpt import vision_transformer
+from .vpt import replace_prompts, vision_transformer, without_prompts
 
 # What is sized, in this order wherever sizes stand in a row.
 MODULES = ("prompt_dim", "lora_dim", "adapter_dim")
@@ -81,45 +81,32 @@ class NoahConfig(BaselineConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in MODULES:
-            value = getattr(self, name)
-            sizes = value if isinstance(value, list) else [value]
+            sizes = self._listed(name, 1)
             self.require(
                 bool(sizes) and all(type(size) is int and size >= 0 for size in sizes),
                 name,
                 "a whole number of at least 0, or a list of them, one a block",
             )
-        some = any(_some(getattr(self, name)) for name in MODULES)
+        some = any(any(self._listed(name, 1)) for name in MODULES)
         self.require(some, "prompt_dim", "above 0 where lora_dim and adapter_dim are 0")
         self.require_dropout()
-        self.require(
-            self.target_modules == self.default_targets and not self.exclude_modules,
-            "exclude_modules" if self.exclude_modules else "target_modules",
-            "left out: prompts go through all blocks",
-        )
-
-    def sizes(self, name: str, blocks: int) -> list[int]:
-        """The sizes of a module, a number a block.
-
-        Raises:
-            ValueError: the list is one for another number of blocks.
-        """
-        value = getattr(self, name)
-        sizes = value if isinstance(value, list) else [value] * blocks
-        if len(sizes) != blocks:
-            raise ValueError(f"`{name}` has {len(sizes)} sizes, the model has {blocks} blocks.")
-        return list(sizes)
+        self.require_all_blocks()
 
     def subnet(self, blocks: int) -> Subnet:
         """The sizes of a ViT with so many blocks.
 
         Raises:
-            ValueError: as `sizes`.
+            ValueError: a list is one for another number of blocks.
         """
-        return Subnet(*(tuple(self.sizes(name, blocks)) for name in MODULES))
+        for name in MODULES:
+            count = len(self._listed(name, blocks))
+            if count != blocks:
+                raise ValueError(f"`{name}` has {count} sizes, the model has {blocks} blocks.")
+        return Subnet(*(tuple(self._listed(name, blocks)) for name in MODULES))
 
-
-def _some(sizes: list[int] | int) -> bool:
-    return any(sizes) if isinstance(sizes, list) else sizes > 0
+    def _listed(self, name: str, blocks: int) -> list[int]:
+        value = getattr(self, name)
+        return value if isinstance(value, list) else [value] * blocks
 
 
 @dataclass
@@ -130,18 +117,22 @@ class Choice:
     evaluation: Subnet
 
 
+# Each parameter's module, and its dimension of the module's size.
+ENTANGLED: dict[str, tuple[str, int | None]] = {
+    "noah_prompt": ("prompt_dim", 0),
+    "noah_lora_A": ("lora_dim", 0),
+    "noah_lora_B": ("lora_dim", 1),
+    "noah_down": ("adapter_dim", 0),
+    "noah_down_bias": ("adapter_dim", 0),
+    "noah_up": ("adapter_dim", 1),
+    "noah_up_bias": ("adapter_dim", None),
+}
+
+
 class NoahLayer(BaselineLayer):
     """A block of a ViT with prompts (p × d), a LoRA (A: r × d, B: 3d × r) and an adapter (m × d, m, d × m, d)."""
 
-    adapter_layer_names = (
-        "noah_prompt",
-        "noah_lora_A",
-        "noah_lora_B",
-        "noah_down",
-        "noah_down_bias",
-        "noah_up",
-        "noah_up_bias",
-    )
+    adapter_layer_names = tuple(ENTANGLED)
     other_param_names = ("settings", "choice")
     noah_prompt: nn.ParameterDict
     noah_lora_A: nn.ParameterDict
@@ -183,23 +174,22 @@ class NoahLayer(BaselineLayer):
 
     def cut(self, adapter_name: str, subnet: Subnet) -> None:
         """Keep of the parameters what `subnet` takes."""
-        prompts, rank, bottleneck = subnet.sizes(self.index)
-        kept = {
-            "noah_prompt": (prompts, lambda p: p[:prompts]),
-            "noah_lora_A": (rank, lambda p: p[:rank]),
-            "noah_lora_B": (rank, lambda p: p[:, :rank]),
-            "noah_down": (bottleneck, lambda p: p[:bottleneck]),
-            "noah_down_bias": (bottleneck, lambda p: p[:bottleneck]),
-            "noah_up": (bottleneck, lambda p: p[:, :bottleneck]),
-            "noah_up_bias": (bottleneck, lambda p: p),
-        }
-        for name, (size, part) in kept.items():
+        for name in self.adapter_layer_names:
             parameters = getattr(self, name)
-            if adapter_name not in parameters:
-                continue
-            whole = parameters.pop(adapter_name)
-            if size:
-                parameters[adapter_name] = nn.Parameter(part(whole.detach()).clone(), whole.requires_grad)
+            if adapter_name in parameters:
+                part = self._part(name, adapter_name, subnet)
+                whole = parameters.pop(adapter_name)
+                if part is not None:
+                    parameters[adapter_name] = nn.Parameter(part.detach().clone(), whole.requires_grad)
+
+    def _part(self, name: str, adapter_name: str, subnet: Subnet) -> torch.Tensor | None:
+        """What `subnet` takes of a parameter, its first rows or columns; None where it leaves its module out."""
+        module, dim = ENTANGLED[name]
+        size = getattr(subnet, module)[self.index]
+        if not size:
+            return None
+        whole: torch.Tensor = getattr(self, name)[adapter_name]
+        return whole if dim is None else whole.narrow(dim, 0, size)
 
     def _get_available_adapters(self) -> set[str]:
         return set(self.settings)  # also of those of which this block has no module
@@ -212,24 +202,30 @@ class NoahLayer(BaselineLayer):
         """(batch, prefix + prompts + patches, d) in and out; no prompts into the first block and out of the last."""
         if kwargs.get("attn_mask") is not None or kwargs.get("is_causal"):
             raise ValueError("NOAH lengthens the sequence: an attention mask does not fit it.")
-        start = position = self.prefix_tokens
-        parts, after = [x[:, :start]], 0
+        prompts = []
         for adapter_name in adapters:
-            subnet = self._subnet(adapter_name)
-            before, own = subnet.tokens_before(self.index), subnet.prompt_dim[self.index]
-            if own:
-                prompt = self.noah_prompt[adapter_name][:own].expand(len(x), -1, -1)
-                parts.append(functional.dropout(prompt, self.settings[adapter_name].dropout, self.training).to(x.dtype))
-            else:
-                parts.append(x[:, position : position + before])
-            position += before
-            after += own or before
-        x = torch.cat([*parts, x[:, position:]], dim=1)
+            own = self._taken("noah_prompt", adapter_name)
+            if own is not None:
+                own = functional.dropout(own.expand(len(x), -1, -1), self.settings[adapter_name].dropout, self.training)
+            prompts.append((self._subnet(adapter_name).tokens_before(self.index), own))
+        x, count = replace_prompts(x, self.prefix_tokens, prompts)
         with self._inside(adapters):
             x = self.base_layer(x, *args, **kwargs)
         if self.training:
-            x = x + self._untouched(adapters).to(x.dtype)
-        return torch.cat([x[:, :start], x[:, start + after :]], dim=1) if self.is_last else x
+            for parameter in self._left_out(adapters):
+                # Processes that share gradients, and an optimizer with a memory, find a gradient of 0.
+                x = x + (0 * parameter.sum()).to(x.dtype)
+        return without_prompts(x, self.prefix_tokens, count) if self.is_last else x
+
+    def _taken(self, name: str, adapter_name: str) -> torch.Tensor | None:
+        return self._part(name, adapter_name, self._subnet(adapter_name))
+
+    def _left_out(self, adapters: Sequence[str]) -> Iterator[nn.Parameter]:
+        """The parameters of modules that the subnet has not in this block."""
+        for adapter_name in adapters:
+            for name in self.adapter_layer_names:
+                if adapter_name in getattr(self, name) and self._taken(name, adapter_name) is None:
+                    yield getattr(self, name)[adapter_name]
 
     @contextlib.contextmanager
     def _inside(self, adapters: list[str]) -> Iterator[None]:
@@ -255,36 +251,21 @@ class NoahLayer(BaselineLayer):
 
     def _lora(self, adapter_name: str, x: torch.Tensor) -> torch.Tensor:
         """B A dropout(x): (..., d) → (..., 3d)."""
-        rank = self._subnet(adapter_name).lora_dim[self.index]
-        if not rank:
+        a, b = self._taken("noah_lora_A", adapter_name), self._taken("noah_lora_B", adapter_name)
+        if a is None or b is None:
             return x.new_zeros(())
-        a, b = self.noah_lora_A[adapter_name][:rank], self.noah_lora_B[adapter_name][:, :rank]
         x = functional.dropout(self.branch_input(x, a), self.settings[adapter_name].dropout, self.training)
         return functional.linear(functional.linear(x, a), b)
 
     def _adapter(self, adapter_name: str, x: torch.Tensor) -> torch.Tensor:
         """W_u dropout(QuickGELU(W_d x + b_d)) + b_u: (..., d) → (..., d)."""
-        size = self._subnet(adapter_name).adapter_dim[self.index]
-        if not size:
+        down, up = self._taken("noah_down", adapter_name), self._taken("noah_up", adapter_name)
+        if down is None or up is None:
             return x.new_zeros(())
-        down, bias = self.noah_down[adapter_name][:size], self.noah_down_bias[adapter_name][:size]
-        hidden = functional.linear(self.branch_input(x, down), down, bias)
+        hidden = functional.linear(self.branch_input(x, down), down, self._taken("noah_down_bias", adapter_name))
         hidden = hidden * torch.sigmoid(1.702 * hidden)
         hidden = functional.dropout(hidden, self.settings[adapter_name].dropout, self.training)
-        return functional.linear(hidden, self.noah_up[adapter_name][:, :size], self.noah_up_bias[adapter_name])
-
-    def _untouched(self, adapters: Sequence[str]) -> torch.Tensor:
-        """0, with a gradient of 0 for every module that the subnet leaves out: processes that share gradients, and an
-        optimizer with a memory, find all of them at every step."""
-        total = next(self.base_layer.parameters()).new_zeros(())
-        for adapter_name in adapters:
-            sizes = self._subnet(adapter_name).sizes(self.index)
-            names = (("noah_prompt",), ("noah_lora_A", "noah_lora_B"), self.adapter_layer_names[3:])
-            for size, group in zip(sizes, names, strict=True):
-                for name in group if not size else ():
-                    if adapter_name in getattr(self, name):
-                        total = total + 0 * getattr(self, name)[adapter_name].sum()
-        return total
+        return functional.linear(hidden, up, self._taken("noah_up_bias", adapter_name))
 
 
 class NoahModel(BaselineModel):

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -47,11 +48,7 @@ class VptConfig(BaselineConfig):
         super().__post_init__()
         self.require_whole("num_tokens")
         self.require_dropout()
-        self.require(
-            self.target_modules == self.default_targets and not self.exclude_modules,
-            "exclude_modules" if self.exclude_modules else "target_modules",
-            "left out: prompts go through all blocks",
-        )
+        self.require_all_blocks()
 
 
 class VptLayer(BaselineLayer):
@@ -81,26 +78,42 @@ class VptLayer(BaselineLayer):
         """(batch, prefix + prompts + patches, d) in and out; no prompts into the first block and out of the last."""
         if kwargs.get("attn_mask") is not None or kwargs.get("is_causal"):
             raise ValueError("VPT lengthens the sequence: an attention mask does not fit it.")
-        start = self.prefix_tokens
-        count = 0 if self.is_first else sum(self.settings[name].num_tokens for name in adapters)
-        parts, position = [x[:, :start]], start
+        prompts = []
         for adapter_name in adapters:
-            length = self.settings[adapter_name].num_tokens
+            own = None
+            settings = self.settings[adapter_name]
             if adapter_name in self.vpt_prompt:
-                prompt = self.vpt_prompt[adapter_name]
-                prompt = functional.dropout(
-                    prompt.expand(len(x), -1, -1), self.settings[adapter_name].dropout, self.training
-                )
-                parts.append(prompt.to(x.dtype))
-            else:
-                parts.append(x[:, position : position + length])
-            position += length
-        x = torch.cat([*parts, x[:, start + count :]], dim=1)
+                own = self.vpt_prompt[adapter_name].expand(len(x), -1, -1)
+                own = functional.dropout(own, settings.dropout, self.training)
+            prompts.append((0 if self.is_first else settings.num_tokens, own))
+        x, count = replace_prompts(x, self.prefix_tokens, prompts)
         x = self.base_layer(x, *args, **kwargs)
-        if self.is_last:
-            prompts = sum(self.settings[name].num_tokens for name in adapters)
-            x = torch.cat([x[:, :start], x[:, start + prompts :]], dim=1)
-        return x
+        return without_prompts(x, self.prefix_tokens, count) if self.is_last else x
+
+
+def replace_prompts(
+    x: torch.Tensor, start: int, prompts: Sequence[tuple[int, torch.Tensor | None]]
+) -> tuple[torch.Tensor, int]:
+    """Put each adapter's prompts (batch, p, d) in place of those that it has in the sequence.
+
+    Args:
+        x: (batch, tokens, d), the prompts from token `start` on, in the adapters' order.
+        prompts: of each adapter how many it has there, and its new ones; None leaves them.
+
+    Returns:
+        The sequence, and how many prompts are in it.
+    """
+    parts, position, count = [x[:, :start]], start, 0
+    for before, own in prompts:
+        parts.append(x[:, position : position + before] if own is None else own.to(x.dtype))
+        position += before
+        count += parts[-1].shape[1]
+    return torch.cat([*parts, x[:, position:]], dim=1), count
+
+
+def without_prompts(x: torch.Tensor, start: int, count: int) -> torch.Tensor:
+    """The sequence without its `count` prompts, which begin at token `start`."""
+    return torch.cat([x[:, :start], x[:, start + count :]], dim=1)
 
 
 class VptModel(BaselineModel):

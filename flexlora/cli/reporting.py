@@ -42,35 +42,32 @@ def of_methods(runs: list[Run], wanted: str | None) -> list[Run]:
     Raises:
         UserError: no run is of one of them.
     """
-    if wanted is None:
-        return runs
-    names = wanted.split(",")
-    for name in names:
-        check_method(name, runs)
-    return [run for run in runs if run.record.method in names]
+    return _of("method", runs, wanted)
 
 
 def of_tasks(runs: list[Run], wanted: str | None) -> list[Run]:
-    """The runs of these tasks, `A,B`; all where none is given.
-
-    Raises:
-        UserError: no run is of one of them.
-    """
-    if wanted is None:
-        return runs
-    names = wanted.split(",")
-    known = sorted({run.record.task for run in runs})
-    for name in names:
-        if name not in known:
-            raise UserError(f"no run of task '{name}'.{did_you_mean(name, known)} There are: {', '.join(known)}.")
-    return [run for run in runs if run.record.task in names]
+    """The runs of these tasks, as `of_methods`."""
+    return _of("task", runs, wanted)
 
 
 def check_method(name: str, runs: list[Run]) -> None:
     """Raise a `UserError` where no run is of this method."""
-    known = sorted({run.record.method for run in runs})
+    _check("method", name, runs)
+
+
+def _of(field: str, runs: list[Run], wanted: str | None) -> list[Run]:
+    if wanted is None:
+        return runs
+    names = wanted.split(",")
+    for name in names:
+        _check(field, name, runs)
+    return [run for run in runs if getattr(run.record, field) in names]
+
+
+def _check(field: str, name: str, runs: list[Run]) -> None:
+    known = sorted({getattr(run.record, field) for run in runs})
     if name not in known:
-        raise UserError(f"no run of method '{name}'.{did_you_mean(name, known)} There are: {', '.join(known)}.")
+        raise UserError(f"no run of {field} '{name}'.{did_you_mean(name, known)} There are: {', '.join(known)}.")
 
 
 def make_folder(folder: Path) -> None:

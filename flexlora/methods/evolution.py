@@ -25,23 +25,9 @@ class SearchSpace:
     depths: tuple[int, ...]
     """Those beyond `blocks` are all blocks."""
 
-    @property
-    def largest(self) -> Subnet:
-        """The supernet itself."""
-        return Subnet(*[(max(self.sizes),) * min(max(self.depths), self.blocks) + self._none(max(self.depths))] * 3)
-
-    def _none(self, depth: int) -> tuple[int, ...]:
-        return (0,) * max(0, self.blocks - depth)
-
     def draw(self, draws: random.Random) -> Subnet:
         """Each module's depth, then each of its sizes, all alike probable."""
-        return Subnet(*(self._fitted((), draws.choice(self.depths), draws) for _ in MODULES))
-
-    def _fitted(self, sizes: tuple[int, ...], depth: int, draws: random.Random) -> tuple[int, ...]:
-        """`sizes` cut to a depth, or filled up to it by drawing."""
-        depth = min(depth, self.blocks)
-        kept = sizes[:depth]
-        return kept + tuple(draws.choice(self.sizes) for _ in range(depth - len(kept))) + self._none(depth)
+        return Subnet(*(self._padded(self._fitted((), draws)) for _ in MODULES))
 
     def mutate(self, subnet: Subnet, size_probability: float, depth_probability: float, draws: random.Random) -> Subnet:
         """A subnet beside this one."""
@@ -49,11 +35,21 @@ class SearchSpace:
         def mutated(sizes: tuple[int, ...]) -> tuple[int, ...]:
             there = tuple(size for size in sizes if size)
             if draws.random() < depth_probability:
-                there = tuple(size for size in self._fitted(there, draws.choice(self.depths), draws) if size)
-            changed = tuple(draws.choice(self.sizes) if draws.random() < size_probability else size for size in there)
-            return changed + self._none(len(changed))
+                there = self._fitted(there, draws)
+            return self._padded(
+                tuple(draws.choice(self.sizes) if draws.random() < size_probability else size for size in there)
+            )
 
         return Subnet(*(mutated(getattr(subnet, name)) for name in MODULES))
+
+    def _fitted(self, sizes: tuple[int, ...], draws: random.Random) -> tuple[int, ...]:
+        """`sizes` cut to a depth that is drawn, or filled up to it by drawing."""
+        depth = min(draws.choice(self.depths), self.blocks)
+        return sizes[:depth] + tuple(draws.choice(self.sizes) for _ in range(depth - len(sizes)))
+
+    def _padded(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        """A number for every block."""
+        return sizes + (0,) * (self.blocks - len(sizes))
 
 
 def crossover(one: Subnet, other: Subnet, draws: random.Random) -> Subnet:

@@ -4,6 +4,7 @@ Each is a folder in the cache, named after a hash of everything that makes it wh
 """
 
 import hashlib
+import inspect
 import json
 import logging
 import shutil
@@ -11,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,6 +35,12 @@ def hash_of(facts: Mapping[str, Any], *libraries: ModuleType) -> str:
     """A name for what is made of `facts`, JSON's values, with these libraries' versions (of patches no account)."""
     versions = [".".join(library.__version__.split(".")[:2]) for library in libraries]
     return hashlib.sha256(json.dumps({**facts, "versions": versions}, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@cache
+def source_hash(*parts: ModuleType | Callable[..., Any]) -> str:
+    """A hash of the source of all that decides what is made."""
+    return hashlib.sha256("".join(map(inspect.getsource, parts)).encode()).hexdigest()
 
 
 @contextmanager

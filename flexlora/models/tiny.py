@@ -3,16 +3,13 @@
 A cached encoder is a folder as `save_pretrained` writes it, and loaded as any encoder from a folder is.
 """
 
-import hashlib
-import inspect
 from dataclasses import asdict, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from flexlora.errors import UserError
 from flexlora.models import Backbone, sequence_classifier
-from flexlora.models.made_once import hash_of, made_once
+from flexlora.models.made_once import hash_of, made_once, source_hash
 from flexlora.models.tiny_pretraining import Pretraining
 from flexlora.settings import ModelSettings
 
@@ -93,24 +90,16 @@ def content_hash(relative: dict[str, Any], pretraining: Pretraining) -> str:
     import torch
     import transformers
 
-    from flexlora.tasks.generator import source_hash
+    from flexlora.models import tiny_pretraining
+    from flexlora.tasks import generator
 
     facts = {
         "relative": relative,
         "pretraining": asdict(pretraining),
-        "generator": source_hash(),
-        "source": _own_source(),
+        "generator": generator.source_hash(),
+        "source": source_hash(tiny_pretraining, make, _tokenizer),
     }
     return hash_of(facts, torch, transformers)
-
-
-@cache
-def _own_source() -> str:
-    """What decides the weights: how the tokenizer and the encoder are built, and how it is pretrained."""
-    from flexlora.models import tiny_pretraining
-
-    parts = [inspect.getsource(part) for part in (tiny_pretraining, make, _tokenizer)]
-    return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def make(folder: Path, relative: dict[str, Any], pretraining: Pretraining) -> None:

@@ -1,17 +1,14 @@
 """`scale=tiny`: a small relative of the paper's ViT, of timm's own class, pretrained here once and kept."""
 
-import hashlib
-import inspect
 import json
 from dataclasses import asdict, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from flexlora.errors import UserError
 from flexlora.models import image_classifier
 from flexlora.models.image_classifier import CONFIG, WEIGHTS, ImageBackbone
-from flexlora.models.made_once import hash_of, made_once
+from flexlora.models.made_once import hash_of, made_once, source_hash
 from flexlora.models.tiny_vit_pretraining import Pretraining
 from flexlora.settings import ModelSettings
 
@@ -64,23 +61,16 @@ def content_hash(pretraining: Pretraining) -> str:
     import timm
     import torch
 
+    from flexlora.models import tiny_vit_pretraining
+
     facts = {
         "architecture": ARCHITECTURE,
         "shape": SHAPE,
         "input": INPUT,
         "pretraining": asdict(pretraining),
-        "source": _own_source(),
+        "source": source_hash(tiny_vit_pretraining, make),
     }
     return hash_of(facts, torch, timm, PIL)
-
-
-@cache
-def _own_source() -> str:
-    """What decides the weights: how the model is built, and how it is pretrained."""
-    from flexlora.models import tiny_vit_pretraining
-
-    parts = [inspect.getsource(part) for part in (tiny_vit_pretraining, make)]
-    return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def make(folder: Path, pretraining: Pretraining) -> None:

@@ -137,10 +137,7 @@ def _sheet(
     if is_paper:
         groups = beside_paper(table, rows, columns)
 
-    variants = common_parts([row.variant for row in rows])
-    for row in rows:
-        parts = [part for part in row.variant.split("+") if part not in variants]
-        row.label = "\n".join([row.method, *(f"  {part}" for part in parts if part != "default")])
+    variants = label_rows(rows)
 
     numbers = Counter(cell.n for cell in _scores(rows, columns)) if table.wide else Counter[int]()
     usual_seeds = max(numbers, key=lambda n: (numbers[n], n), default=None)
@@ -334,9 +331,13 @@ def _scores(rows: Sequence[Row], columns: Sequence[Column]) -> list[Cell]:
     return [cell for cell, column in pairs if cell.n and not isinstance(column, Count)]
 
 
-def common_parts(variants: list[str]) -> set[str]:
-    """The parts of the variants' names that all rows share (of a single row too), apart from `default`."""
-    return set.intersection(*(set(variant.split("+")) for variant in variants)) - {"default"} if variants else set()
+def label_rows(rows: Sequence[Row]) -> set[str]:
+    """Call each row by its method and what of its variant is its own; returned is what all share, a single row too."""
+    parts = [[part for part in row.variant.split("+") if part != "default"] for row in rows]
+    shared = set.intersection(*map(set, parts)) if parts else set()
+    for row, its in zip(rows, parts, strict=True):
+        row.label = "\n".join([row.method, *(f"  {part}" for part in its if part not in shared)])
+    return shared
 
 
 def without_duplicates(runs: list[Run]) -> tuple[list[Run], list[str]]:

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from flexlora.report.build import Row, Sheet, beside_paper, common_parts, failures, without_duplicates
+from flexlora.report.build import Row, Sheet, beside_paper, failures, label_rows, without_duplicates
 from flexlora.report.cells import (
     MARKS,
     Cell,
@@ -106,10 +106,7 @@ def _sheet(table: Table, found: list[Run], machine: str) -> Sheet:
         notes = [text for task, text in table.footnotes if task in shown] + notes
     for row in ours:
         row.difference = []  # another machine's seconds
-    shared = common_parts([row.variant for row in ours])
-    for row in ours:
-        parts = [part for part in row.variant.split("+") if part not in {*shared, "default"}]
-        row.label = "\n".join([row.method, *(f"  {part}" for part in parts)])
+    shared = label_rows(ours)
     scores = [cell for row in ours for cell in row.cells[1:] if cell.n]
     common = frozenset.intersection(*(cell.marks for cell in scores)) if scores else frozenset()
     captions = [f"On {machine}. {HOW}"]

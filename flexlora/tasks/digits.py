@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from flexlora.errors import UserError
-from flexlora.settings import VtabSplit, VtabTask
+from flexlora.settings import VtabTask
 from flexlora.tasks.image_lists import PARTS, ImageRows
 from flexlora.tasks.vtab import Vtab, vtab
 
@@ -114,8 +114,6 @@ def load(settings: VtabTask) -> Vtab:
         "revision": _source_hash(),
         "sha256": {},
     }
-    if settings.split is VtabSplit.train800_val200:
-        provenance["held_out"] = VAL
     return vtab(settings, rows[train_list], {name: rows[evaluation_list]}, provenance)
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from flexlora.cache import cache_dir
 from flexlora.errors import UserError
-from flexlora.settings import Interpolation, Normalization, VtabSplit, VtabTask
+from flexlora.settings import Interpolation, Normalization, VtabTask, evaluates_held_out
 from flexlora.tasks.base import Split, Task
 from flexlora.tasks.image_lists import PARTS, SIZES, ImageRows, read_split, task_folder
 from flexlora.tasks.images import RESAMPLING, Augmented, BadImages, Form, ImageCache, ImageExamples, augmentation
@@ -124,8 +124,6 @@ def load(settings: VtabTask) -> Vtab:
         "sha256": train.sha256 | evaluation.sha256,
         "sizes": _sizes(settings, train, evaluation),
     }
-    if settings.split is VtabSplit.train800_val200:
-        provenance["held_out"] = len(evaluation)
     return vtab(settings, train, {name: evaluation}, provenance)
 
 
@@ -135,7 +133,8 @@ def vtab(settings: VtabTask, train: ImageRows, evaluation: dict[str, ImageRows],
     if settings.validation_rows is not None:
         kept, held = held_out(settings.validation_rows, len(train))
         train, evaluation = train.pick(kept), {"validation": train.pick(held)}
-        provenance = provenance | {"held_out": len(held)}
+    if evaluates_held_out(settings):
+        provenance = provenance | {"held_out": sum(map(len, evaluation.values()))}
     train = train.first(settings.max_train_rows)
     evaluation = {name: rows.first(settings.max_eval_rows) for name, rows in evaluation.items()}
     kept_rows = [len(rows) for rows in (train, *evaluation.values())]
