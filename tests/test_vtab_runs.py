@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 from runner_helpers import differences
-from vtab_helpers import TASKS, composed, write_task, write_vit
+from vtab_helpers import CLASSES, TASKS, composed, write_task, write_vit
 
 from flexlora.conf_path import conf_dir
+from flexlora.results.predictions import LAST, read_answers
 from flexlora.results.record import read_record
 from flexlora.settings import LrScheduler
 
@@ -52,6 +53,10 @@ def test_flexlora_from_settings_to_record(flexlora_run, arguments, tmp_path):
     assert record.parameters["head"] == 4 * 33
     assert record.tokens == {"real": 48 * 12, "padded": 48 * 12}
     rows = (tmp_path / "local/vtab/kitti/vit/flexlora/test/seed0/metrics.jsonl").read_text().splitlines()
+    answers = read_answers(tmp_path / "local/vtab/kitti/vit/flexlora/test/seed0" / LAST)
+    predictions, labels = answers.predictions["test"], answers.labels["test"]
+    assert list(labels) == [number % CLASSES for number in range(24)]  # as write_task lists them
+    assert (predictions == labels).mean() == pytest.approx(record.metrics["last"]["accuracy"])
     rates = [json.loads(row)["learning_rate"] for row in rows if json.loads(row)["kind"] == "train"]
     assert rates[0] > rates[-1] == 0.0
 

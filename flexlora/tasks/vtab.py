@@ -70,7 +70,7 @@ class Vtab(Task):
             except BadImages as error:
                 problems += error.problems
                 continue
-            splits[name] = Split(name, ImageExamples(images, rows.labels), [1] * len(rows))
+            splits[name] = Split(name, ImageExamples(images, rows.labels), [1] * len(rows), rows.labels)
             self.provenance["sha256"][f"images of {name}"] = digest
         if problems:
             raise UserError(f"task.data_dir: {_listed(problems)} in {self.provenance['path']}")
