@@ -1,20 +1,41 @@
 """`scale=tiny` for VTAB-1K: scikit-learn's digits, and a ViT that is pretrained here."""
 
+import hashlib
+import io
+from functools import cache
+
 import numpy as np
 import pytest
-from vtab_helpers import composed
+from PIL import Image
+from vtab_helpers import TASKS, composed
 
+from flexlora.conf_path import conf_dir
 from flexlora.errors import UserError
 from flexlora.models import load_backbone
 from flexlora.results.record import read_record
-from flexlora.tasks.digits import RELATIVES, load
+from flexlora.tasks.digit_images import RELATIVES
+from flexlora.tasks.digits import _parts, load
 
 TINY = ("scale=tiny", "method=lora")
 TASK = "vtab/svhn"
+# A hash of the pixels and labels of the five that there were first.
+PUBLISHED = {
+    "vtab/svhn": "303500bedb04bbc2",
+    "vtab/patch_camelyon": "1dc0e605e0d1eb02",
+    "vtab/clevr_count": "e0210c20e2a3ea13",
+    "vtab/dsprites_loc": "f2bd9856255c3713",
+    "vtab/dsprites_ori": "a9e485552c74f2ed",
+}
 
 
+@cache
 def task(name: str, *overrides: str):
     return load(composed(f"task={name}", *TINY, *overrides).task)
+
+
+def test_every_task_has_a_relative():
+    assert sorted(RELATIVES) == [f"vtab/{name}" for name in TASKS]
+    assert len(RELATIVES) == 19
 
 
 @pytest.mark.parametrize("name", RELATIVES)
@@ -22,22 +43,53 @@ def test_its_tasks_have_the_shape_of_the_benchmark(name):
     made = task(name)
     sizes = {"train": len(made.train_rows), **{key: len(rows) for key, rows in made.evaluation_rows.items()}}
     assert sizes == {"train": 1000, "test": 797}
-    classes = RELATIVES[name][0]
+    classes = set(range(made.settings.num_classes))
     for rows in (made.train_rows, *made.evaluation_rows.values()):
-        assert set(rows.labels) == set(range(classes))
+        assert set(rows.labels) == classes
+    # What is left of it without the 200 rows that settings are chosen by.
+    assert set(made.train_rows.labels[:800]) == classes
 
 
-def test_no_digit_is_in_both_parts_and_all_is_the_same_everywhere():
-    made, again = task(TASK), task(TASK)
+@pytest.mark.parametrize("name", RELATIVES)
+def test_no_image_comes_twice_and_all_is_the_same_everywhere(name):
+    made, again = task(name), task.__wrapped__(name)
     train, test = made.train_rows, made.evaluation_rows["test"]
-    assert not set(map(bytes, train.images)) & set(map(bytes, test.images))
-    assert list(map(bytes, train.images)) == list(map(bytes, again.train_rows.images))
+    assert len({*train.images, *test.images}) == 1797
+    assert (train.images, train.labels) == (again.train_rows.images, again.train_rows.labels)
+
+
+def test_no_digit_is_in_both_parts():
+    """Each of the 1,797 is one image only, and those to draw from are the part's own."""
+    train, test = _parts()
+    assert len({digit.tobytes() for part in (train, test) for digit in part.pixels}) == 1797
+    assert (len(train), len(test)) == (1000, 797)
+
+
+def test_two_hundred_rows_are_held_out():
     held = task(TASK, "task.split=train800_val200")
     assert (len(held.train_rows), {name: len(rows) for name, rows in held.evaluation_rows.items()}) == (
         800,
         {"val": 200},
     )
     assert held.provenance["held_out"] == 200
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_figures_of_old_are_of_these_pixels(name):
+    """docs/tiny.md has figures of them: pixels, not files, whose bytes are zlib's affair."""
+    made = task(name)
+    digest = hashlib.sha256()
+    for rows in (made.train_rows, made.evaluation_rows["test"]):
+        for image, label in zip(rows.images, rows.labels, strict=True):
+            digest.update(np.asarray(Image.open(io.BytesIO(image))).tobytes() + bytes([label]))
+    assert digest.hexdigest()[:16] == PUBLISHED[name]
+
+
+def test_every_vision_method_has_its_learning_rate_here():
+    def methods(folder):
+        return {path.name for path in (conf_dir() / folder / "vtab").glob("*.yaml")}
+
+    assert methods("benchmark_recipe") <= methods("scale_recipe/tiny")
 
 
 @pytest.mark.parametrize(
@@ -54,8 +106,8 @@ def test_what_it_does_not_take(overrides, said):
 
 
 def test_a_task_that_has_no_relative_is_one_line():
-    with pytest.raises(UserError, match="scale=tiny has no task vtab/dtd: it has vtab/svhn"):
-        task("vtab/dtd")
+    with pytest.raises(UserError, match="scale=tiny has no task vtab/own: it has vtab/cifar100, vtab/caltech101, "):
+        task(TASK, "task.name=vtab/own")
 
 
 def test_a_model_of_one_s_own_is_not_taken():

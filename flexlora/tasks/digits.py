@@ -3,90 +3,25 @@
 import hashlib
 import io
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from flexlora.errors import UserError
 from flexlora.settings import VtabTask
+from flexlora.tasks import digit_images
+from flexlora.tasks.digit_images import RELATIVES, Digits, Example
 from flexlora.tasks.image_lists import PARTS, ImageRows
 from flexlora.tasks.vtab import Vtab, vtab
 
 log = logging.getLogger("flexlora")
 
 TRAIN, VAL = 1000, 200
-# Pixels of a side: of an image, and of a digit in it (8 x 8 as they come).
-CANVAS, DIGIT = 32, 16
 # Numbers that images and their order are drawn from: the same ones everywhere and for every seed of a run.
 SEED = 0
-
-Pixels = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Digits:
-    """Some of the 1,797 digits: (rows, 8, 8), and which digit each is."""
-
-    pixels: Pixels
-    digits: npt.NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.digits)
-
-
-Example = Callable[[Digits, int, np.random.Generator], tuple[Pixels, int]]
-"""The image (32, 32) and the class of a row: of these digits, the row's own, with what is drawn for it."""
-
-
-def which(digits: Digits, row: int, draw: np.random.Generator) -> tuple[Pixels, int]:
-    """The digit itself."""
-    return _resized(digits.pixels[row], CANVAS), int(digits.digits[row])
-
-
-def odd(digits: Digits, row: int, draw: np.random.Generator) -> tuple[Pixels, int]:
-    """Whether the digit is odd."""
-    return _resized(digits.pixels[row], CANVAS), int(digits.digits[row] % 2)
-
-
-def how_many(digits: Digits, row: int, draw: np.random.Generator) -> tuple[Pixels, int]:
-    """How many digits, one to eight, lie in the nine cells of a square."""
-    count = int(draw.integers(1, 9))
-    square = np.zeros((3 * DIGIT, 3 * DIGIT), dtype=np.uint8)
-    others = draw.integers(len(digits), size=count - 1)
-    for cell, number in zip(draw.permutation(9)[:count], [row, *others], strict=True):
-        _put(square, digits.pixels[number], DIGIT * (cell // 3), DIGIT * (cell % 3))
-    return _resized(square, CANVAS), count - 1
-
-
-def turned(digits: Digits, row: int, draw: np.random.Generator) -> tuple[Pixels, int]:
-    """By how many sixteenths of a circle the digit is turned."""
-    sixteenths = int(draw.integers(16))
-    image = Image.fromarray(_resized(digits.pixels[row], CANVAS))
-    return np.asarray(image.rotate(22.5 * sixteenths, Image.Resampling.BICUBIC)), sixteenths
-
-
-def column(digits: Digits, row: int, draw: np.random.Generator) -> tuple[Pixels, int]:
-    """In which of 16 columns the digit begins, at any height."""
-    image = np.zeros((CANVAS, CANVAS), dtype=np.uint8)
-    left, top = int(draw.integers(16)), int(draw.integers(CANVAS - DIGIT + 1))
-    _put(image, digits.pixels[row], top, left)
-    return image, left
-
-
-RELATIVES: dict[str, tuple[int, Example]] = {
-    "vtab/svhn": (10, which),
-    "vtab/patch_camelyon": (2, odd),
-    "vtab/clevr_count": (8, how_many),
-    "vtab/dsprites_ori": (16, turned),
-    "vtab/dsprites_loc": (16, column),
-}
-"""By the task's name: its classes, as many as the real one has, and its small relative."""
 
 
 def load(settings: VtabTask) -> Vtab:
@@ -142,15 +77,8 @@ def _rows(digits: Digits, example: Example, split: str) -> ImageRows:
     return rows
 
 
-def _resized(pixels: Pixels, side: int) -> Pixels:
-    return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC))
-
-
-def _put(image: Pixels, digit: Pixels, top: int, left: int) -> None:
-    image[top : top + DIGIT, left : left + DIGIT] = _resized(digit, DIGIT)
-
-
 @cache
 def _source_hash() -> str:
-    """A hash of this file: what it makes is a function of it and of scikit-learn's digits."""
-    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+    """A hash of this file and of the one that draws: the rows are a function of them and of scikit-learn's digits."""
+    files = (Path(__file__), Path(digit_images.__file__))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
