@@ -1,0 +1,156 @@
+"""Unpack a zip or tar archive from elsewhere: inside one folder only, whole files only, on from where it stopped."""
+
+import contextlib
+import lzma
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from flexlora.errors import UserError, one_line
+from flexlora.hub import NO_WRITING
+
+DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
+# Photographs hardly shrink: an archive that claims to hold more than this many times its own size, and more than
+# `LITTLE`, is made to fill a disk.
+MOST = 20
+LITTLE = 2**30
+# Of a file system: a file takes whole ones.
+BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file of an archive."""
+
+    name: PurePosixPath
+    size: int
+    entry: zipfile.ZipInfo | tarfile.TarInfo
+
+
+class Archive:
+    """A zip or tar file (plain, gz, bz2, xz) and the files in it.
+
+    Raises:
+        UserError: it is not there, is no archive or damaged, has a member that leaves the folder or is neither file
+            nor folder, or claims to hold far more than its own size.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with self.reading():
+            with path.open("rb") as file:
+                zipped = file.read(2) == b"PK"
+            self._file = zipfile.ZipFile(path) if zipped else tarfile.open(path)  # noqa: SIM115
+            total, limit = 0, max(LITTLE, MOST * path.stat().st_size)
+            self.members: list[Member] = []
+            for member in self._files():
+                total += member.size
+                if total > limit:
+                    raise UserError(
+                        f"{path} has {gigabytes(path.stat().st_size)} and claims to hold {gigabytes(total)} or more: "
+                        "not unpacked"
+                    )
+                self.members.append(member)
+
+    def open(self, member: Member) -> IO[bytes]:
+        """The content of a member."""
+        if isinstance(self._file, zipfile.ZipFile):
+            return self._file.open(member.entry)  # type: ignore[arg-type]
+        content = self._file.extractfile(member.entry)  # type: ignore[arg-type]
+        assert content is not None
+        return content
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """What is wrong with the archive as one line."""
+        try:
+            yield
+        except DAMAGED as error:
+            raise UserError(f"{self.path} is damaged, or no zip or tar archive: {one_line(error)}") from error
+        except OSError as error:
+            if error.errno is None:  # of gzip and bz2
+                raise UserError(f"{self.path} is damaged: {one_line(error)}") from error
+            if error.errno in NO_WRITING and error.filename is None:
+                raise UserError(f"cannot unpack {self.path}: {error.strerror}; the same command goes on") from error
+            raise UserError(f"{error.filename or self.path}: {error.strerror}") from error
+
+    def _files(self) -> Iterator[Member]:
+        entries = self._file.infolist() if isinstance(self._file, zipfile.ZipFile) else self._file
+        for entry in entries:
+            if isinstance(entry, zipfile.ZipInfo):
+                name, size, kind = entry.filename, entry.file_size, stat.S_IFMT(entry.external_attr >> 16)
+                folder, plain = entry.is_dir(), kind in (0, stat.S_IFREG)
+                if entry.flag_bits & 1:
+                    raise UserError(f"{self.path}: '{name}' is encrypted")
+            else:
+                name, size, folder, plain = entry.name, entry.size, entry.isdir(), entry.isreg()
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+                raise UserError(f"{self.path}: '{name}' leaves the folder: nothing is unpacked")
+            if folder:
+                continue
+            if not plain or not path.name:
+                raise UserError(f"{self.path}: '{name}' is a link or a device, not a file: nothing is unpacked")
+            yield Member(path, size, entry)
+
+
+def unpack(archive: Archive, targets: Mapping[PurePosixPath, Member], folder: Path, anew: Container[str] = ()) -> int:
+    """Write these members under `folder`, each in one move, and return how many that were.
+
+    One that is there in its size is kept, unless its name is among `anew`. A process that is killed leaves a part of
+    one file behind, which the next one overwrites.
+
+    Raises:
+        UserError: the archive is damaged, another process unpacks there, or there is no room or no right to write.
+    """
+
+    def wanted(target: PurePosixPath, member: Member) -> bool:
+        path = folder / target
+        return target.name in anew or path.is_symlink() or not path.is_file() or path.stat().st_size != member.size
+
+    part, lock = folder / ".unpacking.part", FileLock(folder / ".unpacking.lock", timeout=0)
+    with archive.reading():
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise UserError(f"another process is unpacking into {folder}") from error
+        try:
+            missing = {target: member for target, member in targets.items() if wanted(target, member)}
+            need = sum(-(-member.size // BLOCK) * BLOCK for member in missing.values())
+            free = shutil.disk_usage(folder).free
+            if need > free:
+                raise UserError(f"{folder} has {gigabytes(free)} free, unpacking takes {gigabytes(need)}")
+            made: set[Path] = set()
+            for target, member in tqdm(missing.items(), desc="unpacking", unit=" files", disable=None):
+                path = folder / target
+                if path.parent not in made:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    if not path.parent.resolve().is_relative_to(folder.resolve()):
+                        raise UserError(f"{path.parent} is a link that leaves {folder}")
+                    made.add(path.parent)
+                part.unlink(missing_ok=True)
+                with archive.open(member) as content, part.open("xb") as file:
+                    shutil.copyfileobj(content, file, 1 << 20)
+                    if file.tell() != member.size:
+                        raise UserError(f"{archive.path} is damaged: '{member.name}' is cut short")
+                part.replace(path)
+            return len(missing)
+        finally:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+            lock.release()
+
+
+def gigabytes(size: int) -> str:
+    """A size as one reads it: `4.66 GB`, and small ones in MB."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"

@@ -1,0 +1,430 @@
+"""`scripts/prepare_vtab.py`: archives unpacked inside one folder, and the benchmark told from what is not it."""
+
+import errno
+import importlib.util
+import io
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+from hub_helpers import Repository, hub
+from vtab_helpers import settings_of
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "scripts" / "prepare_vtab.py"
+IMAGES = 12
+
+
+@pytest.fixture(scope="module")
+def script():
+    sys.path.append(str(SCRIPT.parent))
+    spec = importlib.util.spec_from_file_location("prepare_vtab", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["prepare_vtab"] = module  # its dataclasses look for themselves there
+    spec.loader.exec_module(module)
+    yield module
+    sys.path.remove(str(SCRIPT.parent))
+    del sys.modules["prepare_vtab"]
+
+
+@pytest.fixture
+def prepare(script, monkeypatch, capsys):
+    """The script in this process: exit code, stdout, and the one line on stderr or none."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["prepare_vtab.py", *map(str, arguments)])
+        code = script.main()
+        output = capsys.readouterr()
+        lines = output.err.splitlines()
+        assert len(lines) == (code not in (0, 1)), output.err
+        return code, output.out, lines[0].removeprefix("prepare_vtab.py: ") if lines else ""
+
+    return call
+
+
+def in_a_process(*arguments: object, fault: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+    """The script in a process of its own, after the code of a `fault`."""
+    code = f"import runpy, sys; sys.path[:0] = {[str(SCRIPT.parent), str(ROOT / 'tests')]}; {fault}\n"
+    code += f"sys.argv[0] = {str(SCRIPT)!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-c", code] if fault else [sys.executable, str(SCRIPT)]
+    environment = {"HF_HUB_OFFLINE": "1", **os.environ, **variables}
+    words = [*command, *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment, check=False)
+
+
+def write(folder: Path, name: str = "kitti") -> Path:
+    """A task with as many rows as the benchmark has, over a few files that are no images."""
+    settings = settings_of(name)
+    for number in range(IMAGES):
+        image = folder / f"images/{number:06d}.jpg"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        image.write_bytes(f"{name} {number}".encode() * 100)
+    sizes = {"train800": 800, "val200": 200, "train800val200": 1000, "test": settings.test_rows}
+    for split, rows in sizes.items():
+        lines = [f"images/{row % IMAGES:06d}.jpg {row % settings.num_classes}\n" for row in range(rows)]
+        (folder / f"{split}.txt").write_text("".join(lines))
+    return folder
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    """Two tasks, one of them under the name that others give it."""
+    write(tmp_path / "source/cifar", "cifar100")
+    write(tmp_path / "source/kitti")
+    return tmp_path / "source"
+
+
+def pack(archive: Path, folder: Path, root: str = "") -> Path:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+            for path in files:
+                file.write(path, f"{root}{path.relative_to(folder)}")
+    else:
+        with tarfile.open(archive, "w:gz" if archive.suffix == ".gz" else "w") as file:
+            for path in files:
+                file.add(path, f"{root}{path.relative_to(folder)}")
+    return archive
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file but the lock."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".unpacking.lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("name", ["it.zip", "it.tar.gz", "it.tar"])
+@pytest.mark.parametrize("root", ["", "./", "vtab-1k/"])
+def test_what_is_packed_is_what_is_there(prepare, source, tmp_path, name, root):
+    archive = pack(tmp_path / name, source, root)
+    code, said, _ = prepare(tmp_path / "data", "--archive", archive, "--tasks", "cifar100,kitti")
+    assert code == 0, said
+    assert contents(tmp_path / "data") == contents(source)
+    assert re.search(r"^cifar100 +800 +200 +1,000 +10,000 +100  ok$", said, re.MULTILINE)
+    assert re.search(r"^kitti +800 +200 +1,000 +711 +4  ok$", said, re.MULTILINE)
+    assert "32 files, 32 of them written" in said
+    # Again: images are kept, lists are written anew, whatever their size.
+    image, names = tmp_path / "data/kitti/images/000000.jpg", tmp_path / "data/kitti/test.txt"
+    before = image.stat().st_ino
+    names.write_text(names.read_text().replace("0.jpg 0", "0.jpg 3"))
+    (tmp_path / "data/kitti/images/000001.jpg").write_bytes(b"short")
+    code, said, _ = prepare(tmp_path / "data", "--archive", archive, "--tasks", "cifar100,kitti")
+    assert "32 files, 9 of them written" in said
+    assert contents(tmp_path / "data") == contents(source)
+    assert image.stat().st_ino == before
+
+
+def test_the_command(source, tmp_path):
+    archive = pack(tmp_path / "it.zip", source)
+    result = in_a_process(tmp_path / "data", "--archive", archive)
+    assert (result.returncode, result.stderr) == (1, "")
+    lines = result.stdout.splitlines()
+    assert "17 of 19 tasks are not the benchmark's" in lines
+    assert sum(line.endswith(" ok") for line in lines) == 2
+    assert sum(line.endswith("is missing") for line in lines) == 17
+
+
+def test_only_the_tasks_asked_for_are_unpacked(prepare, source, tmp_path):
+    (source / "__MACOSX/kitti").mkdir(parents=True)
+    (source / "__MACOSX/kitti/._test.txt").write_text("a Mac's")
+    (source / "README.md").write_text("read me")
+    archive = pack(tmp_path / "it.zip", source)
+    assert prepare(tmp_path / "data", "--archive", archive, "--tasks", "kitti")[0] == 0
+    assert [path.name for path in (tmp_path / "data").iterdir() if path.is_dir()] == ["kitti"]
+    assert contents(tmp_path / "data/kitti") == contents(source / "kitti")
+
+
+@pytest.mark.parametrize("name", ["it.zip", "it.tar.gz"])
+# Before a file is moved into its place, and before it is written.
+@pytest.mark.parametrize("where", ["pathlib:Path.replace", "shutil:copyfileobj"])
+def test_killed_it_goes_on(prepare, source, tmp_path, name, where):
+    archive = pack(tmp_path / name, source)
+    arguments = (tmp_path / "data", "--archive", archive, "--tasks", "cifar100,kitti")
+    fault = f"import signal, fault_helpers; fault_helpers.strike({where!r}, [signal.SIGKILL], number=20)"
+    assert in_a_process(*arguments, fault=fault).returncode == -signal.SIGKILL
+    held = contents(tmp_path / "data")
+    whole = contents(source)
+    assert len(held.keys() & whole.keys()) == 19
+    assert all(content == whole[path] for path, content in held.items() if path != ".unpacking.part")
+    code, said, _ = prepare(*arguments)
+    assert code == 0
+    kept = sum(not path.endswith(".txt") for path in held.keys() & whole.keys())
+    assert f"32 files, {32 - kept} of them written" in said
+    assert contents(tmp_path / "data") == whole
+
+
+def evil_zip(archive: Path, name: str, kind: int = stat.S_IFREG) -> None:
+    with zipfile.ZipFile(archive, "a") as file:
+        member = zipfile.ZipInfo(name)
+        member.external_attr = (kind | 0o644) << 16
+        file.writestr(member, "../../../outside")
+
+
+def evil_tar(archive: Path, name: str, kind: bytes = tarfile.REGTYPE) -> None:
+    with tarfile.open(archive, "a") as file:
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname, member.size = kind, "../../../outside", 4 if kind == tarfile.REGTYPE else 0
+        file.addfile(member, io.BytesIO(b"evil"))
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+@pytest.mark.parametrize("name", ["../outside", "kitti/images/../../../outside", "/tmp/outside", "kitti\\..\\outside"])
+def test_members_that_leave_the_folder(prepare, source, tmp_path, kind, name):
+    archive = pack(tmp_path / f"it.{kind}", source)
+    (evil_zip if kind == "zip" else evil_tar)(archive, name)
+    before = contents(tmp_path)
+    code, said, line = prepare(tmp_path / "data", "--archive", archive)
+    assert (code, said) == (2, "")
+    assert line.endswith("leaves the folder: nothing is unpacked")
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (evil_zip, stat.S_IFLNK),
+        (evil_zip, stat.S_IFBLK),
+        (evil_tar, tarfile.SYMTYPE),
+        (evil_tar, tarfile.LNKTYPE),
+        (evil_tar, tarfile.CHRTYPE),
+        (evil_tar, tarfile.FIFOTYPE),
+    ],
+)
+def test_links_and_devices(prepare, source, tmp_path, make, kind):
+    archive = pack(tmp_path / f"it.{'zip' if make is evil_zip else 'tar'}", source)
+    make(archive, "kitti/images/link", kind)
+    code, _, line = prepare(tmp_path / "data", "--archive", archive)
+    assert code == 2
+    assert line.endswith("'kitti/images/link' is a link or a device, not a file: nothing is unpacked")
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_link_that_is_there_already(prepare, source, tmp_path):
+    """An archive of folders that a user has linked elsewhere does not follow the link."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/kitti").symlink_to(tmp_path / "elsewhere")
+    code, _, line = prepare(tmp_path / "data", "--archive", pack(tmp_path / "it.zip", source), "--tasks", "kitti")
+    assert code == 2
+    assert "is a link that leaves" in line
+    assert contents(tmp_path / "elsewhere") == {}
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_far_more_than_it_is(prepare, source, tmp_path, kind):
+    archive = pack(tmp_path / f"it.{kind}", source)
+    if kind == "zip":
+        with zipfile.ZipFile(archive, "a") as file:
+            file.writestr("kitti/images/big.jpg", "x")
+            file.filelist[-1].file_size = 3 * 10**12
+    else:
+        with tarfile.open(archive, "a") as file:
+            member = tarfile.TarInfo("kitti/images/big.jpg")
+            member.size = 3 * 10**12
+            file.fileobj.seek(file.offset)
+            file.fileobj.write(member.tobuf())
+    code, _, line = prepare(tmp_path / "data", "--archive", archive)
+    assert code == 2
+    assert re.search(r"has 0\.\d\d MB and claims to hold 3000\.\d\d GB or more: not unpacked$", line)
+
+
+def test_a_member_longer_than_it_claims_is_not_written_on(prepare, source, tmp_path):
+    archive = tmp_path / "it.zip"
+    with zipfile.ZipFile(pack(archive, source), "a", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("kitti/images/zeros.jpg", bytes(10**7))
+        file.filelist[-1].file_size = 100
+    code, _, line = prepare(tmp_path / "data", "--archive", archive, "--tasks", "kitti")
+    assert code == 2
+    assert "is damaged" in line
+    assert "kitti/images/zeros.jpg" not in contents(tmp_path / "data")
+    assert ".unpacking.part" not in contents(tmp_path / "data")
+
+
+def test_a_disk_too_small(prepare, source, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 50_000))
+    code, _, line = prepare(tmp_path / "data", "--archive", pack(tmp_path / "it.zip", source), "--tasks", "kitti")
+    assert code == 2
+    # 26 blocks: 12 images of one each, and lists of 16,000, 4,000, 20,000 and 14,220 bytes.
+    assert line.endswith("data has 0.05 MB free, unpacking takes 0.11 MB")
+
+
+def test_a_disk_that_fills_up(prepare, source, tmp_path, monkeypatch):
+    archive = pack(tmp_path / "it.zip", source)
+    copy, copied = shutil.copyfileobj, 0
+
+    def until_it_is_full(*arguments):
+        nonlocal copied
+        copied += 1
+        if copied > 5:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        copy(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfileobj", until_it_is_full)
+        code, _, line = prepare(tmp_path / "data", "--archive", archive, "--tasks", "kitti")
+    assert code == 2
+    assert line == f"cannot unpack {archive}: No space left on device; the same command goes on"
+    assert len(contents(tmp_path / "data")) == 5
+    assert prepare(tmp_path / "data", "--archive", archive, "--tasks", "kitti")[0] == 0
+
+
+@pytest.mark.parametrize("name", ["it.zip", "it.tar.gz", "it.tar"])
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.9])
+def test_cut_archives(prepare, source, tmp_path, name, share):
+    archive = pack(tmp_path / name, source)
+    content = archive.read_bytes()
+    archive.write_bytes(content[: int(len(content) * share)])
+    code, _, line = prepare(tmp_path / "data", "--archive", archive, "--tasks", "kitti")
+    assert code == 2
+    assert f"{archive} is damaged" in line
+
+
+def test_a_byte_changed(prepare, source, tmp_path):
+    archive = tmp_path / "it.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path, content in contents(source).items():
+            file.writestr(path, content)
+    content = archive.read_bytes()
+    archive.write_bytes(content.replace(b"kitti 7kitti 7", b"kitti 7kitti 8", 1))
+    code, _, line = prepare(tmp_path / "data", "--archive", archive, "--tasks", "kitti")
+    assert code == 2
+    assert "is damaged, or no zip or tar archive: Bad CRC-32 for file 'kitti/images/000007.jpg'" in line
+    assert "kitti/images/000007.jpg" not in contents(tmp_path / "data")
+
+
+def test_no_archive(prepare, source, tmp_path):
+    page = tmp_path / "page.zip"
+    page.write_text("<html>sign in</html>")
+    for archive, said in (
+        (page, "is damaged, or no zip or tar archive"),
+        (tmp_path / "nowhere.zip", "nowhere.zip: No such file or directory"),
+        (tmp_path, f"{tmp_path}: Is a directory"),
+        (pack(tmp_path / "kitti.zip", source / "kitti"), "has no <task>/train800val200.txt of caltech101, cifar,"),
+    ):
+        code, _, line = prepare(tmp_path / "data", "--archive", archive)
+        assert code == 2
+        assert said in line
+    shutil.copytree(source, source / "copy")
+    code, _, line = prepare(tmp_path / "data", "--archive", pack(tmp_path / "twice.zip", source))
+    assert (code, line.endswith("twice.zip has tasks in several folders: ., copy")) == (2, True)
+    assert not (tmp_path / "data").exists()
+
+
+def test_two_at_once(prepare, source, tmp_path):
+    from filelock import FileLock
+
+    (tmp_path / "data").mkdir()
+    with FileLock(tmp_path / "data/.unpacking.lock"):
+        code, _, line = prepare(tmp_path / "data", "--archive", pack(tmp_path / "it.zip", source))
+    assert (code, line) == (2, f"another process is unpacking into {tmp_path / 'data'}")
+
+
+def edit(file: Path, old: str, new: str) -> None:
+    file.write_text(file.read_text().replace(old, new, 1))
+
+
+FIRST = "images/000000.jpg 0\n"
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda task: shutil.rmtree(task), "is missing"),
+        (lambda task: (task / "test.txt").unlink(), "has no test.txt"),
+        (lambda task: (task / "val200.txt").write_text(""), "val200.txt is empty"),
+        (lambda task: edit(task / "test.txt", FIRST, ""), "test.txt has 710 rows, the benchmark's 711"),
+        (lambda task: edit(task / "train800.txt", FIRST, 2 * FIRST), "train800.txt has 801 rows, the benchmark's 800"),
+        (lambda task: edit(task / "val200.txt", FIRST, ""), "val200.txt has 199 rows, the benchmark's 200"),
+        (
+            lambda task: edit(task / "train800val200.txt", FIRST, ""),
+            "train800val200.txt has 999 rows, the benchmark's 1,000",
+        ),
+        (lambda task: (task / "images/000003.jpg").unlink(), "1 image is missing: images/000003.jpg"),
+        (lambda task: (task / "images/000003.jpg").write_bytes(b""), "1 image is missing: images/000003.jpg"),
+        (
+            lambda task: shutil.rmtree(task / "images"),
+            "12 images are missing: images/000000.jpg, images/000001.jpg, images/000002.jpg, …",
+        ),
+        (
+            lambda task: edit(task / "test.txt", FIRST, FIRST.replace(" 0", " 4")),
+            "test.txt line 1: label 4 is not between 0 and 3 (task.num_classes is 4)",
+        ),
+        (
+            lambda task: [edit_all(task / f"{name}.txt") for name in ("train800", "val200", "train800val200", "test")],
+            "3 classes, the benchmark has 4",
+        ),
+        (
+            lambda task: edit(task / "test.txt", FIRST, "../x.jpg 0\n"),
+            "test.txt line 1: '../x.jpg' leaves the folder",
+        ),
+    ],
+)
+def test_what_is_not_the_benchmark(prepare, tmp_path, damage, said):
+    damage(write(tmp_path / "kitti"))
+    code, table, _ = prepare(tmp_path, "--check", "--tasks", "kitti")
+    assert code == 1
+    line = next(line for line in table.splitlines() if line.startswith("kitti"))
+    assert line.endswith(f"  {said}") or (said == "has no test.txt" and line.endswith(said))
+    assert table.endswith("1 of 1 tasks are not the benchmark's\n")
+
+
+def edit_all(file: Path) -> None:
+    """Its highest class is the one before."""
+    file.write_text(file.read_text().replace(" 3\n", " 2\n"))
+
+
+def test_a_tasks_own_folder_is_that_task_only(prepare, tmp_path):
+    write(tmp_path / "kitti")
+    code, table, _ = prepare(tmp_path / "kitti", "--check", "--tasks", "svhn,kitti")
+    assert (code, table.count("is missing"), table.count("  ok\n")) == (1, 1, 1)
+
+
+def test_what_was_typed(prepare, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_code:
+        prepare(tmp_path, "--tasks", "kiti")
+    assert exit_code.value.code == 2
+    assert "--tasks: there is no task 'kiti'. Did you mean kitti?" in capsys.readouterr().err
+    code, _, line = prepare(tmp_path / "nowhere", "--check")
+    assert (code, line) == (2, f"there is no folder {tmp_path / 'nowhere'}")
+
+
+def test_from_the_hub(source, tmp_path):
+    (tmp_path / "hub").mkdir()
+    pack(tmp_path / "hub/vtab-1k.zip", source, "vtab-1k/")
+    arguments = [tmp_path / "data", "--tasks", "cifar100,kitti", "--repo"]
+    with hub(tmp_path / "home", good=Repository(tmp_path / "hub"), cut=Repository(tmp_path / "hub", "cut")) as found:
+        cut = in_a_process(*arguments, "org/cut", **found)
+        assert cut.returncode == 2
+        *_, line = cut.stderr.strip().splitlines()
+        assert line.startswith("prepare_vtab.py: cannot fetch vtab-1k.zip of org/cut: ")
+        assert line.endswith("; --archive FILE takes one fetched by other means")
+        none = in_a_process(*arguments, "org/good", "--file", "other.zip", **found)
+        assert none.returncode == 2
+        assert none.stderr.startswith("prepare_vtab.py: org/good has no file other.zip (--file NAME, --revision REV);")
+        assert none.stderr.count("\n") == 1
+        good = in_a_process(*arguments, "org/good", **found)
+        assert good.returncode == 0, good.stderr
+    assert contents(tmp_path / "data") == contents(source)
+    # What was fetched is enough, where there is no hub.
+    again = in_a_process(*arguments, "org/good", HF_HOME=str(tmp_path / "home"))
+    assert again.returncode == 0, again.stderr
+
+
+def test_no_hub(tmp_path):
+    result = in_a_process(tmp_path / "data", HF_HOME=str(tmp_path / "home"))
+    assert result.returncode == 2
+    assert result.stderr == (
+        "prepare_vtab.py: XiN0919/VTAB-1k is not in the local cache and the hub cannot be reached (or HF_HUB_OFFLINE=1 "
+        "is set); --archive FILE takes one fetched by other means\n"
+    )
+    assert not (tmp_path / "data").exists()
