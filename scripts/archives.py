@@ -75,7 +75,9 @@ class Archive:
         try:
             yield
         except DAMAGED as error:
-            raise UserError(f"{self.path} is damaged, or no zip or tar archive: {one_line(error)}") from error
+            raise UserError(
+                f"{self.path} is damaged, or no zip or tar archive: {one_line(error).rstrip(':')}"
+            ) from error
         except OSError as error:
             if error.errno is None:  # of gzip and bz2
                 raise UserError(f"{self.path} is damaged: {one_line(error)}") from error

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from runner_helpers import differences
+from runner_helpers import differences, one_line
 from vtab_helpers import CLASSES, TASKS, composed, write_task, write_vit
 
 from flexlora.conf_path import conf_dir
@@ -164,6 +164,24 @@ def test_bad_images_are_one_line(flexlora_run, arguments, tmp_path):
     assert (
         "2 images cannot be read: images/train800/000001.png (is missing), images/test/000002.png (is no image)" in line
     )
+
+
+@pytest.mark.parametrize(
+    ("file", "row", "said"),
+    [
+        ("test", "images/test/000000.png 4", "test.txt line 1: label 4 is not between 0 and 3 (task.num_classes is 4)"),
+        ("train800val200", "../kitti/images/test/000000.png 0", "'../kitti/images/test/000000.png' leaves the folder"),
+        ("test", None, "test.txt is empty"),
+    ],
+)
+def test_a_bad_list_is_one_line(flexlora_run, arguments, tmp_path, file, row, said):
+    path = write_task(tmp_path / "kitti") / f"{file}.txt"
+    _, *lines = path.read_text().splitlines()
+    path.write_text("" if row is None else "\n".join([row, *lines]))
+    result = flexlora_run(*arguments, "method=lora", f"task.data_dir={tmp_path}", f"output_root={tmp_path / 'runs'}")
+    assert result.returncode == 2
+    assert one_line(result).startswith("task.data_dir: ")
+    assert said in result.stderr
 
 
 def test_the_doctor(arguments, tmp_path):

@@ -1,0 +1,122 @@
+"""What it saves to decode a task's images once: images a second with the cache of decoded images, and without.
+
+    python scripts/bench_images.py --model DIR --data DIR [--task caltech101] [--rounds 5] [--batch 32]
+
+Epochs, shuffled, as a run reads its batches:
+
+    decoded each time  what a usual loader does: each batch's files are read, decoded and resized, by threads
+    memory-mapped      what a run does: from the file of decoded images
+
+Starts, of all images to train and to evaluate on:
+
+    first start        decode all and keep them
+    later start        hash the images' files, find them kept, check the checksum
+    without a cache    task.image_cache=null: decode all, for this process only
+
+All take turns in one process, so that what else the machine does hits each; read the ratios. The images' files are in
+the system's own cache throughout.
+"""
+
+import argparse
+import logging
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra import compose, initialize_config_dir
+
+from flexlora.conf_path import conf_dir
+from flexlora.models import load_backbone
+from flexlora.settings import VtabTask, register_schemas, resolve
+from flexlora.tasks.images import Form, decode
+from flexlora.tasks.vtab import Vtab, load
+
+RATIOS = [
+    ("memory-mapped", "decoded each time"),
+    ("later start", "first start"),
+    ("first start", "without a cache"),
+]
+
+
+def started(settings: VtabTask, cache: Path | None, processor: Any) -> Vtab:
+    """The task, its images decoded or found."""
+    task = load(replace(settings, image_cache=None if cache is None else str(cache)))
+    task.preprocess(processor)
+    return task
+
+
+def epoch(task: Vtab, batch: int, examples: Callable[[list[int]], list[dict[str, Any]]]) -> int:
+    """Every training image once, in batches and another order each time; how many they were."""
+    order = np.random.default_rng().permutation(len(task.train_rows)).tolist()
+    for first in range(0, len(order), batch):
+        task.collate(examples(order[first : first + batch]))
+    return len(order)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder of a ViT: it says the images' size")
+    parser.add_argument("--data", required=True, help="folder of the tasks' folders")
+    parser.add_argument("--task", default="caltech101")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=32)
+    options = parser.parse_args()
+    logging.getLogger("flexlora").setLevel(logging.ERROR)  # not at every start that these are not all images
+    register_schemas()
+    chosen = [f"task=vtab/{options.task}", "method=linear", "model=local", f"model.path={options.model}"]
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        settings, _ = resolve(compose("config", overrides=[*chosen, f"task.data_dir={options.data}"]))
+    assert isinstance(settings.task, VtabTask)
+    vtab = settings.task
+    processor = load_backbone(settings.model, vtab.num_classes).processor
+    form = Form(*processor.size, vtab.interpolation.value)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+        kept, fresh = Path(folder, "kept"), Path(folder, "fresh")
+        task = started(vtab, kept, processor)
+        everything = len(task.train_rows) + sum(map(len, task.evaluation_rows.values()))
+
+        def decoded(batch: list[int]) -> list[dict[str, Any]]:
+            images = pool.map(lambda i: decode(task.train_rows.read(i), form), batch)
+            return [
+                {"images": image, "labels": task.train_rows.labels[i]} for i, image in zip(batch, images, strict=True)
+            ]
+
+        def mapped(batch: list[int]) -> list[dict[str, Any]]:
+            return [task.train.examples[i] for i in batch]
+
+        def start(cache: Path | None) -> int:
+            started(vtab, cache, processor)
+            return everything
+
+        ways: dict[str, Callable[[], int]] = {
+            "decoded each time": lambda: epoch(task, options.batch, decoded),
+            "memory-mapped": lambda: epoch(task, options.batch, mapped),
+            "first start": lambda: start(fresh),
+            "later start": lambda: start(kept),
+            "without a cache": lambda: start(None),
+        }
+        speeds: dict[str, list[float]] = {way: [] for way in ways}
+        for _ in range(options.rounds):
+            for way, call in ways.items():
+                shutil.rmtree(fresh, ignore_errors=True)
+                began = time.perf_counter()
+                count = call()
+                speeds[way].append(count / (time.perf_counter() - began))
+    print(f"{options.task}, {form.height} x {form.width}, {os.cpu_count()} cores: images a second")
+    for way, each in speeds.items():
+        print(f"{way:18}" + "".join(f"{speed:10,.0f}" for speed in each))
+    for fast, slow in RATIOS:
+        ratio = statistics.median(a / b for a, b in zip(speeds[fast], speeds[slow], strict=True))
+        print(f"{fast} / {slow}: {ratio:.2f}")
+
+
+if __name__ == "__main__":
+    main()
