@@ -44,6 +44,8 @@ RUN = $(BIN)/flexlora-run -m scale=$(SCALE) output_root=$(RUNS) $(if $(DRY),dry=
 SWEEP = $(RUN) 'seed=$(SEEDS)'
 # The rows that the ablations share with Table 1.
 BESIDE := experiment=glue+method=full,adalora,flexlora
+# Rows that do not stand at both ranks, or whose ranks go by another name.
+TABLE2 := $(addprefix experiment=commonsense170k_,r12 r32 adalora adalora_r32 full)
 COSTS := table12 table13 table14
 TABLES := table1 table2 table3 table4 table5 table6 $(COSTS) table15 table16
 FIGURES := figure2 figure3
@@ -65,7 +67,7 @@ table1: $(STAMP) ## Table 1: GLUE
 	$(call table,glue,experiment=glue)
 
 table2: $(STAMP) ## Table 2: Commonsense170K
-	$(call table,commonsense170k,experiment=commonsense170k experiment=commonsense170k_r12)
+	$(call table,commonsense170k,experiment=commonsense170k $(TABLE2))
 
 table3: $(STAMP) ## Table 3: VTAB-1K
 	$(call table,vtab,experiment=vtab)

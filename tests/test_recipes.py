@@ -15,9 +15,12 @@ from flexlora.settings import flat_keys, register_schemas, resolve
 # Of the paper's tables on images alone: they have no recipe for text, and must be given a learning rate there.
 VISION = {"adaptformer", "fact_tk", "fact_tt", "noah", "noah_supernet", "ssf", "vpt_deep", "vpt_shallow"}
 METHODS = sorted({path.stem for path in (conf_dir() / "method").glob("*.yaml")} - VISION)
+# Of no use to a language model: no head to train, or no biases in a LLaMA; adapters of other tasks to fuse.
+NOT_CAUSAL = {"linear", "bitfit", "adapter_fusion"}
+CAUSAL = sorted({*METHODS} - NOT_CAUSAL)
 
 GLUE = "benchmark_recipe/glue"
-SAID = ("Table", "script", "code", "no paper gives", "No paper gives")
+SAID = ("Table", "script", "code", "command", "finetune.py", "no paper gives", "No paper gives")
 
 # Training rows of each task.
 ROWS = {
@@ -82,6 +85,43 @@ def test_every_method_has_its_numbers_for_every_task(task, method):
     assert "???" not in flat_keys(run.method).values()
     assert run.training.learning_rate > 0
     assert any((conf_dir() / folder / f"{method}.yaml").is_file() for folder in (f"recipe/glue/{task}", GLUE))
+
+
+@pytest.mark.parametrize("method", CAUSAL)
+def test_every_method_has_its_numbers_for_commonsense170k(method):
+    """Composed whole, from a recipe of its own; what the paper gives every method (Table 9) stays as it is."""
+    run = composed("task=commonsense170k", f"method={method}")
+    assert "???" not in flat_keys(run.method).values()
+    assert run.training.learning_rate > 0
+    assert (conf_dir() / "benchmark_recipe" / "commonsense170k" / f"{method}.yaml").is_file()
+    assert (run.training.batch_size, run.training.epochs, run.training.warmup_steps) == (16, 3, 100)
+    assert (run.task.max_length, run.training.lr_scheduler.value) == (256, "linear")
+    dropout = {key: value for key, value in run.method.items() if key.endswith("a_dropout")}
+    assert {*dropout.values()} == ({0.05} if dropout else set()), "Table 9, and every source at hand"
+
+
+# Learning rates of the methods' own authors, or of LLM-Adapters; all others have LoRA's.
+COMMONSENSE = {
+    "dora": 1e-4,
+    "flora": 1e-4,
+    "full": 1e-5,
+    "hira": 1e-3,
+    "liera": 1e-4,
+    "lora_dash": 1e-4,
+    "lori": 5e-4,
+    "vera": 1e-3,
+}
+
+
+@pytest.mark.parametrize("method", CAUSAL)
+def test_rates_on_commonsense170k_are_the_sources(method):
+    assert composed("task=commonsense170k", f"method={method}").training.learning_rate == COMMONSENSE.get(method, 3e-4)
+
+
+@pytest.mark.parametrize("method", sorted(NOT_CAUSAL | VISION))
+def test_other_methods_have_no_learning_rate_for_commonsense170k(method):
+    with pytest.raises(UserError, match=r"training\.learning_rate is not set"):
+        composed("task=commonsense170k", f"method={method}")
 
 
 @pytest.mark.parametrize("task", TASKS)
