@@ -40,7 +40,9 @@ class Handler(BaseHTTPRequestHandler):
     server: "Server"
 
     def do_GET(self) -> None:
-        name, _, rest = self.path.partition("?")[0].removeprefix("/api").lstrip("/").partition("/resolve/")
+        path, _, query = self.path.partition("?")
+        self.recursive = "recursive=true" in query.lower()
+        name, _, rest = path.removeprefix("/api").lstrip("/").partition("/resolve/")
         _, _, name = name.rpartition("org/")
         repository = self.server.repositories.get(name.partition("/")[0])
         time.sleep(self.server.delay)
@@ -80,11 +82,11 @@ class Handler(BaseHTTPRequestHandler):
         files = {path.relative_to(repository.folder).as_posix(): path for path in repository.folder.rglob("*.*")}
         answer: object = {"id": "org/it", "sha": COMMIT, "siblings": [{"rfilename": file} for file in files]}
         if rest.startswith("tree/"):
-            under = "/".join(rest.split("/")[2:])
+            under = Path("/".join(rest.split("/")[2:]))
             answer = [
                 {"type": "file", "path": file, "size": path.stat().st_size, "oid": "0" * 40}
                 for file, path in files.items()
-                if Path(file).parent == Path(under)
+                if (under in Path(file).parents if self.recursive else under == Path(file).parent)
             ]
             if not answer:
                 self._say(404, b"{}", {"X-Error-Code": "EntryNotFound"})

@@ -1,4 +1,4 @@
-"""Methods as the command composes them, on encoders of two layers and random weights, trained by the real loop."""
+"""Methods as the command composes them, on backbones of two layers and random weights, trained by the real loop."""
 
 import copy
 from pathlib import Path
@@ -17,6 +17,8 @@ from transformers import (
     BertForSequenceClassification,
     DebertaV2Config,
     DebertaV2ForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedModel,
     RobertaConfig,
     RobertaForSequenceClassification,
@@ -24,7 +26,8 @@ from transformers import (
 
 from flexlora.conf_path import conf_dir
 from flexlora.methods import Method, RunContext, build_method
-from flexlora.models.architectures import ARCHITECTURES
+from flexlora.models.architectures import ARCHITECTURES, Architecture
+from flexlora.models.causal_lm import TARGETS
 from flexlora.models.random_init import DEBERTA_V3_BASE
 from flexlora.settings import RunSettings, Schedule, register_schemas, resolve
 from flexlora.tasks import Split, Task
@@ -40,6 +43,10 @@ SIZES: dict[str, Any] = {
     "vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
     "max_position_embeddings": 40, "initializer_range": 0.2, "hidden_dropout_prob": 0.1, "num_labels": 2,
 }  # fmt: skip
+
+OF_LLAMA = [key for key in SIZES if not key.endswith("_dropout_prob") and key != "num_labels"]
+# A language model brings its own head, which stays as it is.
+LLAMA = Architecture(TARGETS, ())
 
 
 # For what two optimizer steps move. LoRI's B begins again at 0 where its calibration ends; MLAE leaves half of its
@@ -64,8 +71,10 @@ def settings_of(method: str, *overrides: str, schedule: str = "absolute") -> Run
 
 
 def tiny(architecture: str) -> PreTrainedModel:
-    """An encoder with a head for two classes; the same weights at every call."""
+    """An encoder with a head for two classes, or a LLaMA; the same weights at every call."""
     torch.manual_seed(0)
+    if architecture == "llama":
+        return LlamaForCausalLM(LlamaConfig(**{key: SIZES[key] for key in OF_LLAMA}, num_key_value_heads=1))
     if architecture == "bert":
         return BertForSequenceClassification(BertConfig(**SIZES))
     if architecture == "roberta":
@@ -76,10 +85,11 @@ def tiny(architecture: str) -> PreTrainedModel:
 
 def context(architecture: str, total_steps: int = TOTAL_STEPS, **values: Any) -> RunContext:
     """What a run tells its method."""
-    layout = ARCHITECTURES[architecture]
+    layout = LLAMA if architecture == "llama" else ARCHITECTURES[architecture]
     given: dict[str, Any] = {
         "total_steps": total_steps, "schedule": Schedule.absolute, "paper_steps": None, "seed": 0,
-        "target_modules": layout.target_modules, "head_modules": list(layout.head_modules), "task_type": "SEQ_CLS",
+        "target_modules": layout.target_modules, "head_modules": list(layout.head_modules),
+        "task_type": "CAUSAL_LM" if architecture == "llama" else "SEQ_CLS",
     }  # fmt: skip
     return RunContext(**{**given, **values})
 
@@ -122,6 +132,24 @@ class Sentences(Task):
         return {"accuracy": sum(p == i % 2 for i, p in enumerate(predictions)) / len(predictions)}
 
 
+class Texts(Sentences):
+    """The same rows for a language model, which is to foretell each of their ids."""
+
+    def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        batch = super().collate(examples)
+        return {**batch, "labels": batch["input_ids"]}
+
+    def predict(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        output = model(**batch)
+        return output.loss, output.logits[:, -1].argmax(-1)
+
+
+def rows_for(model: nn.Module) -> Sentences:
+    """What this model can be trained on."""
+    is_llama = any(isinstance(module, LlamaForCausalLM) for module in model.modules())
+    return Texts() if is_llama else Sentences()
+
+
 def make_loop(
     method: Method,
     model: nn.Module,
@@ -135,7 +163,7 @@ def make_loop(
     GradientState._reset_state()
     torch.manual_seed(1)
     return Loop(
-        model, task or Sentences(), method, settings.training, Accelerator(cpu=True),
+        model, task or rows_for(model), method, settings.training, Accelerator(cpu=True),
         total_steps=total_steps, data_seed=0, **arguments,
     )  # fmt: skip
 

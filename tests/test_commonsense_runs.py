@@ -1,11 +1,13 @@
 """Commonsense170K through the installed command: what a run records, what it refuses, and LLaMA3-8B's exact counts."""
 
+import copy
 import importlib.util
 import json
 import shutil
 import socket
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,8 @@ from commonsense_helpers import write_llama, write_rows
 from runner_helpers import COMMAND, one_line
 from vtab_helpers import composed
 
-from flexlora.models import outline
+from flexlora.models import Backbone, outline
+from flexlora.report.published import read_published
 from flexlora.results.record import read_record
 from flexlora.training.plan import make_method
 
@@ -82,6 +85,33 @@ def test_likelihood_and_a_loss_of_the_answer_alone_train_and_name_their_figures(
     assert losses[-1] < losses[0]
 
 
+def test_after_training_on_real_rows_both_evaluations_give_their_figures(flexlora_run, shared, tmp_path):
+    """The protocol's beams and the options' likelihoods, with a small LLaMA that knows little but stories."""
+    rows = shared / "data" / "commonsense"
+    if not rows.is_dir():
+        pytest.skip("no commonsense questions among the shared data")
+    words = [
+        "task=commonsense170k",
+        "model=local",
+        f"model.path={shared / 'models' / 'stories260k'}",
+        "method=flexlora",
+    ]
+    words += [f"task.data_dir={rows}", "task.train_sets=[boolq,ARC-Easy]", "task.test_sets=[boolq,openbookqa]"]
+    words += ["task.max_train_rows=200", "task.max_eval_rows=4", "training.max_steps=12", "training.batch_size=4"]
+    modes = "task.evaluation_mode=protocol,likelihood"
+    result = flexlora_run("-m", *words, modes, "training.precision=fp32", f"output_root={tmp_path}")
+    assert result.returncode == 0, result.stderr
+    records = [read_record(file) for file in tmp_path.rglob("result.json")]
+    last = {record.config["task"]["evaluation_mode"]: record.metrics["last"] for record in records}
+    for mode, prefix in (("protocol", ""), ("likelihood", "likelihood_")):
+        figures = [last[mode][f"{name}_{prefix}accuracy"] for name in ("boolq", "openbookqa")]
+        assert all(0 <= figure <= 1 for figure in figures)
+        assert last[mode][f"{prefix}average"] == pytest.approx(sum(figures) / 2)
+    # A text may have none of the options; of a ranking one always comes first.
+    assert {name for name in last["protocol"] if name.endswith("unparsed")} == {"boolq_unparsed", "openbookqa_unparsed"}
+    assert not any(name.endswith("unparsed") for name in last["likelihood"])
+
+
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 def test_a_base_packed_in_8_bits_trains_a_float32_adapter(flexlora_run, short, tmp_path):
     from safetensors.torch import load_file
@@ -131,24 +161,70 @@ def test_a_broken_row_is_one_line_with_file_and_row(flexlora_run, short, data, t
 
 
 # Per unit of rank 1,769,472 parameters in 160 linears; a direction of FlexLoRA's has its λ beside them.
-COUNTS = [
-    (["method=lora"], 14_155_776),
-    (["method=lora", "method.r=32"], 56_623_104),
-    (["method=flexlora"], 14_157_056),
-    (["method=flexlora", "method.r=32"], 56_628_224),
-    (["method=flexlora", "method.r=12"], 21_235_584),
-]
+COUNTS = {
+    "lora": 14_155_776,
+    "flexlora": 14_157_056,
+    "adalora": 21_235_584,  # as it starts
+    "adalora method.init_r=32 method.target_r=21": 56_628_224,
+    "flexlora method.r=12": 21_235_584,
+    "vera": 827_392,
+    "sharelora": 6_537_216,
+    "houlsby": 32 * 2 * (2 * 256 * 4096 + 256 + 4096),
+    "pfeiffer": 32 * (2 * 256 * 4096 + 256 + 4096),
+    "full": 8_030_261_248,
+}
+AT_RANK_32 = {
+    **dict.fromkeys(
+        ("lora", "rslora", "pissa", "milora", "hira", "liera", "lora_ga", "nora_plus", "prec_lora"), 56_623_104
+    ),
+    **dict.fromkeys(("flexlora", "flexlora_released", "sora", "mlae"), 56_628_224),
+    **dict.fromkeys(("flora", "moslora"), 56_786_944),
+    **dict.fromkeys(("lora_fa", "lori"), 25_165_824),
+    "dora": 57_409_536,
+    "lora_dash": 56_624_384,
+    "dynamic_dora": 56_628_224,
+}
+COUNTS |= {f"{method} method.r=32": count for method, count in AT_RANK_32.items()}
 
 
-@pytest.mark.parametrize(("overrides", "expected"), COUNTS, ids=lambda value: str(value))
-def test_the_counts_of_llama3_8b(overrides, expected, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    settings = composed("task=commonsense170k", *overrides)
-    backbone, _ = outline(settings.model, None)
+@cache
+def llama3_8b() -> Backbone:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        return outline(composed("task=commonsense170k", "method=lora").model, None)[0]
+
+
+@pytest.mark.parametrize("words", COUNTS)
+def test_the_counts_of_llama3_8b(words):
+    settings = composed("task=commonsense170k", *f"method={words}".split())
+    backbone = copy.deepcopy(llama3_8b())
+    if words == "full":
+        backbone.model.float()
     method, _ = make_method(settings, backbone, 31_956)
     count = method.parameters(method.wrap(backbone.model))
-    assert (count["adapter_active"], count["head"]) == (expected, 0)
-    assert count["total"] - count["adapter_active"] == 8_030_261_248
+    assert (count["adapter_active"], count["head"]) == (COUNTS[words], 0)
+    # LoRA-FA's A is a parameter all the same, though it never trains.
+    frozen = 56_623_104 - 25_165_824 if words.startswith("lora_fa") else 0
+    assert count["total"] == 8_030_261_248 + (0 if words == "full" else COUNTS[words] + frozen)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    {
+        "LoRA r=8": "lora",
+        "LoRA r=32": "lora method.r=32",
+        "AdaLoRA r=8": "adalora",
+        "AdaLoRA r=32": "adalora method.init_r=32 method.target_r=21",
+        "LoRA-Dash": "lora_dash method.r=32",
+        "NoRA+": "nora_plus method.r=32",
+        "PrecLoRA": "prec_lora method.r=32",
+        "FlexLoRA r=8": "flexlora method.r=12",
+        "FlexLoRA r=32": "flexlora method.r=32",
+    }.items(),
+)
+def test_the_counts_are_those_that_table_2_prints(row, words):
+    (printed,) = {line.params for line in read_published("commonsense.csv") if line.row == row}
+    assert f"{COUNTS[words] / 1e6:.1f}M" == printed
 
 
 def test_the_recipe_is_table_9():

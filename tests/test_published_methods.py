@@ -1,7 +1,6 @@
 """Every printed row is of a method that is here, by the name it has here, so that our row stands beside it."""
 
 import pytest
-import yaml
 
 from flexlora.conf_path import conf_dir
 from flexlora.report.published import lines_of, read_published
@@ -11,9 +10,6 @@ METHODS = {path.stem for path in (conf_dir() / "method").glob("*.yaml")}
 FILES = ("glue.csv", "commonsense.csv", "vtab.csv", "cost.csv")
 # Rows of what cannot be trained.
 NOT_HERE = {"chatgpt"}
-# It needs adapters of other tasks.
-APART = {"adapter_fusion"}
-EXPERIMENTS = {"glue": "glue", "vtab": "vtab", "vtab_table16": "vtab_table16"}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -53,10 +49,3 @@ def test_names_are_of_the_papers_methods():
     }  # fmt: skip
     found = {line.row: line.method for name in FILES for line in read_published(name)}
     assert {row: found[row] for row in expected} == expected
-
-
-@pytest.mark.parametrize(("table", "experiment"), EXPERIMENTS.items())
-def test_an_experiment_runs_every_row_that_can_be_run(table, experiment):
-    rows = {row.method for row in TABLES[table].paper_rows} & METHODS - APART
-    values = yaml.safe_load((conf_dir() / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8"))
-    assert rows <= {*values["hydra"]["sweeper"]["params"]["method"].split(",")}

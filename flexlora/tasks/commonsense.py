@@ -220,11 +220,8 @@ def load(settings: CommonsenseTask) -> Commonsense:
             _check_sets(f"task.{key}", names)
     root, provenance = (_folder if settings.hub_path is None or settings.data_dir is not None else _from_hub)(settings)
     try:
-        if settings.train_sets is None:
-            files = {"train": _find(root, settings.train_file, "ft-training_set")}
-        else:
-            files = {f"{name}/train": _find(root, f"{name}/train.json", "dataset") for name in settings.train_sets}
-        tests = {name: _find(root, f"{name}/test.json", "dataset") for name in settings.test_sets}
+        files = {split: _find(root, file) for split, file in _train_files(settings).items()}
+        tests = {name: _find(root, file) for name, file in _test_files(settings).items()}
         train = [read_rows(path, name.partition("/")[0] if "/" in name else None) for name, path in files.items()]
         evaluation = {name: read_rows(path, name) for name, path in tests.items()}
     except OSError as error:
@@ -275,32 +272,64 @@ def _folder(settings: CommonsenseTask) -> tuple[Path, dict[str, Any]]:
     return root, {"source": "folder", "layout": "LLM-Adapters", "path": str(root), "revision": None}
 
 
-def _find(root: Path, name: str, folder: str) -> Path:
-    """The file `name` in `root`, or in its `folder`."""
-    for path in (root / folder / name, root / name):
-        if path.is_file():
-            return path
-    raise UserError(f"task.data_dir: neither {root / folder} nor {root} has {name}")
+@dataclass(frozen=True)
+class File:
+    """`name` in `folder`, where LLM-Adapters has it, or at the top."""
+
+    folder: str
+    name: str
+
+    @property
+    def places(self) -> tuple[str, str]:
+        return f"{self.folder}/{self.name}", self.name
+
+
+def _train_files(settings: CommonsenseTask) -> dict[str, File]:
+    if settings.train_sets is None:
+        return {"train": File("ft-training_set", settings.train_file)}
+    return {f"{name}/train": File("dataset", f"{name}/train.json") for name in settings.train_sets}
+
+
+def _test_files(settings: CommonsenseTask) -> dict[str, File]:
+    return {name: File("dataset", f"{name}/test.json") for name in settings.test_sets}
+
+
+def _find(root: Path, file: File) -> Path:
+    for place in file.places:
+        if (root / place).is_file():
+            return root / place
+    raise UserError(f"task.data_dir: neither {root / file.folder} nor {root} has {file.name}")
 
 
 def _from_hub(settings: CommonsenseTask) -> tuple[Path, dict[str, Any]]:
+    """What is wanted of `task.hub_path`, and no other file of it: LLM-Adapters' repository has many."""
     from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
 
     path = settings.hub_path
     assert path is not None
+    disable_progress_bars()
+    hint = "task.data_dir=DIR takes a folder in the same layout"
+    files = [*_train_files(settings).values(), *_test_files(settings).values()]
     trouble = trouble_with(path, "dataset", settings.hub_revision)
     try:
-        root = snapshot_download(
-            path,
-            repo_type="dataset",
-            revision=settings.hub_revision,
-            allow_patterns=["*.json"],
-            local_files_only=trouble is not None,
+        root = Path(
+            snapshot_download(
+                path,
+                repo_type="dataset",
+                revision=settings.hub_revision,
+                allow_patterns=[place for file in files for place in file.places],
+                local_files_only=trouble is not None,
+            )
         )
     except Exception as error:  # of the cache, of whatever opens connections
-        hint = "task.data_dir=DIR takes a folder in the same layout"
         if trouble is not None:
             raise UserError(f"{path} is not in the local cache and {trouble}; {hint}") from error
         raise UserError(f"cannot load {path} from the hub: {what_failed(error)}; {hint}") from error
+    for file in files:
+        if not any((root / place).is_file() for place in file.places):
+            if trouble is not None:
+                raise UserError(f"{file.name} of {path} is not in the local cache and {trouble}; {hint}")
+            raise UserError(f"task.hub_path: {path} has neither {' nor '.join(file.places)}; {hint}")
     # The cache's folder of a snapshot is named after its commit.
-    return Path(root), {"source": "hub", "layout": "LLM-Adapters", "path": path, "revision": Path(root).name}
+    return root, {"source": "hub", "layout": "LLM-Adapters", "path": path, "revision": root.name}
