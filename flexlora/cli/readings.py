@@ -72,15 +72,33 @@ def _claims(words: Sequence[str]) -> int:
     parser = _parser(
         "claims", "What the paper's text says of its allocations, checked on each group of seeds, with the numbers."
     )
-    options = parser.parse_args(words)
 
     from flexlora.report.claims import as_text, check
 
+    return _of_allocations(parser.parse_args(words), lambda groups: as_text([(g.name, check(g.seeds)) for g in groups]))
+
+
+def _stability(words: Sequence[str]) -> int:
+    parser = _parser(
+        "stability",
+        "How steady the scores that move ranks are, event to event, and how far seeds agree: Spearman's correlation "
+        "over the matrices, of each group of seeds.",
+    )
+
+    from flexlora.report.stability import as_text, stability
+
+    return _of_allocations(
+        parser.parse_args(words), lambda groups: as_text([(g.name, stability(g.seeds)) for g in groups])
+    )
+
+
+def _of_allocations(options: argparse.Namespace, text: Callable[[Sequence["Allocated"]], str]) -> int:
+    """Print what is to be said of the runs whose ranks moved."""
     found = collect_runs(options.folder)
     groups = _allocated(_chosen(found.runs, options))[0]
     if not groups:
         raise UserError(f"no run in {options.folder} that is done moved its ranks")
-    print(as_text([(group.name, check(group.seeds)) for group in groups]), end="", flush=True)
+    print(text(groups), end="", flush=True)
     return BROKEN if found.broken else 0
 
 
@@ -180,6 +198,7 @@ def _run(folder: Path) -> Run:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "figures": _figures,
     "claims": _claims,
+    "stability": _stability,
     "html": _html,
     "compare": _compare,
 }

@@ -1,0 +1,87 @@
+"""How steady what an allocation goes by is: scores from event to event, moves that are taken back, seeds that agree."""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from flexlora.report.allocation import Allocation, Array
+from flexlora.report.bootstrap import spearman
+
+
+@dataclass(frozen=True)
+class Stability:
+    """Of the runs of one method, variant and task. Correlations are Spearman's, over matrices; NaN: not to be told.
+
+    Attributes:
+        following: of an event's scores with those of the next one, each run's mean over its events.
+        lowest: the same, of the two events that agree least.
+        ends: of the first event's scores with the last one's.
+        taken_back: moves of a rank against the same matrix's move before, and how many moves had one before.
+        between_seeds: of two seeds' final ranks, each pair of them.
+    """
+
+    following: list[float]
+    lowest: list[float]
+    ends: list[float]
+    taken_back: tuple[int, int]
+    between_seeds: list[float]
+
+
+def stability(seeds: Sequence[Allocation]) -> Stability:
+    """Of runs with the same matrices, at least one."""
+    agreements = [[_agreement(a, b) for a, b in itertools.pairwise(one.scores)] for one in seeds]
+    told = [[value for value in values if np.isfinite(value)] for values in agreements]
+    moves = [_taken_back(one.ranks) for one in seeds]
+    return Stability(
+        following=[float(np.mean(values)) if values else np.nan for values in told],
+        lowest=[min(values, default=np.nan) for values in told],
+        ends=[_agreement(one.scores[0], one.scores[-1]) if len(one.scores) > 1 else np.nan for one in seeds],
+        taken_back=(sum(back for back, _ in moves), sum(of for _, of in moves)),
+        between_seeds=[_agreement(a.ranks[-1], b.ranks[-1]) for a, b in itertools.combinations(seeds, 2)],
+    )
+
+
+def _agreement(one: Array, other: Array) -> float:
+    """Over the matrices that both have a score of; NaN of fewer than three, or where a side is constant."""
+    both = np.isfinite(one) & np.isfinite(other)
+    if both.sum() < 3 or np.ptp(one[both]) == 0 or np.ptp(other[both]) == 0:
+        return float("nan")
+    return float(spearman(one[both][None], other[both][None])[0])
+
+
+def _taken_back(ranks: Array) -> tuple[int, int]:
+    """Over each matrix's moves in their order: those of another sign than the one before, and all but the first."""
+    back = of = 0
+    for steps in np.diff(ranks, axis=0).T:
+        signs = np.sign(steps[steps != 0])
+        back += int((signs[1:] != signs[:-1]).sum())
+        of += max(0, len(signs) - 1)
+    return back, of
+
+
+def as_text(groups: Sequence[tuple[str, Stability]]) -> str:
+    """Each group's figures under its name."""
+    lines = []
+    for name, found in groups:
+        back, of = found.taken_back
+        share = f" ({back / of:.0%})" if of else ""
+        lines += [
+            name,
+            "",
+            f"  scores, one event and the next    {_mean(found.following)}, lowest {_mean(found.lowest)}",
+            f"  scores, the first and the last    {_mean(found.ends)}",
+            f"  moves that take back the last     {back:,} of {of:,}{share}",
+            f"  final ranks, two seeds            {_mean(found.between_seeds)}",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _mean(values: Iterable[float]) -> str:
+    """The mean of those that could be told, and of how many where they are several."""
+    told = [value for value in values if np.isfinite(value)]
+    if not told:
+        return "–"
+    return f"{np.mean(told):+.2f}" + (f" (mean of {len(told)})" if len(told) > 1 else "")
