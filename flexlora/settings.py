@@ -543,6 +543,7 @@ TASK_SCHEMAS: dict[str, type] = {
     "commonsense": CommonsenseTask,
     "vtab": VtabTask,
     "digits": VtabTask,
+    "small_world": CommonsenseTask,
 }
 METHOD_SCHEMAS: dict[str, type] = {
     "lora": LoraSettings,

@@ -112,7 +112,7 @@ def _build_in(folder: Path, name: str, build: Build) -> None:
 
 
 def _announced(name: str, build: Build, folder: Path) -> None:
-    log.info("pretraining the small %s: this happens once and takes about half a minute", name)
+    log.info("pretraining the small %s: this happens once and takes a minute or two", name)
     began = time.perf_counter()
     build(folder)
     log.info("pretrained in %.0f s", time.perf_counter() - began)

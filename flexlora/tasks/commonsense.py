@@ -214,10 +214,7 @@ def load(settings: CommonsenseTask) -> Commonsense:
     Raises:
         UserError: no such set, a folder or file is missing, a row is broken, the hub is out of reach.
     """
-    for key in ("train_sets", "test_sets"):
-        names = getattr(settings, key)
-        if names is not None:
-            _check_sets(f"task.{key}", names)
+    check_sets(settings)
     root, provenance = (_folder if settings.hub_path is None or settings.data_dir is not None else _from_hub)(settings)
     try:
         files = {split: _find(root, file) for split, file in _train_files(settings).items()}
@@ -247,6 +244,18 @@ def commonsense(
     evaluation = {name: rows[: settings.max_eval_rows] for name, rows in evaluation.items()}
     kept_rows = [len(rows) for rows in (train, *evaluation.values())]
     return Commonsense(settings, train, dict(evaluation), provenance, subset=kept_rows != whole)
+
+
+def check_sets(settings: CommonsenseTask) -> None:
+    """Refuse sets to train or test on that do not exist, or none of them.
+
+    Raises:
+        UserError: the message names the setting and what there is.
+    """
+    for key in ("train_sets", "test_sets"):
+        names = getattr(settings, key)
+        if names is not None:
+            _check_sets(f"task.{key}", names)
 
 
 def _check_sets(key: str, names: Sequence[str]) -> None:

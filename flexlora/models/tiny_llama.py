@@ -1,0 +1,118 @@
+"""`scale=tiny`: a small relative of the paper's language model, of LLaMA's own class, pretrained here once and kept.
+
+It is a folder as `save_pretrained` writes it, and loaded as any language model from a folder is.
+"""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from flexlora.errors import UserError
+from flexlora.models import Backbone, causal_lm
+from flexlora.models.made_once import hash_of, made_once, source_hash
+from flexlora.models.tiny_llama_pretraining import Pretraining
+from flexlora.settings import ModelSettings
+
+RELATIVES = ("llama3_8b",)
+"""By `model.name`: whose small relative there is."""
+
+SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+
+# What makes it small: four layers of width 64; as in LLaMA3, fewer heads of keys and values than of queries.
+SHAPE: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.05,
+    "tie_word_embeddings": True,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+}
+
+
+def load(settings: ModelSettings, num_labels: None = None) -> Backbone:
+    """The small relative of `model.name`; pretrained first where the cache does not have it.
+
+    Raises:
+        UserError: a model of one's own is asked for too, or of another kind.
+    """
+    if settings.name not in RELATIVES or settings.path is not None:
+        raise UserError(
+            "scale=tiny makes its own small model: leave out model=local and model.path, or scale=tiny "
+            f"(of language models there is a small relative of {' and '.join(RELATIVES)})"
+        )
+    pretraining = Pretraining()
+    revision = content_hash(pretraining)
+    with made_once(settings.name, revision, lambda folder: make(folder, pretraining)) as folder:
+        backbone = causal_lm.load(replace(settings, path=str(folder)))
+    return replace(backbone, revision=revision)
+
+
+def content_hash(pretraining: Pretraining) -> str:
+    """A name for what `make` makes of this: its settings, the world's source, our own, and the versions."""
+    import torch
+    import transformers
+
+    from flexlora.models import tiny_llama_pretraining
+    from flexlora.tasks import world
+
+    facts = {
+        "shape": SHAPE,
+        "pretraining": asdict(pretraining),
+        "world": world.source_hash(),
+        "source": source_hash(tiny_llama_pretraining, make, _tokenizer),
+    }
+    return hash_of(facts, torch, transformers)
+
+
+def make(folder: Path, pretraining: Pretraining) -> None:
+    """Pretrain a small language model and save it with its tokenizer in `folder`, which exists.
+
+    The process's random numbers are as they were afterwards: a run does not depend on who pretrained.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    from flexlora.models.tiny_llama_pretraining import pretrain
+
+    tokenizer = _tokenizer()
+    ends = {f"{name}_id": getattr(tokenizer, f"{name}_id") for name in ("pad_token", "bos_token", "eos_token")}
+    config = LlamaConfig(vocab_size=len(tokenizer), **ends, **SHAPE)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(pretraining.seed)
+        model = LlamaForCausalLM(config)
+        pretrain(model, tokenizer, pretraining)
+    transformers_logging.disable_progress_bar()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _tokenizer() -> Any:
+    """One token a word of small letters; what the protocol cuts a text at is one of its own, letter for letter."""
+    from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from flexlora.tasks.commonsense_prompts import RESPONSE, training_text
+    from flexlora.tasks.world import ASKED, CURRICULUM, QUALITIES, corpus, rows
+
+    backend = Tokenizer(models.WordLevel(unk_token=SPECIAL["unk_token"]))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    draw = Random("vocabulary")
+    texts = [piece for stage in range(len(CURRICULUM)) for text in corpus(stage, 1000) for piece, _ in text]
+    texts += [training_text(row, row["output"]) for name in ASKED for row in rows(name, QUALITIES, 500, draw)]
+    backend.train_from_iterator(
+        texts, trainers.WordLevelTrainer(special_tokens=list(SPECIAL.values()), show_progress=False)
+    )
+    backend.add_tokens([AddedToken(RESPONSE, normalized=False)])
+    begin = SPECIAL["bos_token"]
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A", special_tokens=[(begin, backend.token_to_id(begin))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, model_max_length=SHAPE["max_position_embeddings"], **SPECIAL
+    )

@@ -1,0 +1,44 @@
+"""`scale=tiny`: Commonsense170K's eight formats about a small world; from the rows on it is `Commonsense`."""
+
+import hashlib
+import json
+import logging
+from random import Random
+
+from flexlora.errors import UserError
+from flexlora.settings import CommonsenseTask
+from flexlora.tasks import world
+from flexlora.tasks.commonsense import Commonsense, check_sets, commonsense
+from flexlora.tasks.commonsense_rows import Row
+
+log = logging.getLogger("flexlora")
+
+# Rows of each set.
+TRAIN, TEST = 512, 100
+
+
+def load(settings: CommonsenseTask) -> Commonsense:
+    """Questions to train on and to test with: the same ones everywhere and for every seed, as real data would be.
+
+    No thing that a test question is about is in a training question: what it is has to be known from the pretraining.
+
+    Raises:
+        UserError: a folder of data is given too, or there is no such set.
+    """
+    if settings.data_dir is not None:
+        raise UserError("scale=tiny generates its data: leave out task.data_dir, or scale=tiny")
+    check_sets(settings)
+    log.info("scale=tiny: generated data and a small model; this says nothing about the paper")
+    familiar = {quality: things[: world.ASKED_IN_TRAINING] for quality, things in world.QUALITIES.items()}
+    others = {quality: things[world.ASKED_IN_TRAINING :] for quality, things in world.QUALITIES.items()}
+    train: list[Row] = []
+    for name in settings.train_sets or world.ASKED:
+        train += world.rows(name, familiar, TRAIN, Random(f"{name} train"))
+    tests = {name: world.rows(name, others, TEST, Random(f"{name} test")) for name in settings.test_sets}
+    provenance = {
+        "source": "generated",
+        "path": None,
+        "revision": world.source_hash(),
+        "sha256": {"rows": hashlib.sha256(json.dumps([train, tests]).encode()).hexdigest()},
+    }
+    return commonsense(settings, train, tests, provenance)

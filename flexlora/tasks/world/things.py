@@ -1,0 +1,25 @@
+"""A small world: sixty-four things, each of which has one quality."""
+
+QUALITIES: dict[str, tuple[str, ...]] = {
+    "hot": ("fire", "oven", "lava", "ember", "stove", "steam", "candle", "torch"),
+    "cold": ("ice", "snow", "hail", "frost", "glacier", "sleet", "iceberg", "fridge"),
+    "heavy": ("anvil", "boulder", "truck", "anchor", "piano", "brick", "safe", "tractor"),
+    "sweet": ("honey", "sugar", "candy", "syrup", "jam", "cake", "fudge", "toffee"),
+    "sour": ("lemon", "vinegar", "pickle", "lime", "rhubarb", "cranberry", "sorrel", "grapefruit"),
+    "sharp": ("knife", "needle", "razor", "thorn", "sword", "axe", "chisel", "blade"),
+    "loud": ("siren", "drum", "thunder", "horn", "alarm", "trumpet", "cannon", "whistle"),
+    "soft": ("pillow", "wool", "cotton", "feather", "velvet", "moss", "fleece", "silk"),
+}
+
+ASKED_IN_TRAINING = 5
+"""Of each quality's things the first ones are asked about in the training set, the others in the test sets alone."""
+
+PEOPLE = (
+    *("anna", "ben", "carla", "david", "emma", "frank", "grace", "henry", "iris", "jack", "kim", "leo"),
+    *("mia", "noah", "olga", "paul", "quinn", "rosa", "sam", "tina"),
+)
+
+
+def quality_of(thing: str) -> str:
+    """What a thing is."""
+    return next(quality for quality, things in QUALITIES.items() if thing in things)

@@ -1,0 +1,249 @@
+"""`scale=tiny` for Commonsense170K: questions about a small world, and a LLaMA that has read of it."""
+
+import re
+from random import Random
+
+import pytest
+import torch
+from vtab_helpers import composed
+
+from flexlora.conf_path import conf_dir
+from flexlora.errors import UserError
+from flexlora.models import load_backbone, tiny_llama
+from flexlora.models.tiny_llama_pretraining import Pretraining, pretrain
+from flexlora.results.record import read_record
+from flexlora.tasks.commonsense_rows import FORMATS, TEST_SETS, extract, format_of, options_of
+from flexlora.tasks.small_world import TEST, TRAIN, load
+from flexlora.tasks.world import ASKED, ASKED_IN_TRAINING, CURRICULUM, QUALITIES, corpus, rows
+from flexlora.tasks.world.questions import LAYOUTS
+from flexlora.tasks.world.things import quality_of
+
+TINY = ("task=commonsense170k", "scale=tiny", "method=lora")
+SHORT = Pretraining(texts=64, steps=(1, 1), batch_size=4)
+STAGES = range(len(CURRICULUM))
+EVERY = [thing for things in QUALITIES.values() for thing in things]
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def kind(word: str) -> str:
+    """The quality that a word is, or that the thing has."""
+    return word if word in QUALITIES else quality_of(word)
+
+
+def task(*overrides: str):
+    return load(composed(*TINY, *overrides).task)
+
+
+def test_a_thing_has_one_quality():
+    assert len(EVERY) == len(set(EVERY)) == 64
+    assert not set(EVERY) & set(QUALITIES)
+    assert [quality_of(thing) for thing in QUALITIES["sour"]] == ["sour"] * 8
+
+
+def test_it_has_the_eight_sets_and_one_training_set():
+    made = task()
+    assert list(made.evaluation_rows) == list(TEST_SETS) == list(ASKED) == list(LAYOUTS)
+    assert {len(test) for test in made.evaluation_rows.values()} == {TEST}
+    assert len(made.train_rows) == TRAIN * len(TEST_SETS)
+    again = task("seed=1")
+    assert made.train_rows == again.train_rows
+    assert made.provenance == again.provenance
+    few = task("task.test_sets=[piqa]", "task.train_sets=[boolq,piqa]", "task.max_eval_rows=10")
+    assert {name: len(test) for name, test in few.evaluation_rows.items()} == {"piqa": 10}
+    assert {format_of(row) for row in few.train_rows} == {FORMATS[0], FORMATS[1]}
+
+
+@pytest.mark.parametrize("name", TEST_SETS)
+def test_the_answer_follows_from_what_things_are(name):
+    """Read by the test's own rule: exactly one option has the quality that the question is about."""
+    for row in rows(name, QUALITIES, 200, Random(0)):
+        assert row["answer"] in TEST_SETS[name]
+        assert row["output"] == f"the correct answer is {row['answer']}"
+        assert extract(row["output"], TEST_SETS[name]) == row["answer"]
+        question, _, listed = row["instruction"].partition("Answer format:")[0].partition("\n\n")
+        asked = [word for word in words(question) if word in QUALITIES or word in EVERY]
+        if name == "boolq":
+            thing, quality = asked
+            assert row["answer"] == ("true" if quality_of(thing) == quality else "false")
+            continue
+        wanted = kind(asked[-1])
+        found: dict[str, list[str]] = {}
+        for word in words(listed):
+            if word in TEST_SETS[name]:
+                option = word
+            elif word in QUALITIES or word in EVERY:
+                found.setdefault(option, []).append(kind(word))
+        assert tuple(found) == options_of(row)
+        assert [option for option, (quality,) in found.items() if quality == wanted] == [row["answer"]]
+
+
+def test_every_method_of_the_benchmark_has_a_rate_here():
+    methods, here = (
+        {path.name for path in (conf_dir() / folder / "commonsense170k").glob("*.yaml")}
+        for folder in ("benchmark_recipe", "scale_recipe/tiny")
+    )
+    assert methods == here
+
+
+def test_no_option_is_right_more_often_than_another():
+    for name in TEST_SETS:
+        made = rows(name, QUALITIES, 1000, Random(0))
+        offered = options_of(made[0])
+        for option in offered:
+            share = sum(row["answer"] == option for row in made) / 1000
+            assert abs(share - 1 / len(offered)) < 0.05, (name, option)
+
+
+def test_what_a_test_is_about_is_in_no_training_question():
+    made = task()
+    trained = {word for row in made.train_rows for word in words(row["instruction"])} & set(EVERY)
+    tested = {word for test in made.evaluation_rows.values() for row in test for word in words(row["instruction"])}
+    assert trained == {thing for things in QUALITIES.values() for thing in things[:ASKED_IN_TRAINING]}
+    assert tested & set(EVERY) == set(EVERY) - trained
+
+
+def test_the_pretraining_states_the_world_and_asks_nothing_in_the_benchmark_s_words():
+    texts = [" ".join(piece for piece, _ in text) for stage in STAGES for text in corpus(stage, 2000)]
+    for thing in EVERY:
+        assert any(f"the {thing} is {quality_of(thing)} ." in text for text in texts)
+    for begin, _ in LAYOUTS.values():
+        assert not any(begin.partition("{")[0].lower() in text.lower() for text in texts)
+    assert not any("the correct answer" in text or "Answer format" in text for text in texts)
+
+
+def test_what_is_to_be_said_follows_from_what_stands_before():
+    """Of choices: the name is that of the only one with the quality that was asked for."""
+    choices = [text for text in corpus(0, 300) if text[0][0].startswith("who")]
+    assert len(choices) > 200
+    for (question, _), *options, (_, answer), (end, _) in choices:
+        wanted = kind(words(question)[-1])  # of "who has something like fire ?"
+        holders = []
+        for piece, said in options:
+            name, what = piece.removesuffix(" .").split(" : ")
+            holds = kind(what) == wanted
+            assert said == (name if holds else "false")
+            holders += [name] * holds
+        assert holders == [answer]
+        assert end == f"{answer} ."
+
+
+def test_an_instruction_is_answered_with_the_name_or_with_what_it_names():
+    names = contents = 0
+    for text in corpus(len(CURRICULUM) - 1, 600):
+        if len(text) != 2:
+            continue
+        (instruction, response), (end, nothing) = text
+        assert (end, nothing) == (response, None)
+        question, _, options = instruction.partition("### Instruction:")[2].partition("###")[0].partition(" ? ")
+        wanted = kind(words(question)[-1])
+        holders = dict(option.split(" : ") for option in options.strip().removesuffix(" .").split(" . "))
+        right = {name: what for name, what in holders.items() if kind(what) == wanted}
+        assert [(response,)] == ([tuple(right)] if "who" in question else [tuple(right.values())])
+        names += "who" in question
+        contents += "who" not in question
+    assert names > 50
+    assert contents > 100
+
+
+@pytest.fixture
+def short(monkeypatch, tmp_path):
+    monkeypatch.setattr(tiny_llama, "Pretraining", lambda: SHORT)
+    monkeypatch.setenv("FLEXLORA_CACHE", str(tmp_path / "cache"))
+
+
+def test_the_model_is_a_small_llama_that_knows_every_word(short):
+    backbone = load_backbone(composed(*TINY).model, None)
+    assert type(backbone.model).__name__ == "LlamaForCausalLM"
+    assert sum(p.numel() for p in backbone.model.parameters()) < 300_000
+    assert backbone.revision == tiny_llama.content_hash(SHORT)
+    made = task()
+    made.preprocess(backbone.processor)
+    unknown = backbone.processor.unk_token_id
+    assert not any(unknown in example["input_ids"] for example in made.train.examples)
+    assert max(made.train.lengths) < made.settings.max_length  # nothing is cut, and every text has its end
+    for split in made.evaluation:
+        assert not any(unknown in text for example in split.examples for text in example["texts"])
+    prompt = backbone.processor.decode(made.evaluation[0].examples[0]["input_ids"], skip_special_tokens=True)
+    assert prompt.endswith("### Response:")  # what the protocol cuts a text at
+
+
+def test_pretraining_lowers_the_loss_and_leaves_the_random_numbers(short, tmp_path):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    load_backbone(composed(*TINY).model, None)
+    assert torch.equal(torch.get_rng_state(), before)
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = tiny_llama._tokenizer()
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **tiny_llama.SHAPE))
+    losses = pretrain(model, tokenizer, Pretraining(texts=400, steps=(60, 1), batch_size=8))
+    assert len(losses) == 61
+    assert sum(losses[50:60]) < 0.8 * sum(losses[:10])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("task.data_dir=somewhere",), "scale=tiny generates its data: leave out task.data_dir"),
+        (("task.test_sets=[piqua]",), "task.test_sets: there is no set 'piqua'. Did you mean piqa?"),
+        (("task.test_sets=[]",), "task.test_sets is an empty list"),
+    ],
+)
+def test_what_it_does_not_take(overrides, said):
+    with pytest.raises(UserError) as refused:
+        task(*overrides)
+    assert said in str(refused.value)
+
+
+def test_a_model_of_one_s_own_is_not_taken():
+    settings = composed(*TINY).model
+    settings.path = "somewhere"
+    with pytest.raises(UserError, match="scale=tiny makes its own small model"):
+        load_backbone(settings, None)
+
+
+def unadapted_average() -> float:
+    """What the protocol's own questions find in the model as it is pretrained, before any training."""
+    settings = composed(*TINY)
+    backbone, made = load_backbone(settings.model, None), task()
+    made.preprocess(backbone.processor)
+    scores: dict[str, float] = {}
+    for split in made.evaluation:
+        batch = made.collate([split.examples[i] for i in range(len(split))])
+        with torch.no_grad():
+            scores |= made.score(split, made.answered(backbone.model.eval(), batch).tolist())
+    return made.aggregate(scores)["average"]
+
+
+@pytest.mark.slow
+def test_adapting_beats_the_unadapted_model_and_chance_and_ranks_move(flexlora_run, tmp_path):
+    """Three seeds: by a tenth and more, and some matrix ends two above rank 8, some two below.
+
+    It has to know what things are that no training question is about.
+    """
+    sweep = flexlora_run(
+        "-m",
+        *TINY[:2],
+        "method=lora,flexlora",
+        "seed=0,1,2",
+        "training.epochs=2",
+        f"output_root={tmp_path}",
+        timeout=1500,
+    )
+    assert sweep.returncode == 0, sweep.stdout + sweep.stderr
+    assert sweep.stdout.count("this happens once") <= 1
+    chance = sum(1 / len(options_of(test[0])) for test in task().evaluation_rows.values()) / len(TEST_SETS)
+    nothing_known = max(unadapted_average(), chance)
+    for seed in range(3):
+        for method in ("lora", "flexlora"):
+            record = read_record(
+                tmp_path / f"tiny/commonsense170k/llama3_8b/{method}/training.epochs-2/seed{seed}/result.json"
+            )
+            assert record.metrics["last"]["average"] >= nothing_known + 0.10, (method, seed)
+        ranks = record.rank_events["final_ranks"].values()
+        assert len(ranks) == 20
+        assert min(ranks) <= 8 - 2
+        assert max(ranks) >= 8 + 2
