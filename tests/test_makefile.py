@@ -36,8 +36,8 @@ TARGETS = {
     "figure3": "singular_values",
 }
 
-# Cannot be trained; needs adapters of other tasks.
-NOT_RUN = {"chatgpt", "adapter_fusion"}
+# By table: cannot be trained, or is cited and holds on no single GPU; needs adapters of other tasks.
+NOT_RUN = {"table2": {"chatgpt", "full"}, "table1": {"adapter_fusion"}}
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="no make on this machine")
 
@@ -103,7 +103,7 @@ def test_a_table_s_target_runs_every_row_that_can_be_run(tmp_path, target):
     for row in TABLES[TARGETS[target]].paper_rows:
         beside = [run for run in runs if run["name"] == row.method]
         beside = [run for run in beside if all(run.get(name) in allowed for name, allowed in row.settings)]
-        assert beside or row.method in NOT_RUN, row
+        assert beside or row.method in NOT_RUN.get(target, ()), row
 
 
 def test_costs_are_measured_in_turn_each_in_a_process_of_its_own(tmp_path):
@@ -129,7 +129,7 @@ def test_costs_are_measured_in_turn_each_in_a_process_of_its_own(tmp_path):
 def test_all_tables_are_made_whatever_became_of_another(tmp_path):
     told = make(tmp_path, "-n", "tables", "DRY=1", "SEEDS=3")
     tables = {"vtab", "vtab_table16"}
-    tables |= {f"commonsense170k{rows}" for rows in ("", "_r12", "_r32", "_adalora", "_adalora_r32", "_full")}
+    tables |= {f"commonsense170k{rows}" for rows in ("", "_r12", "_r32", "_adalora", "_adalora_r32")}
     tables |= {"glue", "cost", *(f"table{number}" for number in (4, 5, 6, 15))}
     assert tables == set(re.findall(r"experiment=(\w+)", told.stdout))
     assert "--keep-going" in told.stdout

@@ -10,22 +10,29 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from flexlora.cache import cache_dir
-from flexlora.errors import one_line
+from flexlora.errors import UserError, one_line
+from flexlora.models import Backbone
+from flexlora.settings import ModelSettings
 
 log = logging.getLogger("flexlora")
 
 CHECKSUM = "sha256.json"
+
+BackboneT = TypeVar("BackboneT", bound=Backbone)
+Load = Callable[[ModelSettings], BackboneT]
+"""Loads a model from the folder that the settings name."""
 
 Build = Callable[[Path], None]
 """Writes a model into a folder, which exists and is empty: files only, no folders."""
@@ -41,6 +48,27 @@ def hash_of(facts: Mapping[str, Any], *libraries: ModuleType) -> str:
 def source_hash(*parts: ModuleType | Callable[..., Any]) -> str:
     """A hash of the source of all that decides what is made."""
     return hashlib.sha256("".join(map(inspect.getsource, parts)).encode()).hexdigest()
+
+
+def check_relative(settings: ModelSettings, names: Collection[str], of: str) -> None:
+    """Refuse a model of one's own, or one that has no small relative of this kind.
+
+    Raises:
+        UserError: the message says what there is.
+    """
+    if settings.name not in names or settings.path is not None:
+        raise UserError(
+            "scale=tiny makes its own small model: leave out model=local and model.path, or scale=tiny "
+            f"({of} there is a small relative of {' and '.join(names)})"
+        )
+
+
+def small_relative(settings: ModelSettings, revision: str, build: Build, load: Load[BackboneT]) -> BackboneT:
+    """The small relative of `model.name` as `load` loads it from a folder, made there first where it is not; its
+    revision is `revision`."""
+    with made_once(settings.name or "", revision, build) as folder:
+        backbone = load(replace(settings, path=str(folder)))
+    return replace(backbone, revision=revision)
 
 
 @contextmanager

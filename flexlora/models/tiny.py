@@ -3,13 +3,12 @@
 A cached encoder is a folder as `save_pretrained` writes it, and loaded as any encoder from a folder is.
 """
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flexlora.errors import UserError
 from flexlora.models import Backbone, sequence_classifier
-from flexlora.models.made_once import hash_of, made_once, source_hash
+from flexlora.models.made_once import check_relative, hash_of, small_relative, source_hash
 from flexlora.models.tiny_pretraining import Pretraining
 from flexlora.settings import ModelSettings
 
@@ -72,17 +71,15 @@ def load(settings: ModelSettings, num_labels: int) -> Backbone:
     Raises:
         UserError: a model of one's own is asked for too.
     """
-    relative = RELATIVES.get(settings.name or "")
-    if relative is None or settings.path is not None:
-        raise UserError(
-            "scale=tiny makes its own small model: leave out model=local and model.path, or scale=tiny "
-            f"(there are small relatives of {' and '.join(RELATIVES)})"
-        )
+    check_relative(settings, RELATIVES, "of encoders")
     pretraining = Pretraining()
-    revision = content_hash(relative, pretraining)
-    with made_once(settings.name or "", revision, lambda folder: make(folder, relative, pretraining)) as folder:
-        backbone = sequence_classifier.load(replace(settings, path=str(folder)), num_labels)
-    return replace(backbone, revision=revision)
+    shape = RELATIVES[settings.name or ""]
+    return small_relative(
+        settings,
+        content_hash(shape, pretraining),
+        lambda folder: make(folder, shape, pretraining),
+        lambda small: sequence_classifier.load(small, num_labels),
+    )
 
 
 def content_hash(relative: dict[str, Any], pretraining: Pretraining) -> str:

@@ -3,14 +3,13 @@
 It is a folder as `save_pretrained` writes it, and loaded as any language model from a folder is.
 """
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from flexlora.errors import UserError
 from flexlora.models import Backbone, causal_lm
-from flexlora.models.made_once import hash_of, made_once, source_hash
+from flexlora.models.made_once import check_relative, hash_of, small_relative, source_hash
 from flexlora.models.tiny_llama_pretraining import Pretraining
 from flexlora.settings import ModelSettings
 
@@ -39,16 +38,9 @@ def load(settings: ModelSettings, num_labels: None = None) -> Backbone:
     Raises:
         UserError: a model of one's own is asked for too, or of another kind.
     """
-    if settings.name not in RELATIVES or settings.path is not None:
-        raise UserError(
-            "scale=tiny makes its own small model: leave out model=local and model.path, or scale=tiny "
-            f"(of language models there is a small relative of {' and '.join(RELATIVES)})"
-        )
+    check_relative(settings, RELATIVES, "of language models")
     pretraining = Pretraining()
-    revision = content_hash(pretraining)
-    with made_once(settings.name, revision, lambda folder: make(folder, pretraining)) as folder:
-        backbone = causal_lm.load(replace(settings, path=str(folder)))
-    return replace(backbone, revision=revision)
+    return small_relative(settings, content_hash(pretraining), lambda folder: make(folder, pretraining), causal_lm.load)
 
 
 def content_hash(pretraining: Pretraining) -> str:

@@ -1,14 +1,13 @@
 """`scale=tiny`: a small relative of the paper's ViT, of timm's own class, pretrained here once and kept."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flexlora.errors import UserError
 from flexlora.models import image_classifier
 from flexlora.models.image_classifier import CONFIG, WEIGHTS, ImageBackbone
-from flexlora.models.made_once import hash_of, made_once, source_hash
+from flexlora.models.made_once import check_relative, hash_of, small_relative, source_hash
 from flexlora.models.tiny_vit_pretraining import Pretraining
 from flexlora.settings import ModelSettings
 
@@ -43,16 +42,14 @@ def load(settings: ModelSettings, num_labels: int | None) -> ImageBackbone:
     Raises:
         UserError: a model of one's own is asked for too, or of another kind.
     """
-    if settings.name not in RELATIVES or settings.path is not None:
-        raise UserError(
-            "scale=tiny makes its own small model: leave out model=local and model.path, or scale=tiny "
-            f"(for images there is a small relative of {' and '.join(RELATIVES)})"
-        )
+    check_relative(settings, RELATIVES, "of models for images")
     pretraining = Pretraining()
-    revision = content_hash(pretraining)
-    with made_once(settings.name, revision, lambda folder: make(folder, pretraining)) as folder:
-        backbone = image_classifier.load(replace(settings, path=str(folder)), num_labels)
-    return replace(backbone, revision=revision)
+    return small_relative(
+        settings,
+        content_hash(pretraining),
+        lambda folder: make(folder, pretraining),
+        lambda small: image_classifier.load(small, num_labels),
+    )
 
 
 def content_hash(pretraining: Pretraining) -> str:
