@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from types import TracebackType
 from typing import IO
 
 from filelock import FileLock, Timeout
@@ -18,7 +19,18 @@ from tqdm import tqdm
 from flexlora.errors import UserError, one_line
 from flexlora.hub import NO_WRITING
 
-DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
+DAMAGED = (
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError),
+    *(ValueError, IndexError, RecursionError, MemoryError),  # of headers that are no headers
+)
+# Methods of a zip that give no more than is asked for; bzip2 and LZMA inflate a whole chunk at once.
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# Of a tar's long names and other extensions, which are read whole.
+EXTENSIONS = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
+LONGEST_EXTENSION = 1 << 20
 # Photographs hardly shrink: an archive that claims to hold more than this many times its own size, and more than
 # `LITTLE`, is made to fill a disk.
 MOST = 20
@@ -36,8 +48,18 @@ class Member:
     entry: zipfile.ZipInfo | tarfile.TarInfo
 
 
+class ShortHeaders(tarfile.TarInfo):
+    """A member whose own headers are of a size that names have."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        """Tarfile's own place to look at a header before it is read."""
+        if self.size < 0 or (self.type in EXTENSIONS and self.size > LONGEST_EXTENSION):
+            raise tarfile.ReadError(f"'{self.name}' has {self.size} bytes")
+        return super()._proc_member(archive)  # type: ignore[misc]
+
+
 class Archive:
-    """A zip or tar file (plain, gz, bz2, xz) and the files in it.
+    """A zip or tar file (plain, gz, bz2, xz) and the files in it; to be closed, as by `with`.
 
     Raises:
         UserError: it is not there, is no archive or damaged, has a member that leaves the folder or is neither file
@@ -48,18 +70,38 @@ class Archive:
         self.path = path
         with self.reading():
             with path.open("rb") as file:
-                zipped = file.read(2) == b"PK"
-            self._file = zipfile.ZipFile(path) if zipped else tarfile.open(path)  # noqa: SIM115
-            total, limit = 0, max(LITTLE, MOST * path.stat().st_size)
+                zipped = file.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
+            self._file = zipfile.ZipFile(path) if zipped else tarfile.open(path, tarinfo=ShortHeaders)  # noqa: SIM115
             self.members: list[Member] = []
-            for member in self._files():
-                total += member.size
-                if total > limit:
-                    raise UserError(
-                        f"{path} has {gigabytes(path.stat().st_size)} and claims to hold {gigabytes(total)} or more: "
-                        "not unpacked"
-                    )
-                self.members.append(member)
+        try:
+            with self.reading():
+                self._list()
+        except BaseException:
+            self.close()
+            raise
+
+    def _list(self) -> None:
+        total, limit = 0, max(LITTLE, MOST * self.path.stat().st_size)
+        for member in self._files():
+            total += member.size
+            if total > limit:
+                raise UserError(
+                    f"{self.path} has {gigabytes(self.path.stat().st_size)} and claims to hold {gigabytes(total)} or "
+                    "more: not unpacked"
+                )
+            self.members.append(member)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+    def __enter__(self) -> "Archive":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def open(self, member: Member) -> IO[bytes]:
         """The content of a member."""
@@ -93,11 +135,15 @@ class Archive:
                 folder, plain = entry.is_dir(), kind in (0, stat.S_IFREG)
                 if entry.flag_bits & 1:
                     raise UserError(f"{self.path}: '{name}' is encrypted")
+                if entry.compress_type not in METHODS:
+                    raise UserError(f"{self.path}: '{name}' is packed by another method than deflate: pack it anew")
             else:
                 name, size, folder, plain = entry.name, entry.size, entry.isdir(), entry.isreg()
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
                 raise UserError(f"{self.path}: '{name}' leaves the folder: nothing is unpacked")
+            if size < 0:
+                raise UserError(f"{self.path} is damaged: '{name}' has {size} bytes")
             if folder:
                 continue
             if not plain or not path.name:
@@ -122,10 +168,13 @@ def unpack(archive: Archive, targets: Mapping[PurePosixPath, Member], folder: Pa
     part, lock = folder / ".unpacking.part", FileLock(folder / ".unpacking.lock", timeout=0)
     with archive.reading():
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise UserError(f"another process is unpacking into {folder}") from error
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(f"another process is unpacking into {folder}") from error
+    except (OSError, NotImplementedError) as error:
+        raise UserError(f"cannot lock {folder}: {one_line(error)}") from error
+    with archive.reading():
         try:
             missing = {target: member for target, member in targets.items() if wanted(target, member)}
             need = sum(-(-member.size // BLOCK) * BLOCK for member in missing.values())
@@ -136,9 +185,9 @@ def unpack(archive: Archive, targets: Mapping[PurePosixPath, Member], folder: Pa
             for target, member in tqdm(missing.items(), desc="unpacking", unit=" files", disable=None):
                 path = folder / target
                 if path.parent not in made:
-                    path.parent.mkdir(parents=True, exist_ok=True)
                     if not path.parent.resolve().is_relative_to(folder.resolve()):
                         raise UserError(f"{path.parent} is a link that leaves {folder}")
+                    path.parent.mkdir(parents=True, exist_ok=True)
                     made.add(path.parent)
                 part.unlink(missing_ok=True)
                 with archive.open(member) as content, part.open("xb") as file:

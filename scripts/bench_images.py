@@ -22,6 +22,7 @@ import logging
 import os
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -34,11 +35,13 @@ import numpy as np
 from hydra import compose, initialize_config_dir
 
 from flexlora.conf_path import conf_dir
+from flexlora.errors import UserError
 from flexlora.models import load_backbone
 from flexlora.settings import VtabTask, register_schemas, resolve
 from flexlora.tasks.images import Form, decode
 from flexlora.tasks.vtab import Vtab, load
 
+TASKS = sorted(path.stem for path in (conf_dir() / "task" / "vtab").glob("*.yaml"))
 RATIOS = [
     ("memory-mapped", "decoded each time"),
     ("later start", "first start"),
@@ -61,14 +64,31 @@ def epoch(task: Vtab, batch: int, examples: Callable[[list[int]], list[dict[str,
     return len(order)
 
 
-def main() -> None:
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of a ViT: it says the images' size")
     parser.add_argument("--data", required=True, help="folder of the tasks' folders")
-    parser.add_argument("--task", default="caltech101")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--task", default="caltech101", choices=TASKS, metavar="TASK")
+    parser.add_argument("--rounds", type=positive, default=5)
+    parser.add_argument("--batch", type=positive, default=32)
     options = parser.parse_args()
+    try:
+        bench(options)
+    except UserError as error:
+        print(f"bench_images.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def bench(options: argparse.Namespace) -> None:
+    """Every way in turn, so many rounds, and the ratios."""
     logging.getLogger("flexlora").setLevel(logging.ERROR)  # not at every start that these are not all images
     register_schemas()
     chosen = [f"task=vtab/{options.task}", "method=linear", "model=local", f"model.path={options.model}"]
@@ -119,4 +139,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

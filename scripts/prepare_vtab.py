@@ -19,7 +19,7 @@ from archives import Archive, Member, unpack
 from hydra import compose, initialize_config_dir
 
 from flexlora.conf_path import conf_dir
-from flexlora.errors import UserError, did_you_mean
+from flexlora.errors import UserError, did_you_mean, one_line
 from flexlora.hub import NO_WRITING, trouble_with, what_failed
 from flexlora.settings import VtabTask, register_schemas, resolve
 from flexlora.tasks.image_lists import LISTS, SIZES, read_list, task_folder
@@ -102,7 +102,7 @@ def targets(archive: Archive, tasks: Sequence[VtabTask]) -> dict[PurePosixPath, 
         raise UserError(f"{archive.path} has tasks in several folders: {', '.join(map(str, roots))}")
     inside = [member for member in archive.members if member.name.is_relative_to(roots[0])]
     places = {member.name.relative_to(roots[0]): member for member in inside}
-    return {place: member for place, member in places.items() if place.parts[0] in folders}
+    return {place: member for place, member in places.items() if place.parts and place.parts[0] in folders}
 
 
 def check(settings: VtabTask) -> Finding:
@@ -160,17 +160,29 @@ def table(findings: Sequence[Finding]) -> str:
 
 def prepare(options: argparse.Namespace) -> list[Finding]:
     """Fetch, unpack, check."""
-    if options.check and not options.folder.is_dir():
-        raise UserError(f"there is no folder {options.folder}")
-    archive = None
+    folder = expanded(options.folder)
+    if options.check and not folder.is_dir():
+        raise UserError(f"there is no folder {folder}")
+    tasks = settings_of(options.tasks, folder)
     if not options.check:
-        archive = Archive(options.archive or fetch(options.repo, options.file, options.revision))
-    tasks = settings_of(options.tasks, options.folder)
-    if archive is not None:
-        places = targets(archive, tasks)
-        written = unpack(archive, places, options.folder, anew=LISTS)
-        print(f"{archive.path}: {len(places):,} files, {written:,} of them written to {options.folder}\n")
+        fetched = fetch(options.repo, options.file, options.revision) if options.archive is None else options.archive
+        with Archive(expanded(fetched)) as archive:
+            places = targets(archive, tasks)
+            written = unpack(archive, places, folder, anew=LISTS)
+        print(f"{archive.path}: {len(places):,} files, {written:,} of them written to {folder}\n")
     return [check(settings) for settings in tasks]
+
+
+def expanded(path: Path) -> Path:
+    """With the home folder for `~`.
+
+    Raises:
+        UserError: nobody of that name has one.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: {one_line(error)}") from error
 
 
 def main() -> int:
@@ -183,7 +195,6 @@ def main() -> int:
     parser.add_argument("--tasks", default=",".join(TASKS), help="comma-separated; default: all 19")
     parser.add_argument("--check", action="store_true", help="fetch and unpack nothing")
     options = parser.parse_args()
-    options.folder = options.folder.expanduser()
     options.tasks = options.tasks.split(",")
     for name in options.tasks:
         if name not in TASKS:

@@ -13,6 +13,7 @@ import sys
 import tarfile
 import zipfile
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -216,7 +217,93 @@ def test_a_link_that_is_there_already(prepare, source, tmp_path):
     code, _, line = prepare(tmp_path / "data", "--archive", pack(tmp_path / "it.zip", source), "--tasks", "kitti")
     assert code == 2
     assert "is a link that leaves" in line
-    assert contents(tmp_path / "elsewhere") == {}
+    assert list((tmp_path / "elsewhere").iterdir()) == []  # no folder either
+
+
+def pax(name: str, **headers: str) -> Callable[[tarfile.TarFile], None]:
+    def add(file: tarfile.TarFile) -> None:
+        member = tarfile.TarInfo(name)
+        member.pax_headers = {key.replace("_", "."): value for key, value in headers.items()}
+        file.addfile(member)
+
+    return add
+
+
+def large_extension(file: tarfile.TarFile) -> None:
+    member = tarfile.TarInfo("././@LongLink")
+    member.type, member.size = tarfile.GNUTYPE_LONGNAME, 1 << 21
+    file.addfile(member, io.BytesIO(bytes(member.size)))
+
+
+@pytest.mark.parametrize(
+    ("add", "said"),
+    [
+        (pax("kitti/images/a.jpg", GNU_sparse_size="-1000000000000"), "has -1000000000000 bytes"),
+        (pax("kitti/images/a.jpg", size="-512"), "has -512 bytes"),
+        (pax("kitti/images/a.jpg", GNU_sparse_size="x"), "is damaged"),
+        (pax("kitti/images/a.jpg", GNU_sparse_map="x"), "is damaged"),
+        (large_extension, "has 2097152 bytes"),
+    ],
+)
+def test_headers_of_a_tar_that_lie(prepare, source, tmp_path, add, said):
+    archive = pack(tmp_path / "it.tar", source)
+    with tarfile.open(archive, "a", format=tarfile.PAX_FORMAT) as file:
+        add(file)
+    code, _, line = prepare(tmp_path / "data", "--archive", archive)
+    assert (code, line.count("\n")) == (2, 0)
+    assert said in line
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_packed_by_what_inflates_whole_chunks(prepare, source, tmp_path, method):
+    archive = pack(tmp_path / "it.zip", source)
+    with zipfile.ZipFile(archive, "a", method) as file:
+        file.writestr("kitti/images/a.jpg", bytes(10**6))
+    code, _, line = prepare(tmp_path / "data", "--archive", archive)
+    assert code == 2
+    assert "'kitti/images/a.jpg' is packed by another method than deflate" in line
+
+
+def test_a_zip_with_a_name_that_is_no_text(prepare, source, tmp_path):
+    archive = pack(tmp_path / "it.zip", source)
+    with zipfile.ZipFile(archive, "a") as file:
+        file.writestr("kitti/images/\u00e9.jpg", b"")
+    archive.write_bytes(archive.read_bytes().replace("\u00e9".encode(), b"\xff\xff"))
+    code, _, line = prepare(tmp_path / "data", "--archive", archive)
+    assert code == 2
+    assert "is damaged" in line
+
+
+def test_a_file_named_like_the_folder_of_the_tasks(prepare, source, tmp_path):
+    archive = pack(tmp_path / "it.zip", source, "vtab-1k/")
+    with zipfile.ZipFile(archive, "a") as file:
+        file.writestr("vtab-1k", b"")
+    code, _, _ = prepare(tmp_path / "data", "--archive", archive, "--tasks", "kitti")
+    assert code != 2
+    assert (tmp_path / "data/kitti/test.txt").is_file()
+
+
+def test_a_tar_whose_first_name_looks_like_a_zip(prepare, source, tmp_path):
+    archive = tmp_path / "it.tar"
+    with tarfile.open(archive, "w") as file:
+        file.addfile(tarfile.TarInfo("PK.txt"))
+        file.add(source, ".")
+    prepare(tmp_path / "data", "--archive", archive, "--tasks", "kitti")
+    assert (tmp_path / "data/kitti/test.txt").is_file()
+
+
+def test_homes_and_names_that_are_too_long(prepare, source, tmp_path):
+    for words in (["~nobody-of-that-name/x", "--check"], [tmp_path / "data", "--archive", "~nobody-of-that-name/x"]):
+        code, _, line = prepare(*words)
+        assert code == 2
+        assert "~nobody-of-that-name" in line
+    prepare(tmp_path / "data", "--archive", pack(tmp_path / "it.zip", source), "--tasks", "kitti")
+    with (tmp_path / "data/kitti/test.txt").open("a") as file:
+        file.write(f"images/{'a' * 300}.jpg 0\n")
+    code, out, _ = prepare(tmp_path / "data", "--check", "--tasks", "kitti")
+    assert code == 1
+    assert "File name too long" in out
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])

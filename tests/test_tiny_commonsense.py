@@ -16,7 +16,6 @@ from flexlora.tasks.commonsense_rows import FORMATS, TEST_SETS, extract, format_
 from flexlora.tasks.small_world import TEST, TRAIN, load
 from flexlora.tasks.world import ASKED, ASKED_IN_TRAINING, CURRICULUM, QUALITIES, corpus, rows
 from flexlora.tasks.world.questions import LAYOUTS
-from flexlora.tasks.world.things import quality_of
 
 TINY = ("task=commonsense170k", "scale=tiny", "method=lora")
 SHORT = Pretraining(texts=64, steps=(1, 1), batch_size=4)
@@ -26,6 +25,10 @@ EVERY = [thing for things in QUALITIES.values() for thing in things]
 
 def words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
+
+
+def quality_of(thing: str) -> str:
+    return next(quality for quality, things in QUALITIES.items() if thing in things)
 
 
 def kind(word: str) -> str:
@@ -170,6 +173,22 @@ def test_the_model_is_a_small_llama_that_knows_every_word(short):
     assert prompt.endswith("### Response:")  # what the protocol cuts a text at
 
 
+def test_its_name_hangs_on_all_that_makes_it(monkeypatch):
+    plain = tiny_llama.content_hash(SHORT)
+    assert tiny_llama.content_hash(Pretraining()) != plain
+    for target, value in (
+        ("flexlora.models.tiny_llama.SHAPE", tiny_llama.SHAPE | {"hidden_size": 32}),
+        ("flexlora.models.tiny_llama.SPECIAL", tiny_llama.SPECIAL | {"pad_token": "<p>"}),
+        ("flexlora.tasks.commonsense_prompts.__file__", __file__),
+        ("flexlora.tasks.commonsense_rows.__file__", __file__),
+        ("flexlora.models.tiny_llama.source_hash", lambda *parts: "another pretraining"),
+    ):
+        with monkeypatch.context() as changed:
+            changed.setattr(target, value)
+            assert tiny_llama.content_hash(SHORT) != plain, target
+    assert tiny_llama.content_hash(SHORT) == plain
+
+
 def test_pretraining_lowers_the_loss_and_leaves_the_random_numbers(short, tmp_path):
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -188,6 +207,7 @@ def test_pretraining_lowers_the_loss_and_leaves_the_random_numbers(short, tmp_pa
     ("overrides", "said"),
     [
         (("task.data_dir=somewhere",), "scale=tiny generates its data: leave out task.data_dir"),
+        (("task.hub_path=me/mine",), "scale=tiny generates its data: leave out task.data_dir and task.hub_path"),
         (("task.test_sets=[piqua]",), "task.test_sets: there is no set 'piqua'. Did you mean piqa?"),
         (("task.test_sets=[]",), "task.test_sets is an empty list"),
     ],

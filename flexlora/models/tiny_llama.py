@@ -45,6 +45,7 @@ def load(settings: ModelSettings, num_labels: None = None) -> Backbone:
 
 def content_hash(pretraining: Pretraining) -> str:
     """A name for what `make` makes of this: its settings, the world's source, our own, and the versions."""
+    import tokenizers
     import torch
     import transformers
 
@@ -53,11 +54,12 @@ def content_hash(pretraining: Pretraining) -> str:
 
     facts = {
         "shape": SHAPE,
+        "special": SPECIAL,
         "pretraining": asdict(pretraining),
         "world": world.source_hash(),
         "source": source_hash(tiny_llama_pretraining, make, _tokenizer),
     }
-    return hash_of(facts, torch, transformers)
+    return hash_of(facts, torch, transformers, tokenizers)
 
 
 def make(folder: Path, pretraining: Pretraining) -> None:

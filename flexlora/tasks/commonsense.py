@@ -282,7 +282,7 @@ def _folder(settings: CommonsenseTask) -> tuple[Path, dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class File:
+class Wanted:
     """`name` in `folder`, where LLM-Adapters has it, or at the top."""
 
     folder: str
@@ -292,21 +292,24 @@ class File:
     def places(self) -> tuple[str, str]:
         return f"{self.folder}/{self.name}", self.name
 
+    def found(self, root: Path) -> Path | None:
+        return next((root / place for place in self.places if (root / place).is_file()), None)
 
-def _train_files(settings: CommonsenseTask) -> dict[str, File]:
+
+def _train_files(settings: CommonsenseTask) -> dict[str, Wanted]:
     if settings.train_sets is None:
-        return {"train": File("ft-training_set", settings.train_file)}
-    return {f"{name}/train": File("dataset", f"{name}/train.json") for name in settings.train_sets}
+        return {"train": Wanted("ft-training_set", settings.train_file)}
+    return {f"{name}/train": Wanted("dataset", f"{name}/train.json") for name in settings.train_sets}
 
 
-def _test_files(settings: CommonsenseTask) -> dict[str, File]:
-    return {name: File("dataset", f"{name}/test.json") for name in settings.test_sets}
+def _test_files(settings: CommonsenseTask) -> dict[str, Wanted]:
+    return {name: Wanted("dataset", f"{name}/test.json") for name in settings.test_sets}
 
 
-def _find(root: Path, file: File) -> Path:
-    for place in file.places:
-        if (root / place).is_file():
-            return root / place
+def _find(root: Path, file: Wanted) -> Path:
+    path = file.found(root)
+    if path is not None:
+        return path
     raise UserError(f"task.data_dir: neither {root / file.folder} nor {root} has {file.name}")
 
 
@@ -336,7 +339,7 @@ def _from_hub(settings: CommonsenseTask) -> tuple[Path, dict[str, Any]]:
             raise UserError(f"{path} is not in the local cache and {trouble}; {hint}") from error
         raise UserError(f"cannot load {path} from the hub: {what_failed(error)}; {hint}") from error
     for file in files:
-        if not any((root / place).is_file() for place in file.places):
+        if file.found(root) is None:
             if trouble is not None:
                 raise UserError(f"{file.name} of {path} is not in the local cache and {trouble}; {hint}")
             raise UserError(f"task.hub_path: {path} has neither {' nor '.join(file.places)}; {hint}")

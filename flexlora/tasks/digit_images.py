@@ -51,7 +51,7 @@ def odd(digits: Digits, row: int, draw: np.random.Generator) -> tuple[Pixels, in
 
 
 def four_alike(digits: Digits, row: int, draw: np.random.Generator) -> tuple[Pixels, int]:
-    """Of which digit there are four, each in another hand."""
+    """Of which digit there are four."""
     image, digit = _empty(), int(digits.digits[row])
     _put(image, digits.pixels[row], 0, 0)
     for top, left in ((0, DIGIT), (DIGIT, 0), (DIGIT, DIGIT)):

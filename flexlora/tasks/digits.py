@@ -1,10 +1,8 @@
 """`scale=tiny`: scikit-learn's handwritten digits as VTAB-1K tasks; from the files' contents on it is `Vtab`."""
 
-import hashlib
 import io
 import logging
-from functools import cache
-from pathlib import Path
+import sys
 from typing import Any
 
 import numpy as np
@@ -12,6 +10,7 @@ from PIL import Image
 
 from flexlora.errors import UserError
 from flexlora.settings import VtabTask
+from flexlora.source import files_of, hash_of_files
 from flexlora.tasks import digit_images
 from flexlora.tasks.digit_images import RELATIVES, Digits, Example
 from flexlora.tasks.image_lists import PARTS, ImageRows
@@ -46,7 +45,7 @@ def load(settings: VtabTask) -> Vtab:
     provenance: dict[str, Any] = {
         "source": "scikit-learn's digits",
         "path": None,
-        "revision": _source_hash(),
+        "revision": hash_of_files(*files_of(sys.modules[__name__], digit_images)),
         "sha256": {},
     }
     return vtab(settings, rows[train_list], {name: rows[evaluation_list]}, provenance)
@@ -75,10 +74,3 @@ def _rows(digits: Digits, example: Example, split: str) -> ImageRows:
         images.append(file.getvalue())
         rows.labels.append(label)
     return rows
-
-
-@cache
-def _source_hash() -> str:
-    """A hash of this file and of the one that draws: the rows are a function of them and of scikit-learn's digits."""
-    files = (Path(__file__), Path(digit_images.__file__))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]

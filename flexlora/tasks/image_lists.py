@@ -124,7 +124,10 @@ def read_list(file: Path, num_classes: int) -> ImageRows:
                 f"{where}: label {klass} is not between 0 and {num_classes - 1} (task.num_classes is {num_classes})"
             )
         name = name.strip()
-        path = inside.path(name)
+        try:
+            path = inside.path(name)
+        except OSError as error:  # a name that is too long, a folder that is not to be searched
+            raise UserError(f"{where}: '{name[:80]}': {error.strerror}") from error
         if path is None:
             raise UserError(f"{where}: '{name}' leaves the folder")
         rows.names.append(name)

@@ -23,10 +23,10 @@ def load(settings: CommonsenseTask) -> Commonsense:
     No thing that a test question is about is in a training question: what it is has to be known from the pretraining.
 
     Raises:
-        UserError: a folder of data is given too, or there is no such set.
+        UserError: data of one's own are given too, or there is no such set.
     """
-    if settings.data_dir is not None:
-        raise UserError("scale=tiny generates its data: leave out task.data_dir, or scale=tiny")
+    if settings.data_dir is not None or settings.hub_path is not None:
+        raise UserError("scale=tiny generates its data: leave out task.data_dir and task.hub_path, or scale=tiny")
     check_sets(settings)
     log.info("scale=tiny: generated data and a small model; this says nothing about the paper")
     familiar = {quality: things[: world.ASKED_IN_TRAINING] for quality, things in world.QUALITIES.items()}

@@ -4,10 +4,9 @@ Labels hang on agreement over a distance and on how a review is built, never on 
 and pairs of neighbouring words, are about as frequent under one label as under another (docs/tiny.md).
 """
 
-import hashlib
-from functools import cache
-from pathlib import Path
+import sys
 
+from flexlora.source import files_of, hash_of_files
 from flexlora.tasks.generator.corpus import corpus, primer
 from flexlora.tasks.generator.rows import TASKS, generate
 from flexlora.tasks.generator.words import VOCABULARY
@@ -15,8 +14,6 @@ from flexlora.tasks.generator.words import VOCABULARY
 __all__ = ["TASKS", "VOCABULARY", "corpus", "generate", "primer", "source_hash"]
 
 
-@cache
 def source_hash() -> str:
     """A hash of this package's own source: what it generates is a function of nothing else."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+    return hash_of_files(*files_of(sys.modules[__name__]))

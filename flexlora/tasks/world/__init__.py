@@ -1,9 +1,9 @@
 """A small world: what is so in it, texts that state it, and questions about it in Commonsense170K's formats."""
 
-import hashlib
-from functools import cache
-from pathlib import Path
+import sys
 
+from flexlora.source import files_of, hash_of_files
+from flexlora.tasks import commonsense_prompts, commonsense_rows
 from flexlora.tasks.world.corpus import CURRICULUM, Text, corpus
 from flexlora.tasks.world.questions import ASKED, rows
 from flexlora.tasks.world.things import ASKED_IN_TRAINING, QUALITIES
@@ -11,8 +11,6 @@ from flexlora.tasks.world.things import ASKED_IN_TRAINING, QUALITIES
 __all__ = ["ASKED", "ASKED_IN_TRAINING", "CURRICULUM", "QUALITIES", "Text", "corpus", "rows", "source_hash"]
 
 
-@cache
 def source_hash() -> str:
-    """A hash of this package's own source: what it generates is a function of nothing else."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+    """A hash of all that decides what it generates: this package, the protocol's texts and its formats."""
+    return hash_of_files(*files_of(sys.modules[__name__], commonsense_prompts, commonsense_rows))

@@ -18,8 +18,3 @@ PEOPLE = (
     *("anna", "ben", "carla", "david", "emma", "frank", "grace", "henry", "iris", "jack", "kim", "leo"),
     *("mia", "noah", "olga", "paul", "quinn", "rosa", "sam", "tina"),
 )
-
-
-def quality_of(thing: str) -> str:
-    """What a thing is."""
-    return next(quality for quality, things in QUALITIES.items() if thing in things)
