@@ -158,7 +158,8 @@ def test_did_you_mean(word, options, answer):
         ("variant=../x", "variant names one folder of a run's path: '../x' is no folder's name"),
         (
             "task.family=glu",
-            "there is no task.family 'glu'. Did you mean glue? There are: glue, synthetic, commonsense, vtab, digits, small_world.",
+            "there is no task.family 'glu'. Did you mean glue? There are: glue, synthetic, commonsense, vtab, digits, "
+            "small_world.",
         ),
         ("data_seed=99999999999", "data_seed must be between 0 and 2147483647, not 99999999999"),
     ],
