@@ -178,7 +178,7 @@ def evil_tar(archive: Path, name: str, kind: bytes = tarfile.REGTYPE) -> None:
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
-@pytest.mark.parametrize("name", ["../outside", "kitti/images/../../../outside", "/tmp/outside", "kitti\\..\\outside"])
+@pytest.mark.parametrize("name", ["../outside", "kitti/images/../../../outside", "/outside", "kitti\\..\\outside"])
 def test_members_that_leave_the_folder(prepare, source, tmp_path, kind, name):
     archive = pack(tmp_path / f"it.{kind}", source)
     (evil_zip if kind == "zip" else evil_tar)(archive, name)
