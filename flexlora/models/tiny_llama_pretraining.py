@@ -9,9 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from flexlora.tasks.answers import IGNORED
 from flexlora.tasks.world import Text, corpus
-
-IGNORED = -100
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from flexlora.tasks.answers import IGNORED
 from flexlora.tasks.generator.words import other_forms
-
-IGNORED = -100
 
 Text = tuple[str, ...]
 

@@ -105,35 +105,27 @@ def how_far_and_odd(digits: Digits, row: int, draw: np.random.Generator) -> tupl
     distance = int(draw.integers(3))
     side = 30 - 8 * distance
     top, left = draw.integers(CANVAS - side + 1, size=2)
-    image = _empty()
-    _put(image, digits.pixels[row], top, left, side, side)
-    return image, 2 * distance + int(digits.digits[row] % 2)
+    return _alone(digits.pixels[row], top, left, side, side), 2 * distance + int(digits.digits[row] % 2)
 
 
 def on_a_road(digits: Digits, row: int, draw: np.random.Generator) -> tuple[Pixels, int]:
     """In which of four ranges the distance of a digit on a road is: the farther, the smaller, its foot the higher."""
     side = int(draw.integers(8, 32))
     top, left = (CANVAS - side) // 2, int(draw.integers(CANVAS - side + 1))
-    image = _empty()
-    _put(image, digits.pixels[row], top, left, side, side)
-    return image, (31 - side) // 6
+    return _alone(digits.pixels[row], top, left, side, side), (31 - side) // 6
 
 
 def column(digits: Digits, row: int, draw: np.random.Generator) -> tuple[Pixels, int]:
     """In which of 16 columns the digit begins, at any height."""
-    image = _empty()
     left, top = int(draw.integers(16)), int(draw.integers(CANVAS - DIGIT + 1))
-    _put(image, digits.pixels[row], top, left)
-    return image, left
+    return _alone(digits.pixels[row], top, left), left
 
 
 def from_above(digits: Digits, row: int, draw: np.random.Generator) -> tuple[Pixels, int]:
     """From which of nine heights the digit is seen: the higher, the flatter it is, from 32 pixels down to 8."""
     height = int(draw.integers(9))
     tall = CANVAS - 3 * height
-    image = _empty()
-    _put(image, digits.pixels[row], (CANVAS - tall) // 2, 0, tall, CANVAS)
-    return image, height
+    return _alone(digits.pixels[row], (CANVAS - tall) // 2, 0, tall, CANVAS), height
 
 
 def turned(steps: int) -> tuple[int, Example]:
@@ -185,9 +177,7 @@ def colour(digits: Digits, row: int, number: int, draw: np.random.Generator) -> 
 def build(digits: Digits, row: int, number: int, draw: np.random.Generator) -> Pixels:
     """Whether it is large, narrow, flat or small."""
     height, width = ((28, 28), (28, 14), (14, 28), (14, 14))[number]
-    image = _empty()
-    _put(image, digits.pixels[row], (CANVAS - height) // 2, (CANVAS - width) // 2, height, width)
-    return image
+    return _alone(digits.pixels[row], (CANVAS - height) // 2, (CANVAS - width) // 2, height, width)
 
 
 def pattern(digits: Digits, row: int, number: int, draw: np.random.Generator) -> Pixels:
@@ -236,11 +226,16 @@ def _put(image: Pixels, digit: Pixels, top: int, left: int, height: int = DIGIT,
     np.maximum(place, _resized(digit, height, width), out=place)
 
 
+def _alone(digit: Pixels, top: int, left: int, height: int = DIGIT, width: int = DIGIT) -> Pixels:
+    """The digit in an image that is empty else."""
+    image = _empty()
+    _put(image, digit, top, left, height, width)
+    return image
+
+
 def _in_quarter(digit: Pixels, quarter: int) -> Pixels:
     """The digit in a quarter of an empty image, counted as one reads."""
-    image = _empty()
-    _put(image, digit, DIGIT * (quarter // 2), DIGIT * (quarter % 2))
-    return image
+    return _alone(digit, DIGIT * (quarter // 2), DIGIT * (quarter % 2))
 
 
 def _coloured(image: Pixels, hue: float) -> Pixels:

@@ -92,18 +92,19 @@ ASKED: dict[str, Callable[[Things, Random], Question]] = {
     "openbookqa": what_it_is,
 }
 
+_ANSWER = ("Please choose the correct answer to the question: {question}", " ")
 LAYOUTS: dict[str, tuple[str, str]] = {
     "boolq": ("Please answer the following question with true or false, question: {question}?", ""),
     "piqa": ("Please choose the correct solution to the question: {question}", "\n\n"),
-    "social_i_qa": ("Please choose the correct answer to the question: {question}", " "),
+    "social_i_qa": _ANSWER,
     "hellaswag": ("Please choose the correct ending to complete the given sentence: {question}", " "),
     "winogrande": (
         "Please choose the correct answer to fill in the blank to complete the given sentence: {question}",
         " ",
     ),
-    "ARC-Easy": ("Please choose the correct answer to the question: {question}", " "),
-    "ARC-Challenge": ("Please choose the correct answer to the question: {question}", " "),
-    "openbookqa": ("Please choose the correct answer to the question: {question}", " "),
+    "ARC-Easy": _ANSWER,
+    "ARC-Challenge": _ANSWER,
+    "openbookqa": _ANSWER,
 }
 """How a set's instructions begin, and what stands between their options."""
 
