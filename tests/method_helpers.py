@@ -1,6 +1,7 @@
 """Methods as the command composes them, on backbones of two layers and random weights, trained by the real loop."""
 
 import copy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,12 @@ IN_TWO_STEPS = {"lori": ("method.tinit=3",), "mlae": ("method.expert_dropout=0.0
 
 def settings_of(method: str, *overrides: str, schedule: str = "absolute") -> RunSettings:
     """The settings of `flexlora-run task=glue/cola method=<method> <overrides>`, with windows for a short training."""
+    return copy.deepcopy(_composed(method, overrides, schedule))
+
+
+@cache
+def _composed(method: str, overrides: tuple[str, ...], schedule: str) -> RunSettings:
+    """Once for all tests of a process: Hydra reads dozens of files each time."""
     register_schemas()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = compose("config", ["task=glue/cola", f"method={method}", f"schedule={schedule}"])
