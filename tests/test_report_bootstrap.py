@@ -9,7 +9,7 @@ from scipy.stats import bootstrap as scipy_bootstrap
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from flexlora.report.bootstrap import SCORES, interval
+from flexlora.report.bootstrap import SCORES, difference_interval, interval
 from flexlora.results.collect import collect
 from flexlora.results.predictions import BEST, LAST, Predictions
 
@@ -126,3 +126,79 @@ def test_the_report_shows_them_where_there_is_one_seed(tmp_path):
     assert (float(rows["lora"]["low"]), float(rows["lora"]["high"])) == pytest.approx((low, high))
     assert rows["bitfit"]["low"] == ""
     assert "low" not in figures(tmp_path)[0]
+
+
+# --- differences ------------------------------------------------------------------------------------------------------
+
+BETTER = np.where(DRAW.random(400) < 0.5, LABELS, ANSWERS)
+
+
+def share(predictions, labels=LABELS):
+    return float((predictions == labels).mean())
+
+
+def two(root, other_labels=LABELS):
+    """A run of lora and a better one of flexlora."""
+    ours = kept(root, BETTER, method="flexlora", task="rte", value=share(BETTER))
+    reference = kept(root, ANSWERS, other_labels, task="rte", value=share(ANSWERS, other_labels))
+    return ours, reference
+
+
+def of_two(ours, reference, metric="accuracy", evaluation="last"):
+    return difference_interval(*(collect(folder).runs[0] for folder in (ours, reference)), metric, evaluation)
+
+
+def test_a_difference_is_resampled_in_pairs(tmp_path):
+    """Its variance is that of the examples' differences, far below the sum of both figures'."""
+    gains = (BETTER == LABELS).astype(float) - (ANSWERS == LABELS)
+    low, high = of_two(*two(tmp_path))
+    sigma = gains.std() / 400**0.5
+    assert low == pytest.approx(gains.mean() - 1.96 * sigma, abs=0.006)
+    assert high == pytest.approx(gains.mean() + 1.96 * sigma, abs=0.006)
+    alone = [of(folder) for folder in two(tmp_path / "again")]
+    assert high - low < 0.8 * sum((upper - lower) ** 2 for lower, upper in alone) ** 0.5
+
+
+def test_a_run_does_not_differ_from_itself(tmp_path):
+    ours, _ = two(tmp_path)
+    assert of_two(ours, ours) == (0, 0)
+
+
+def test_other_examples_have_no_difference(tmp_path):
+    labels = LABELS.copy()
+    labels[:2] = 1 - labels[:2]
+    assert of_two(*two(tmp_path, other_labels=labels)) is None
+    fewer = kept(tmp_path / "fewer", ANSWERS[:300], LABELS[:300], task="rte", value=share(ANSWERS[:300], LABELS[:300]))
+    assert of_two(two(tmp_path / "whole")[0], fewer) is None
+    ours, reference = two(tmp_path / "gone")
+    (reference / LAST).unlink()
+    assert of_two(ours, reference) is None
+
+
+def test_the_report_shows_it_below_a_difference_in_one_seed(tmp_path):
+    ours, reference = two(tmp_path)
+    low, high = (100 * bound for bound in of_two(ours, reference))
+    for seed in (1, 2):
+        kept(tmp_path, BETTER, method="bitfit", task="rte", value=share(BETTER), seed=seed)
+        kept(tmp_path, ANSWERS, method="dora", task="rte", value=share(ANSWERS), seed=seed)
+    text = report(tmp_path, "--against", "lora", "--intervals").stdout
+    lines = text.splitlines()
+    below = lines[next(i for i, line in enumerate(lines) if line.startswith("  less lora's")) + 1]
+    assert below.split() == ["95", "%", "interval", f"{low:+.1f}", "to", f"{high:+.1f}"]
+    assert f"{low:+.1f} to" not in report(tmp_path, "--against", "lora").stdout
+    rows = {
+        row["method"]: row
+        for row in figures(tmp_path, "--against", "lora", "--intervals")
+        if row["metric"] == "accuracy"
+    }
+    assert (float(rows["flexlora"]["paired_low"]), float(rows["flexlora"]["paired_high"])) == pytest.approx((low, high))
+    assert rows["lora"]["paired_low"] == rows["bitfit"]["paired_low"] == ""
+    assert "paired_low" not in figures(tmp_path, "--against", "lora")[0]
+    # Over two seeds the t test speaks.
+    assert "95 % interval" not in report(tmp_path, "--against", "dora", "--intervals", "--method", "bitfit,dora").stdout
+
+
+def test_a_subset_has_no_difference_from_the_whole(tmp_path):
+    kept(tmp_path, BETTER, method="flexlora", task="rte", value=share(BETTER), subset=True)
+    kept(tmp_path, ANSWERS, task="rte", value=share(ANSWERS))
+    assert "paired_low" not in figures(tmp_path, "--against", "lora", "--intervals")[0]

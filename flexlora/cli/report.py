@@ -83,7 +83,8 @@ def _parser() -> Parser:
     parser.add_argument(
         "--intervals",
         action="store_true",
-        help="below figures of one seed their 95 %% interval over the examples (bootstrap of the kept predictions)",
+        help="below figures of one seed, and differences in one, their 95 %% interval over the examples (bootstrap of "
+        "the kept predictions)",
     )
     parser.add_argument(
         "--tuned",

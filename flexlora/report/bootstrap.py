@@ -1,7 +1,7 @@
-"""How far a figure of one seed depends on the examples it is measured on: percentile bootstrap over them."""
+"""How far a figure of one seed, or a difference of two, depends on the examples: percentile bootstrap over them."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,30 @@ def interval(run: Run, metric: str, evaluation: str) -> tuple[float, float] | No
 
     None where the run's predictions or labels are not there, are of another evaluation, or do not give its figure.
     """
+    found = _measured(run, metric, evaluation)
+    return None if found is None else _middle(_resampled(found))
+
+
+def difference_interval(run: Run, reference: Run, metric: str, evaluation: str) -> tuple[float, float] | None:
+    """The 95 % interval of `run`'s figure less `reference`'s: both on the same resampled examples each time.
+
+    None where either has no `interval`, or the two were not measured on the same examples.
+    """
+    ours, other = _measured(run, metric, evaluation), _measured(reference, metric, evaluation)
+    if ours is None or other is None or not np.array_equal(ours.labels, other.labels):
+        return None
+    return _middle(_resampled(ours) - _resampled(other))
+
+
+class _Measured(NamedTuple):
+    """What a figure was computed from: (examples) predictions and labels."""
+
+    score: Score
+    predictions: Array
+    labels: Array
+
+
+def _measured(run: Run, metric: str, evaluation: str) -> _Measured | None:
     result = run.record.metrics.get(evaluation) or {}
     try:
         answers = read_answers(run.path / {"last": LAST, "best": BEST}[evaluation])
@@ -36,13 +60,23 @@ def interval(run: Run, metric: str, evaluation: str) -> tuple[float, float] | No
     predictions, labels = answers.predictions[split], answers.labels[split]
     if not abs(float(score(predictions[None], labels[None])[0]) - result.get(metric, np.nan)) <= TOLERANCE:
         return None
+    return _Measured(score, predictions, labels)
+
+
+def _resampled(measured: _Measured) -> Array:
+    """The figure of each resampling; the same examples are drawn for all figures of so many."""
+    score, predictions, labels = measured
     draw = np.random.default_rng(0)
     rows = max(1, BLOCK // len(labels))
     values = []
     for first in range(0, SAMPLES, rows):
         chosen = draw.integers(len(labels), size=(min(rows, SAMPLES - first), len(labels)))
         values.append(score(predictions[chosen], labels[chosen]))
-    low, high = np.quantile(np.concatenate(values), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return np.concatenate(values)
+
+
+def _middle(values: Array) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 

@@ -31,8 +31,8 @@ HOW_COMPARED = (
     "Less {}'s: over the seeds that both rows have; p: two-sided paired t test, not corrected for their number."
 )
 HOW_SURE = (
-    "Below a figure of one seed: its 95 % interval over 1,000 bootstrap samples of the evaluation's examples; "
-    "other seeds may differ by more."
+    "Below a figure of one seed, and a difference in one seed: its 95 % interval over 1,000 bootstrap samples of the "
+    "evaluation's examples; other seeds may differ by more."
 )
 
 
@@ -51,6 +51,8 @@ class Row:
     difference: list[float | None] = field(default_factory=list)
     paired: list[Paired | None] = field(default_factory=list)
     """Against the reference's row, where one was asked for."""
+    paired_intervals: list[tuple[float, float] | None] = field(default_factory=list)
+    """In points, of differences in one seed, over the examples, where it was asked for."""
     ratios: list[Cell] = field(default_factory=list)
     """Of a table of costs: to LoRA's, round by round."""
     intervals: list[tuple[float, float] | None] = field(default_factory=list)
@@ -90,7 +92,7 @@ def build(
     """The table of each scale and model that has runs of its tasks; the paper's scale first.
 
     `against`: the method whose row the others are compared with, seed by seed.
-    `intervals`: whether figures of one seed get theirs, over the examples.
+    `intervals`: whether figures of one seed, and differences in one, get theirs, over the examples.
     """
     tasks = {column.task for column in table.columns}
     by_place: dict[tuple[bool, str, str], list[Run]] = {}
@@ -132,6 +134,10 @@ def _sheet(
     for row in rows:
         if reference is not None and row is not reference:
             row.paired = [_paired(*cells, common) for cells in zip(row.cells, reference.cells, strict=True)]
+            if intervals:
+                row.paired_intervals = [
+                    _paired_interval(row, reference, i, column, runs, evaluation) for i, column in enumerate(columns)
+                ]
     is_paper = scale == "paper" and model == table.paper_model and not generated and not common & NOT_COMPARABLE
     groups = [[row] for row in rows]
     if is_paper:
@@ -148,7 +154,7 @@ def _sheet(
         *([f"All rows: {', '.join(sorted(variants))}."] if variants else []),
         *(f"All figures: {text}." for mark, text in MARKS.items() if mark in common),
         *([HOW_COMPARED.format(against)] if reference else []),
-        *([HOW_SURE] if any(any(row.intervals) for row in rows) else []),
+        *([HOW_SURE] if any(any(row.intervals) or any(row.paired_intervals) for row in rows) else []),
     ]
     if is_paper:
         shown = {None, *(column.task for column in columns)}
@@ -236,9 +242,30 @@ def _interval(row: Row, cell: Cell, column: Column, runs: list[Run], evaluation:
         return None
     from flexlora.report.bootstrap import interval  # here, as it needs numpy and most reports do without
 
-    key = (column.task, row.method, row.variant, *cell.by_seed)
-    run = next(r for r in runs if (r.record.task, r.record.method, r.record.variant, r.record.seed) == key)
-    found = interval(run, column.metric, evaluation)
+    (seed,) = cell.by_seed
+    return _percent(interval(_run_of(row, column, seed, runs), column.metric, evaluation))
+
+
+def _paired_interval(
+    row: Row, reference: Row, place: int, column: Column, runs: list[Run], evaluation: str
+) -> tuple[float, float] | None:
+    """Of a difference in one seed, in points."""
+    pair = row.paired[place]
+    if isinstance(column, Count | Average) or pair is None or pair.n != 1:
+        return None
+    from flexlora.report.bootstrap import difference_interval
+
+    (seed,) = row.cells[place].by_seed.keys() & reference.cells[place].by_seed.keys()
+    ours, other = (_run_of(which, column, seed, runs) for which in (row, reference))
+    return _percent(difference_interval(ours, other, column.metric, evaluation))
+
+
+def _run_of(row: Row, column: Column, seed: int, runs: list[Run]) -> Run:
+    key = (column.task, row.method, row.variant, seed)
+    return next(r for r in runs if (r.record.task, r.record.method, r.record.variant, r.record.seed) == key)
+
+
+def _percent(found: tuple[float, float] | None) -> tuple[float, float] | None:
     return None if found is None else (100 * found[0], 100 * found[1])
 
 

@@ -7,6 +7,7 @@ from flexlora.report.cells import MARKS, Cell
 from flexlora.report.paired import Paired
 from flexlora.report.table import Average, Column, Cost, Count
 
+INTERVAL = "  95 % interval"
 SUPERSCRIPT = str.maketrans("svgdmxfc", "ˢᵛᵍᵈᵐˣᶠᶜ")
 
 
@@ -35,11 +36,14 @@ def printed_lines(sheet: Sheet, row: Row) -> list[Line]:
     lines = [Line(row.label, own, row.kind == "paper")]
     if any(row.intervals):
         spans = ("" if pair is None else f"{pair[0]:.1f} to {pair[1]:.1f}" for pair in row.intervals)
-        lines.append(Line("  95 % interval", [Entry([span]) for span in spans], True))
+        lines.append(Line(INTERVAL, [Entry([span]) for span in spans], True))
     if any(row.paired):
         lines.append(
             Line(f"  less {sheet.against}'s", [_paired_entry(pair, sheet.usual_seeds) for pair in row.paired], True)
         )
+    if any(row.paired_intervals):
+        spans = ("" if pair is None else f"{signed(pair[0])} to {signed(pair[1])}" for pair in row.paired_intervals)
+        lines.append(Line(f"  {INTERVAL}", [Entry([span]) for span in spans], True))
     if any(cell.mean is not None for cell in row.ratios):
         lines.append(Line("  to lora's", [_ratio_entry(cell) for cell in row.ratios], True))
     if any(value is not None for value in row.difference):

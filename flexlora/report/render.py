@@ -19,6 +19,7 @@ CSV_COLUMNS = (*WHERE, "mean", "std", "n", "marks", "status", "paper", "differen
 INTERVAL_COLUMNS = ("low", "high")
 RATIO_COLUMN = "ratio"
 PAIRED_COLUMNS = ("against", "paired_difference", "paired_n", "p")
+PAIRED_INTERVAL_COLUMNS = ("paired_low", "paired_high")
 PLACES = ("", "bold", "underline")
 
 
@@ -47,6 +48,7 @@ def as_csv(sheets: Sequence[Sheet]) -> str:
     columns = CSV_COLUMNS + (INTERVAL_COLUMNS if any(any(row.intervals) for row in rows) else ())
     columns += (RATIO_COLUMN,) if any(row.ratios for row in rows) else ()
     columns += PAIRED_COLUMNS if any(sheet.against for sheet in sheets) else ()
+    columns += PAIRED_INTERVAL_COLUMNS if any(any(row.paired_intervals) for row in rows) else ()
     writer = csv.DictWriter(file, columns, lineterminator="\n", restval="")
     writer.writeheader()
     for sheet in sheets:
@@ -127,4 +129,6 @@ def _csv_lines(sheet: Sheet, row: Row) -> Iterable[dict[str, object]]:
             if row.paired and (pair := row.paired[i]):
                 values = (sheet.against, pair.difference, pair.n, pair.p)
                 figures |= dict(zip(PAIRED_COLUMNS, values, strict=True))
+            if row.paired_intervals and (span := row.paired_intervals[i]):
+                figures |= dict(zip(PAIRED_INTERVAL_COLUMNS, span, strict=True))
         yield shared | figures
