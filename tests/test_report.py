@@ -67,6 +67,19 @@ def test_every_metric_of_every_task_and_the_average_over_the_main_ones(tmp_path)
     assert "8 of 8 tasks" in report(tmp_path).stdout
 
 
+def test_the_average_says_that_a_seed_failed_everywhere(tmp_path):
+    for task in SCORES:
+        write_run(tmp_path, 0.5, task=task)
+        write_run(tmp_path, task=task, seed=1, status="failed", value=None)
+    line = score(tmp_path, metric="average")
+    assert (float(line["mean"]), line["n"], line["marks"]) == (pytest.approx(50), "1", "x")
+
+
+def test_the_papers_model_at_another_scale_says_so(tmp_path):
+    write_run(tmp_path, model="deberta_v3_base")
+    assert report(tmp_path).stdout.startswith("GLUE, deberta_v3_base, scale=local: not run at scale=paper; these figures")
+
+
 def test_the_average_is_of_the_seeds_that_have_all_tasks(tmp_path):
     for task in SCORES:
         for seed, value in enumerate((0.5, 0.7, 0.9)):
@@ -360,7 +373,7 @@ def test_nothing_to_show_is_one_line(tmp_path):
     (write_run(tmp_path) / "result.json").write_text(
         (tmp_path / "local/glue/cola/small/lora/default/seed0/result.json").read_text().replace("glue/cola", "my/own")
     )
-    assert "no run of a task in the table glue, commonsense170k, vtab: its runs are of my/own" in refusal(
+    assert "no run of a task in the table glue, commonsense170k, vtab, vtab_table16: its runs are of my/own" in refusal(
         report(tmp_path)
     )
     assert "no run of a task in the table vtab: its" in refusal(report(tmp_path, "--table", "vtab"))

@@ -50,6 +50,8 @@ def test_only_what_belongs_to_the_ablation_is_shown(tmp_path):
         write_variant(tmp_path, method)
     write_variant(tmp_path, importance="random")
     write_variant(tmp_path, direction="prune_only")
+    write_variant(tmp_path, init_b=0)
+    write_variant(tmp_path, importance="nuclear", deltaT=5)
     lines = [line for line in figures(tmp_path, "--table", "glue_table4") if line["source"] == "ours"]
     papers = {(line["method"], line["variant"]): line["paper"] for line in lines if line["task"] == "glue/cola"}
     assert papers == {

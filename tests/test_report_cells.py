@@ -41,7 +41,7 @@ def test_the_average_is_seed_by_seed(tmp_path):
     for run in collect(tmp_path).runs:
         runs.setdefault(run.record.task, []).append(run)
     columns = tuple(column for column in TABLES["glue"].main if column.task in ("glue/cola", "glue/rte"))
-    cells = [score_cell(runs[column.task], column, "last", "") for column in columns]
+    cells = [score_cell(runs[column.task], column, "last", None) for column in columns]
     average = average_cell(runs, Average("average", ("", ""), "average", of=(columns,)), cells, "last")
     assert (average.mean, average.std, average.n) == (pytest.approx(40), pytest.approx(0), 3)
     assert [cell.std for cell in cells] == [pytest.approx(20), pytest.approx(20)]

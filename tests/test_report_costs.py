@@ -99,7 +99,19 @@ def test_ratios_are_taken_in_the_same_circumstances(tmp_path):
     found = {row["variant"]: row["ratio"] for row in lines
              if (row["method"], row["metric"], row["source"]) == ("flexlora", "train_seconds", "ours")}  # fmt: skip
     assert found == {"short": "3.0", "elsewhere": ""}
-    assert report(tmp_path, "--table", "cost_table12").stdout.count("Training cost on GLUE") == 2
+    assert report(tmp_path, "--table", "cost_table12").stdout.count("Training cost on GLUE") == 3
+
+
+def test_a_part_of_a_training_leaves_whole_ones_their_title(tmp_path):
+    write_cost(tmp_path, 10.0, **PAPER)
+    write_cost(tmp_path, 20.0, "flexlora", **PAPER)
+    write_cost(tmp_path, 1.0, "flexlora", variant="cost_200_steps", max_steps=200, **PAPER)
+    titles = [
+        line for line in report(tmp_path, "--table", "cost_table12").stdout.splitlines() if "Training cost" in line
+    ]
+    assert len(titles) == 2
+    assert titles[0] == "Training cost on GLUE, as Table 12 of the FlexLoRA paper · deberta_v3_base"
+    assert "a part of a training; these figures say nothing about the paper" in titles[1]
 
 
 def test_only_runs_whose_cost_was_measured_are_shown(tmp_path):

@@ -103,7 +103,7 @@ def test_the_reference_is_the_methods_default_row(tmp_path):
     write_run(tmp_path, 0.6, variant="method.r-4")
     text = report(tmp_path, "--against", "lora").stdout
     assert "less lora's" not in text
-    assert "nothing is compared with lora: it has no row here, or several and none is its default" in text
+    assert "nothing is compared with lora: it has no row here, or no other, or several and none is its default" in text
     write_run(tmp_path, 0.4)
     differences = {
         (line["method"], line["variant"]): line["paired_difference"] and round(float(line["paired_difference"]), 6)
@@ -116,6 +116,56 @@ def test_the_reference_is_the_methods_default_row(tmp_path):
         ("lora", "method.r-4"): 20,
         ("flexlora", "default"): 30,
     }
+
+
+def test_a_row_of_the_same_variant_comes_before_the_default_one(tmp_path):
+    """What three epochs are worth is not the method's."""
+    for method, default, longer in (("lora", 0.4, 0.6), ("flexlora", 0.5, 0.69)):
+        write_run(tmp_path, default, method=method)
+        write_run(tmp_path, longer, method=method, variant="training.epochs-3")
+    write_run(tmp_path, 0.3, method="flexlora", variant="method.r-4")
+
+    def differences():
+        lines = figures(tmp_path, "--against", "lora")
+        return {
+            (line["method"], line["variant"]): line["paired_difference"] and round(float(line["paired_difference"]), 6)
+            for line in lines
+            if line["metric"] == "matthews_correlation"
+        }
+
+    assert differences() == {
+        ("lora", "default"): "",
+        ("lora", "training.epochs-3"): 20,
+        ("flexlora", "default"): 10,
+        ("flexlora", "method.r-4"): -10,
+        ("flexlora", "training.epochs-3"): 9,
+    }
+
+
+def test_without_a_default_row_those_of_the_same_variants_are_compared(tmp_path):
+    for variant, values in (("training.epochs-2", (0.4, 0.5)), ("training.epochs-3", (0.6, 0.69))):
+        for method, value in zip(("lora", "flexlora"), values, strict=True):
+            write_run(tmp_path, value, method=method, variant=variant)
+    lines = figures(tmp_path, "--against", "lora")
+    found = [line["paired_difference"] for line in lines if line["metric"] == "matthews_correlation"]
+    assert sorted(round(float(value), 6) for value in found if value) == [9, 10]
+
+
+def test_subsets_of_other_sizes_are_not_compared(tmp_path):
+    def part(method, rows, value, **fields):
+        samples = {"train": 50, "evaluation": {"validation": rows}}
+        write_run(tmp_path, value, method=method, subset=True, samples=samples, **fields)
+
+    part("lora", 100, 0.5)
+    part("flexlora", 500, 0.7)
+    part("dora", 100, 0.6)
+    text = report(tmp_path, "--against", "lora").stdout
+    assert text.count("less lora's") == 1
+    assert line_of(text, "  less lora's")[2] == "+10.0"
+    assert "ᵈ  other data than most runs of this task" in text
+    markdown = report(tmp_path, "--format", "markdown").stdout
+    assert "**60.0" in markdown  # not flexlora's 70, which is of other examples
+    assert "**70.0" not in markdown
 
 
 def test_a_subset_is_not_compared_with_the_whole(tmp_path):

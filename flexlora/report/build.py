@@ -78,7 +78,7 @@ class Sheet:
     usual_seeds: int | None = None
     """In a wide table, the number of seeds of most figures: it is said above."""
     against: str | None = None
-    """The method that the other rows are compared with, seed by seed."""
+    """The method whose rows the others are compared with, seed by seed."""
 
 
 def build(
@@ -91,7 +91,7 @@ def build(
 ) -> list[Sheet]:
     """The table of each scale and model that has runs of its tasks; the paper's scale first.
 
-    `against`: the method whose row the others are compared with, seed by seed.
+    `against`: the method that the rows are compared with, seed by seed.
     `intervals`: whether figures of one seed, and differences in one, get theirs, over the examples.
     """
     tasks = {column.task for column in table.columns}
@@ -104,11 +104,23 @@ def build(
 
 
 def _belongs(run: Run, table: Table) -> bool:
-    if measures_cost(run.record):
+    record = run.record
+    if measures_cost(record) or record.variant == table.without_variant:
         return False
-    settings = method_settings([run])
-    of_method = not table.only or run.record.method in table.only
-    return of_method and all(settings.get(name, value) == value for name, value in table.fixed)
+    if table.only and record.method not in table.only:
+        return False
+    changed = {part.split("-", 1)[0] for part in record.variant.split("+") if part.startswith("method.")}
+    if table.varied and changed - {f"method.{table.varied}"}:
+        return False
+    return all(_setting(record.config, name, value) == value for name, value in table.fixed)
+
+
+def _setting(config: Mapping[str, object], name: str, otherwise: object) -> object:
+    """The setting `method.direction`; where a method does not have it, `otherwise`."""
+    group, key = name.split(".")
+    values = config.get(group)
+    absent = otherwise if group == "method" else None
+    return values.get(key, absent) if isinstance(values, Mapping) else absent
 
 
 def _sheet(
@@ -130,14 +142,16 @@ def _sheet(
     for i, column in enumerate(columns):
         if not isinstance(column, Count):
             _set_column(rows, i, mark_places([row.cells[i] for row in rows], common))
-    reference = _reference(rows, against)
+    references = [row for row in rows if row.method == against]  # a method's default row is its first
     for row in rows:
-        if reference is not None and row is not reference:
+        reference = _reference(row, references)
+        if reference is not None:
             row.paired = [_paired(*cells, common) for cells in zip(row.cells, reference.cells, strict=True)]
             if intervals:
                 row.paired_intervals = [
                     _paired_interval(row, reference, i, column, runs, evaluation) for i, column in enumerate(columns)
                 ]
+    compared = any(row.paired for row in rows)
     is_paper = scale == "paper" and model == table.paper_model and not generated and not common & NOT_COMPARABLE
     groups = [[row] for row in rows]
     if is_paper:
@@ -153,7 +167,7 @@ def _sheet(
         f"{_what_a_cell_is(usual_seeds, len(numbers) > 1)}.",
         *([f"All rows: {', '.join(sorted(variants))}."] if variants else []),
         *(f"All figures: {text}." for mark, text in MARKS.items() if mark in common),
-        *([HOW_COMPARED.format(against)] if reference else []),
+        *([HOW_COMPARED.format(against)] if compared else []),
         *([HOW_SURE] if any(any(row.intervals) or any(row.paired_intervals) for row in rows) else []),
     ]
     if is_paper:
@@ -162,10 +176,13 @@ def _sheet(
     title = _title(table, scale, model, is_paper, generated)
     if evaluation == "best":
         title += " · BEST evaluation of each run, chosen on the very data it is measured on"
-    if against and reference is None:
-        notes.append(f"nothing is compared with {against}: it has no row here, or several and none is its default")
+    if against and not compared:
+        notes.append(
+            f"nothing is compared with {against}: it has no row here, or no other, or several and none is its default "
+            "or of the other row's variant"
+        )
     notes = notes + failures(runs)
-    shown_against = against if reference else None
+    shown_against = against if compared else None
     return Sheet(
         table, scale, model, evaluation, title, captions, columns, groups, notes, common, usual_seeds, shown_against
     )
@@ -197,6 +214,8 @@ def _title(table: Table, scale: str, model: str, is_paper: bool, generated: bool
         why = "generated data"
     elif model != table.paper_model:
         why = f"another model than the paper's {table.paper_model}"
+    elif scale != "paper":
+        why = "not run at scale=paper"
     else:
         why = "not the paper's data"
     return f"{table.tasks}, {model}, scale={scale}: {why}; these figures say nothing about the paper"
@@ -217,7 +236,7 @@ def _our_rows(table: Table, runs: list[Run], columns: Sequence[Column], evaluati
                 return parameter_cell([run for seen in by_task.values() for run in seen], column)
             if isinstance(column, Average):
                 return average_cell(by_task, column, [cell(part) for part in column.columns], evaluation)
-            return score_cell(by_task.get(column.task, []), column, evaluation, usual.get(column.task, ""))
+            return score_cell(by_task.get(column.task, []), column, evaluation, usual.get(column.task))
 
         return [cell(column) for column in columns]
 
@@ -274,10 +293,13 @@ def _set_column(rows: Sequence[Row], place: int, cells: Sequence[Cell]) -> None:
         row.cells[place] = cell
 
 
-def _reference(rows: Sequence[Row], method: str | None) -> Row | None:
-    """The row of the method that the others are compared with: its default one, or its only one."""
-    found = [row for row in rows if row.method == method]  # a method's default row is its first
-    return found[0] if len(found) == 1 or (found and found[0].variant == "default") else None
+def _reference(row: Row, references: Sequence[Row]) -> Row | None:
+    """What a row is compared with: of another method the row of the same variant, else its default or its only one."""
+    alike = [other for other in references if other.variant == row.variant != "default" and other.method != row.method]
+    if alike:
+        return alike[0]
+    is_clear = len(references) == 1 or (references and references[0].variant == "default")
+    return references[0] if is_clear and references[0] is not row else None
 
 
 def _paired(cell: Cell, reference: Cell, common: frozenset[str]) -> Paired | None:

@@ -6,6 +6,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from flexlora.report.table import Average, Column, Count
 from flexlora.results.collect import Run
@@ -15,7 +16,7 @@ MARKS = {
     "s": "subset of the data (task.max_train_rows, task.max_eval_rows)",
     "v": "on rows held out of train (task.validation_rows), to choose settings by",
     "g": "generated data",
-    "d": "other data than most runs of this task (source, revision or content)",
+    "d": "other data than most runs of this task (source, revision, content, or the rows of a subset)",
     "m": "its seeds ran with settings that differ",
     "x": "without seeds that did not end well or gave no figure",
     "f": "fewer seeds than another row",
@@ -53,17 +54,17 @@ def figure(record: RunRecord, metric: str, evaluation: str) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def score_cell(runs: Sequence[Run], column: Column, evaluation: str, usual_data: str) -> Cell:
+def score_cell(runs: Sequence[Run], column: Column, evaluation: str, usual: "Usual | None") -> Cell:
     """The cell of one row's runs of the column's task, in percent."""
 
     def percent(record: RunRecord) -> float | None:
         value = figure(record, column.metric, evaluation)
         return None if value is None else 100 * value
 
-    return seeds_cell(runs, percent, usual_data)
+    return seeds_cell(runs, percent, usual)
 
 
-def seeds_cell(runs: Sequence[Run], read: Callable[[RunRecord], float | None], usual_data: str) -> Cell:
+def seeds_cell(runs: Sequence[Run], read: Callable[[RunRecord], float | None], usual: "Usual | None") -> Cell:
     """The cell of what `read` finds in each of one row's runs of a task, None where there is nothing."""
     if not runs:
         return Cell(word="–")
@@ -77,7 +78,7 @@ def seeds_cell(runs: Sequence[Run], read: Callable[[RunRecord], float | None], u
         "s": any(record.subset for record in used),
         "v": any(record.data.get("held_out") for record in used),
         "g": any(is_generated(record) for record in used),
-        "d": any(data_identity(record) != usual_data for record in used),
+        "d": usual is not None and any(map(usual.is_other, used)),
         "m": len({_settings(record) for record in used}) > 1,
         "x": len(used) < len(found),
     }
@@ -90,9 +91,10 @@ def average_cell(runs: dict[str, list[Run]], average: Average, cells: Sequence[C
     by_seed: dict[int, dict[Column, float]] = {}
     for column in average.columns:
         for run in runs.get(column.task, []):
+            by_seed.setdefault(run.record.seed, {})  # also of a seed that has no figure at all
             value = figure(run.record, column.metric, evaluation)
             if value is not None:
-                by_seed.setdefault(run.record.seed, {})[column] = 100 * value
+                by_seed[run.record.seed][column] = 100 * value
     size = len(average.columns)
     whole = {seed: average.mean(values) for seed, values in by_seed.items() if len(values) == size}
     if not whole:
@@ -158,13 +160,37 @@ def data_identity(record: RunRecord) -> str:
     return f"{data.get('path')} {data.get('revision')}"
 
 
-def usual_data(runs: Iterable[Run]) -> str:
-    """The data that most of the runs saw; where two tie, the hub's."""
+class Usual(NamedTuple):
+    """What most runs of a task saw: the data, and of the runs on a part of it the rows."""
+
+    data: str
+    rows: str
+
+    def is_other(self, record: RunRecord) -> bool:
+        """Whether a run saw other data, or another part of it than most of those that saw a part."""
+        return data_identity(record) != self.data or (_is_part(record) and _rows(record) != self.rows)
+
+
+def usual_data(runs: Iterable[Run]) -> Usual:
+    """What most of the runs saw; of data that two halves saw, the hub's."""
     counts: Counter[tuple[bool, str]] = Counter()
+    rows: Counter[str] = Counter()
     for run in runs:
         if run.record.data:
             counts[run.record.data.get("source") == "hub", data_identity(run.record)] += 1
-    return max(counts, key=lambda key: (counts[key], key), default=(False, ""))[1]
+        if _is_part(run.record):
+            rows[_rows(run.record)] += 1
+    data = max(counts, key=lambda key: (counts[key], key), default=(False, ""))[1]
+    return Usual(data, max(rows, key=lambda key: (rows[key], key), default=""))
+
+
+def _is_part(record: RunRecord) -> bool:
+    return bool(record.subset or record.data.get("held_out"))
+
+
+def _rows(record: RunRecord) -> str:
+    """How many rows a run trained and was evaluated on; of two runs with the same, they are the same rows."""
+    return json.dumps(record.samples, sort_keys=True)
 
 
 def _settings(record: RunRecord) -> str:

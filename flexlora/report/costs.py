@@ -8,6 +8,7 @@ from flexlora.report.build import Row, Sheet, beside_paper, failures, label_rows
 from flexlora.report.cells import (
     MARKS,
     Cell,
+    Usual,
     is_generated,
     mark_fewer,
     measures_cost,
@@ -54,15 +55,16 @@ READ: Mapping[str, Callable[[RunRecord], float | None]] = {
 
 
 def build_costs(table: Table, runs: Sequence[Run]) -> list[Sheet]:
-    """The table of each scale, model and machine that has runs whose cost was measured; the paper's scale first."""
+    """The table of each scale, model and machine that has runs whose cost was measured; the paper's scale first, and
+    whole trainings before parts of one."""
     tasks = {column.task for column in table.columns}
-    by_place: dict[tuple[bool, str, str, str], list[Run]] = {}
+    by_place: dict[tuple[bool, str, str, str, str], list[Run]] = {}
     for run in runs:
         record = run.record
         if record.task in tasks and measures_cost(record):
-            key = (record.scale != "paper", record.scale, record.model, machine_of(record))
+            key = (record.scale != "paper", record.scale, record.model, machine_of(record), _part_of(record))
             by_place.setdefault(key, []).append(run)
-    return [_sheet(table, by_place[key], key[-1]) for key in sorted(by_place)]
+    return [_sheet(table, by_place[key], machine=key[3], part=key[4]) for key in sorted(by_place)]
 
 
 def machine_of(record: RunRecord) -> str:
@@ -73,7 +75,14 @@ def machine_of(record: RunRecord) -> str:
     return str(hardware.get("accelerator") or on_cpu)
 
 
-def _sheet(table: Table, found: list[Run], machine: str) -> Sheet:
+def _part_of(record: RunRecord) -> str:
+    """What a run is a part of, if not whole."""
+    if _training(record).get("max_steps") is not None:
+        return "a part of a training"
+    return "a part of the data" if record.subset or record.data.get("held_out") else ""
+
+
+def _sheet(table: Table, found: list[Run], machine: str, part: str) -> Sheet:
     runs, notes = without_duplicates(found)
     scale, model = runs[0].record.scale, runs[0].record.model
     by_task: dict[str, list[Run]] = {}
@@ -97,7 +106,7 @@ def _sheet(table: Table, found: list[Run], machine: str) -> Sheet:
         for row, cell in zip(ours, marked, strict=True):
             row.cells[i] = cell
 
-    why = _why_not_the_papers(table, runs, machine)
+    why = _why_not_the_papers(table, runs, machine, part)
     groups = [[row] for row in ours]
     if why is None:
         groups = beside_paper(table, ours, columns)
@@ -131,7 +140,7 @@ def _value(record: RunRecord, column: Cost) -> float | None:
     return float(value) / column.unit if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def _cell(runs: Sequence[Run], column: Cost, usual: str) -> Cell:
+def _cell(runs: Sequence[Run], column: Cost, usual: Usual) -> Cell:
     return seeds_cell([run for run in runs if run.record.task == column.task], lambda r: _value(r, column), usual)
 
 
@@ -170,7 +179,7 @@ def _set_printed_ratios(papers: Sequence[Row]) -> None:
             row.ratios = [Cell(mean=value / other) if value and other else Cell() for value, other in pairs]
 
 
-def _why_not_the_papers(table: Table, runs: Sequence[Run], machine: str) -> str | None:
+def _why_not_the_papers(table: Table, runs: Sequence[Run], machine: str, part: str) -> str | None:
     """Why these figures cannot stand under the paper's title; None where they can."""
     records = [run.record for run in runs]
     first = records[0]
@@ -180,8 +189,4 @@ def _why_not_the_papers(table: Table, runs: Sequence[Run], machine: str) -> str 
         return f"another model than the paper's {table.paper_model}"
     if not all(record.hardware.get("accelerator") for record in records):
         return f"on {machine}"
-    if any(_training(record).get("max_steps") is not None for record in records):
-        return "a part of a training"
-    if any(record.subset or record.data.get("held_out") for record in records):
-        return "a part of the data"
-    return None
+    return part or None

@@ -79,7 +79,11 @@ class Table:
     only: tuple[str, ...] = ()
     """The methods whose runs it shows; empty: all."""
     fixed: tuple[tuple[str, object], ...] = ()
-    """What these settings of a method must be, where it has them, for its runs to be shown."""
+    """What these settings must be (`method.direction`), where a run has them, for it to be shown."""
+    varied: str = ""
+    """The only setting of a method that a variant's name may change for its runs to be shown; empty: any."""
+    without_variant: str = ""
+    """A variant whose runs stand in another table."""
     parts: str = "tasks"
     """What its averages are over."""
     wide: bool = False

@@ -16,7 +16,7 @@ def _flexlora(table: str, row: str, **other: str) -> PaperRow:
 def _table(
     number: str, what: str, varied: str, *rows: PaperRow, footnotes: tuple[tuple[str | None, str], ...] = ()
 ) -> Table:
-    """GLUE's table for runs that differ in the setting `varied`, and agree with the defaults in the other two."""
+    """GLUE's table for runs that differ in the setting `varied` of their method, and in no other."""
     paper_rows = (PaperRow("full", "Full FT", (number,)), *rows, _flexlora(number, "FlexLoRA"))
     return replace(
         GLUE,
@@ -25,7 +25,8 @@ def _table(
         paper_title=f"{what}, as Table {number} of the FlexLoRA paper",
         paper_rows=paper_rows,
         only=tuple(dict.fromkeys(row.method for row in paper_rows)),
-        fixed=tuple((name, value) for name, value in DEFAULTS.items() if name != varied),
+        fixed=tuple((f"method.{name}", value) for name, value in DEFAULTS.items() if name != varied),
+        varied=varied,
         footnotes=(*footnotes, *(note for note in GLUE.footnotes if str(note[0]).startswith("glue/"))),
     )
 
