@@ -31,6 +31,8 @@ from flexlora.results.collect import Run
 FORMATS = {"text": ".txt", "markdown": ".md", "csv": ".csv", "latex": ".tex", "html": ".html"}
 WRITERS = {"markdown": as_markdown, "csv": as_csv, "latex": as_latex, "html": as_html}
 SAVED = ("md", "csv", "tex", "html")
+# Options of the tables, which `--tuned` would pass over.
+OF_TABLES = ("table", "metric", "against", "intervals", "all_tasks", "format", "output", "save")
 
 
 def main() -> None:
@@ -110,6 +112,8 @@ def _tables(options: argparse.Namespace) -> int:
         raise UserError(f"there is no table '{options.table}'.{near} There are: {', '.join(TABLES)}.")
     if options.save and (options.output or options.format):
         raise UserError("--save writes every format under names of its own: leave --output and --format out")
+    if options.tuned is not None:
+        _refuse_beside_tuned(options)
     kind = options.format or _format_of(options.output)
     root = Path(options.folder)
     found = collect_runs(root)
@@ -140,6 +144,13 @@ def _tables(options: argparse.Namespace) -> int:
     else:
         _show(sheets, kind, options.output)
     return BROKEN if found.broken else 0
+
+
+def _refuse_beside_tuned(options: argparse.Namespace) -> None:
+    default = _parser().get_default
+    given = [f"--{name.replace('_', '-')}" for name in OF_TABLES if getattr(options, name) != default(name)]
+    if given:
+        raise UserError(f"--tuned prints a table of its own, to the terminal: leave {' and '.join(given)} out")
 
 
 def _format_of(output: Path | None) -> str:
