@@ -16,6 +16,7 @@ from flexlora.cli.reporting import (
     collect_runs,
     make_folder,
     of_methods,
+    once,
     say,
     write,
 )
@@ -123,7 +124,7 @@ def _tables(options: argparse.Namespace) -> int:
     if options.against is not None:
         check_method(options.against, runs)
     if options.tuned is not None:
-        print(_tuned(runs, options.tuned, root), end="", flush=True)
+        print(_tuned(once(runs), options.tuned, root), end="", flush=True)
         return BROKEN if found.broken else 0
     tables = BENCHMARKS if options.table is None else (TABLES[options.table],)
     sheets = [
