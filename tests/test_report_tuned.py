@@ -88,3 +88,12 @@ def test_options_of_the_tables_are_refused(tmp_path, words):
     assert (result.returncode, result.stdout) == (2, "")
     assert len(result.stderr.splitlines()) == 1
     assert f"leave {words[0]} out" in result.stderr
+
+
+def test_a_copied_run_counts_once(tmp_path):
+    for copy in ("a", "b"):
+        for rate, value in ((1e-3, 0.3), (1e-4, 0.2)):
+            write(tmp_path / copy, "lora", rate, value, started=copy)
+    result = report(tmp_path, "--tuned", "training.learning_rate")
+    assert rows(result.stdout)["lora"] == ["0.001", "2", "20.0", "(1)", "30.0", "(1)"]
+    assert len(result.stderr.splitlines()) == 2
