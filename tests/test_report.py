@@ -1,11 +1,15 @@
 """`flexlora-report` as installed: what the table says of runs that ended well, badly, or not at all."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 from report_helpers import HUB, SCORES, figures, line_of, report, write_run
+
+from flexlora.results.collect import collect
 
 TINY = {"scale": "tiny", "model": "tiny_encoder", "data": {"source": "generated"}}
 PAPER = {"scale": "paper", "model": "deberta_v3_base"}
@@ -135,11 +139,12 @@ def test_a_done_run_without_the_figure_says_so(tmp_path):
     assert score(tmp_path)["status"] == "no figure"
 
 
+UNFINISHED = "scale: local\ntask: {name: glue/cola}\nmethod: {name: lora}\nseed: 0\ndata_seed: 0\n"
+
+
 def test_a_run_without_a_result_is_still_running_or_was_killed(tmp_path):
     folder = write_run(tmp_path)
-    (folder / "config.yaml").write_text(
-        "scale: local\ntask: {name: glue/cola}\nmethod: {name: lora}\nseed: 0\ndata_seed: 0\n"
-    )
+    (folder / "config.yaml").write_text(UNFINISHED)
     (folder / "result.json").unlink()
     result = report(tmp_path)
     assert result.returncode == 0
@@ -358,6 +363,50 @@ def test_a_record_of_an_older_version_is_read(tmp_path):
     result = report(tmp_path)
     assert result.returncode == 0, result.stderr
     assert line_of(result.stdout, "lora") == ["lora", "–", "–", "50.0", "(1)"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code"),
+    [("config.yaml", "a: 1", 0), ("config.yaml", "{", 0), ("result.json", "[1]", 1), ("result.json", "{", 1)],
+)
+@pytest.mark.parametrize("place", ["", "local", "local/glue/cola"])
+def test_another_file_of_a_runs_name_hides_no_run(tmp_path, name, content, code, place):
+    folder = write_run(tmp_path, 0.5)
+    (tmp_path / place / name).write_text(content)
+    found = collect(tmp_path)
+    assert [run.path for run in found.runs] == [folder]
+    assert len(found.broken) == code
+    result = report(tmp_path)
+    assert result.returncode == code
+    assert "50.0 (1)" in result.stdout
+
+
+def test_what_lies_in_a_runs_folder_is_not_looked_at(tmp_path, monkeypatch):
+    folders = [write_run(tmp_path, seed=seed) for seed in (0, 1)]
+    (folders[1] / "result.json").unlink()
+    (folders[1] / "config.yaml").write_text(UNFINISHED)
+    looked: list[str] = []
+    walk = os.walk
+
+    def watched(root):
+        for found in walk(root):
+            looked.append(found[0])
+            yield found
+
+    for folder in folders:
+        shutil.copytree(folder, folder / "adapter" / "copy")
+    monkeypatch.setattr("os.walk", watched)
+    assert [run.path for run in collect(tmp_path).runs] == folders
+    assert not [path for path in looked if "adapter" in path]
+
+
+@pytest.mark.parametrize("name", ["scale", "seed"])
+def test_a_config_of_another_shape_is_no_run(tmp_path, name):
+    folder = write_run(tmp_path)
+    (folder / "result.json").unlink()
+    config = "".join(f"{name}: [1]\n" if line.startswith(name) else f"{line}\n" for line in UNFINISHED.splitlines())
+    (folder / "config.yaml").write_text(config)
+    assert collect(tmp_path).runs == []
 
 
 def test_only_broken_records(tmp_path):

@@ -131,13 +131,61 @@ def test_runs_without_events_have_no_allocation(tmp_path):
     assert read_allocation(collect(folder).runs[0]) is None
 
 
-@pytest.mark.parametrize("line", ["{]", "[1]", '{"step": 1, "ranks": {"layer.0.a": 1}}'])
+EVENT = '"step": 1, "ranks": {"layer.0.a": 1}'
+HUGE = "9" * 400
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{]",
+        b"[1]",
+        b"\xff",
+        f"{{{EVENT}}}".encode(),
+        f'{{{EVENT}, "pruned": [], "grown": [], "scores": [1]}}'.encode(),
+        f'{{"step": 1, "ranks": {{"layer.0.a": {HUGE}}}, "pruned": [], "grown": []}}'.encode(),
+    ],
+)
 def test_a_broken_file_is_named(folder, line):
-    (folder / "ranks.jsonl").write_text(line + "\n")
+    (folder / "ranks.jsonl").write_bytes(line + b"\n")
     result = report("claims", folder)
-    assert result.returncode == 2
+    assert (result.returncode, result.stdout) == (1, "")
     assert len(result.stderr.splitlines()) == 1
     assert str(folder / "ranks.jsonl") in result.stderr
+
+
+def test_a_broken_file_does_not_take_the_others_along(tmp_path):
+    """Three groups: of one the events are broken, of one the adapter; the third, and the sweep's figures, are shown."""
+    runs = tmp_path / "runs"
+    common = {"method": "flexlora", "rank_events": EVENTS, "main_metric": "accuracy", "scores": ("accuracy",)}
+    events, adapter, _ = (write_training(write_run(runs, variant=name, **common)) for name in "abc")
+    (events / "ranks.jsonl").write_text("{]\n")
+    (adapter / "adapter" / "adapter_model.safetensors").write_bytes(b"none")
+    named = [events / "ranks.jsonl", adapter / "adapter" / "adapter_model.safetensors"]
+    saved = tmp_path / "figures"
+    for words in (("claims", runs), ("stability", runs), ("figures", runs, "--save", saved)):
+        result = report(*words)
+        assert result.returncode == 1, words
+        assert [str(file) in line for file, line in zip(named, result.stderr.splitlines(), strict=True)] == [True] * 2
+        assert "flexlora c" in result.stdout or "flexlora_c" in result.stdout
+        assert "flexlora a" not in result.stdout
+    assert (saved / "learning_curves_local_small.svg").is_file()
+    result = report("html", runs, "--output", tmp_path / "page.html")
+    assert (result.returncode, len(result.stderr.splitlines())) == (1, 2)
+    page = (tmp_path / "page.html").read_text()
+    assert all(f"<td>{file}</td><td>broken</td>" in page.replace(' class="text reason"', "") for file in named)
+
+
+def test_a_copied_run_is_no_second_seed(tmp_path):
+    for copy, tilt in (("a", -1), ("b", 1)):
+        folder = write_run(tmp_path / copy, method="flexlora", rank_events=EVENTS, started=f"2026-{copy}")
+        write_training(folder, layers=12, tilt=tilt)
+    for command in ("claims", "stability"):
+        result = report(command, tmp_path)
+        assert result.returncode == 0
+        assert "flexlora · seed 0\n" in result.stdout
+        assert [line.startswith("flexlora-report: left out, as") for line in result.stderr.splitlines()] == [True]
+    assert "L0–L3 grow: holds\n" in report("claims", tmp_path).stdout  # the later one
 
 
 def test_energy_and_entropy():
@@ -220,6 +268,22 @@ def test_a_corner_without_a_matrix_says_nothing():
     assert claims.check([nothing])[-1].verdict == "not to be checked"
 
 
+def test_layers_without_a_matrix_are_left_out(recwarn):
+    """Ranks of L0, L2 and L11 alone, all of which grow; and of layers 4 and 5 of six, so that none is shallow."""
+    from flexlora.report.allocation import Place
+
+    def grown(*layers):
+        ranks = np.array([[4.0] * len(layers), [5.0] * len(layers)])
+        return Allocation(None, [Place(i, "a") for i in layers], [1], ranks, ranks[1:], None)
+
+    shallow, deep, *_ = claims.check([grown(0, 2, 11)])
+    assert (shallow.verdict, shallow.numbers[1]) == ("holds", "L0 +1.00, L2 +1.00")
+    assert (deep.verdict, deep.numbers[1]) == ("does not hold", "L11 +1.00")
+    shallow, *_ = claims.check([grown(4, 5)])
+    assert (shallow.text, shallow.verdict) == ("the shallow layers L0–L1 grow", "not to be checked")
+    assert not recwarn.list
+
+
 def test_middle_layers(folder):
     one = read(folder)
     named = [i for i, place in enumerate(one.places) if place.kind in claims.PRESERVED and 4 <= place.layer < 9]
@@ -236,8 +300,8 @@ def test_seeds_are_grouped_and_others_left_out(tmp_path):
     write_run(tmp_path, method="lora")
     write_run(tmp_path, method="flexlora", seed=4, status="failed", rank_events=EVENTS)
     runs = collect(tmp_path).runs
-    groups, left = allocated(runs)
-    assert left == 0
+    groups, left, broken = allocated(runs)
+    assert (left, broken) == (0, [])
     assert sorted([one.run.record.seed for one in group.seeds] for group in groups) == [[0], [0, 1]]
     assert allocated(runs, most=1)[1] == 1
     assert allocated(runs, most=1)[0][0].file == "local_small_glue-cola_flexlora_b"

@@ -63,6 +63,17 @@ def test_an_interval_is_scipys_and_a_binomials(tmp_path):
     assert high == pytest.approx(share + 1.96 * sigma, abs=0.006)
 
 
+@pytest.mark.parametrize(("predictions", "labels"), [(list("abc"), [0.1, 0.5, 1.0]), ([0.1, 0.5, 1.0], list("abc"))])
+def test_words_for_numbers_give_no_interval(tmp_path, predictions, labels):
+    folder = kept(tmp_path, predictions, labels, task="stsb", value=0.5)
+    assert [of(folder, metric) for metric in ("pearson", "spearman", "accuracy")] == [None] * 3
+
+
+def test_an_evaluation_that_is_none_gives_no_interval(tmp_path):
+    folder = kept(tmp_path, task="rte", metrics={"last": [1], "best": {"step": 5, "accuracy": None}})
+    assert [of(folder, evaluation=evaluation) for evaluation in ("last", "best")] == [None, None]
+
+
 def test_an_interval_of_matthews_is_scipys(tmp_path):
     value = matthews_corrcoef(LABELS, ANSWERS)
     low, high = of(kept(tmp_path, value=value), "matthews_correlation")

@@ -189,6 +189,22 @@ def test_refusals_are_one_line(pair, tmp_path):
     assert "is no safetensors file" in report("compare", *pair).stderr
 
 
+@pytest.mark.parametrize("row", [{"accuracy": 0.5}, 7, {"step": [1]}])
+def test_a_damaged_history_is_one_line(pair, row):
+    edit(pair[1] / "result.json", lambda record: record["history"].insert(1, row))
+    result = report("compare", *pair)
+    assert (result.returncode, result.stdout, len(result.stderr.splitlines())) == (2, "", 1)
+    assert f"{pair[1] / 'result.json'}: entry 2 of its history is no evaluation after a step" in result.stderr
+
+
+def test_rows_without_their_kind_or_step(pair):
+    edit(pair[0] / "metrics.jsonl", lambda rows: rows.append({"loss": 0.1}))
+    edit(pair[1] / "ranks.jsonl", lambda rows: rows[2].pop("step"))
+    differences = found(*pair)[0]
+    assert differences["metrics.jsonl, from here on"] == [("line 4, step ?", '"?"', "ended before")]
+    assert differences["rank events"] == [("events that differ", "1", "of 5 that both have"), ("step", "30", "null")]
+
+
 def test_no_torch_is_imported(pair):
     import subprocess
     import sys

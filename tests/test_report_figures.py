@@ -110,6 +110,19 @@ def test_curves_are_means_with_bands(drawings):
     assert [*rte.lines[0].get_xdata()] == [1, 2, 3]
 
 
+def test_a_copied_run_is_no_second_seed(tmp_path):
+    for copy, value in (("a", 0.25), ("b", 0.75)):
+        write_run(tmp_path / "runs" / copy, value, main_metric="accuracy", scores=("accuracy",), started=copy,
+                  history=history(value))  # fmt: skip
+    result = report("figures", tmp_path / "runs", "--save", tmp_path / "both")
+    assert result.returncode == 0
+    assert result.stderr.startswith("flexlora-report: left out, as ")
+    report("figures", tmp_path / "runs" / "b", "--save", tmp_path / "later")
+    for name in figures.OF_SWEEPS:
+        both, later = (tmp_path / which / f"{name}_local_small.png" for which in ("both", "later"))
+        assert both.read_bytes() == later.read_bytes()
+
+
 def test_figures_read_in_grey():
     greys = [np.dot(light_to_dark()(x / 255)[:3], (0.299, 0.587, 0.114)) for x in range(256)]
     assert all(later < earlier + 1e-3 for earlier, later in itertools.pairwise(greys))

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from report_helpers import report, write_run
 
 
@@ -45,3 +46,54 @@ def test_runs_on_the_reported_rows_take_no_part(tmp_path):
     write(tmp_path, "lora", 1e-3, 0.1)
     write(tmp_path, "lora", 1e-2, 0.2)
     assert rows(report(tmp_path, "--tuned", "training.learning_rate").stdout)["lora"][:2] == ["0.01", "2"]
+
+
+def test_a_mean_of_zero_is_a_figure_like_any_other(tmp_path):
+    """A run whose answers are all of one class has a Matthews correlation of exactly 0."""
+    write(tmp_path, "lora", 1e-4, 0.0)
+    write(tmp_path, "lora", 1e-3, -0.05)
+    assert rows(report(tmp_path, "--tuned", "training.learning_rate").stdout)["lora"][0] == "0.0001"
+
+
+def test_values_may_be_lists_and_of_several_types(tmp_path):
+    targets = (["query"], ["query", "value"], "all-linear", 3, True)
+    for i, value in enumerate(targets):
+        config = {"method": {"name": "lora", "target_modules": value}, "task": {"validation_rows": 50}}
+        write_run(tmp_path, i / 10, variant=f"method.target_modules-{i}", config=config, main_metric="accuracy",
+                  scores=("accuracy",))  # fmt: skip
+    result = report(tmp_path, "--tuned", "method.target_modules")
+    assert result.returncode == 0, result.stderr
+    heads = next(line for line in result.stdout.splitlines() if line.startswith("method "))
+    assert heads.split() == ["method", "best", "runs", "True", "3", '["query",', '"value"]', '["query"]', "all-linear"]
+    assert rows(result.stdout)["lora"][:2] == ["True", "5"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--save", "folder"),
+        ("--output", "file.csv"),
+        ("--format", "csv"),
+        ("--table", "glue"),
+        ("--metric", "best"),
+        ("--against", "lora"),
+        ("--intervals",),
+        ("--all-tasks",),
+    ],
+)
+def test_options_of_the_tables_are_refused(tmp_path, words):
+    write(tmp_path, "lora", 1e-3, 0.1)
+    write(tmp_path, "lora", 1e-2, 0.2)
+    result = report(tmp_path, "--tuned", "training.learning_rate", *words, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert len(result.stderr.splitlines()) == 1
+    assert f"leave {words[0]} out" in result.stderr
+
+
+def test_a_copied_run_counts_once(tmp_path):
+    for copy in ("a", "b"):
+        for rate, value in ((1e-3, 0.3), (1e-4, 0.2)):
+            write(tmp_path / copy, "lora", rate, value, started=copy)
+    result = report(tmp_path, "--tuned", "training.learning_rate")
+    assert rows(result.stdout)["lora"] == ["0.001", "2", "20.0", "(1)", "30.0", "(1)"]
+    assert len(result.stderr.splitlines()) == 2

@@ -15,14 +15,16 @@ from flexlora.cli.reporting import (
     make_folder,
     of_methods,
     of_tasks,
+    once,
+    say,
     write,
     write_content,
 )
-from flexlora.errors import UserError, did_you_mean, one_line
+from flexlora.errors import UserError, did_you_mean
 from flexlora.results.collect import Collection, Run, collect
 
 if TYPE_CHECKING:
-    from flexlora.report.groups import Allocated
+    from flexlora.report.groups import Allocated, Allocations
 
 DIFFER = 1
 FIGURES = {
@@ -52,16 +54,16 @@ def _figures(words: Sequence[str]) -> int:
             )
     figures = _load_figures()
     found = collect_runs(options.folder)
-    runs = _chosen(found.runs, options)
-    groups = _allocated(runs)[0] if set(wanted) & set(figures.OF_ALLOCATIONS) else []
+    runs = once(_chosen(found.runs, options))
+    ranks = _allocated(found, runs if set(wanted) & set(figures.OF_ALLOCATIONS) else [])
     make_folder(options.save)
     count = 0
-    for drawing in itertools.chain(figures.draw_allocations(groups, wanted), figures.draw_sweeps(runs, wanted)):
+    for drawing in itertools.chain(figures.draw_allocations(ranks.groups, wanted), figures.draw_sweeps(runs, wanted)):
         for ending in ENDINGS:
             write_content(options.save / f"{drawing.name}.{ending}", drawing.save(ending))
         print(f"{options.save / drawing.name}.{{{','.join(ENDINGS)}}}", flush=True)
         count += 1
-    if not count:
+    if not count and not ranks.broken:
         raise UserError(
             f"there is nothing to draw in {options.folder}: no run that is done has what these figures show"
         )
@@ -95,10 +97,10 @@ def _stability(words: Sequence[str]) -> int:
 def _of_allocations(options: argparse.Namespace, text: Callable[[Sequence["Allocated"]], str]) -> int:
     """Print what is to be said of the runs whose ranks moved."""
     found = collect_runs(options.folder)
-    groups = _allocated(_chosen(found.runs, options))[0]
-    if not groups:
+    ranks = _allocated(found, once(_chosen(found.runs, options)))
+    if not ranks.groups and not ranks.broken:
         raise UserError(f"no run in {options.folder} that is done moved its ranks")
-    print(text(groups), end="", flush=True)
+    print(text(ranks.groups), end="", flush=True)
     return BROKEN if found.broken else 0
 
 
@@ -116,13 +118,15 @@ def _chosen(runs: list[Run], options: argparse.Namespace) -> list[Run]:
     return of_methods(of_tasks(runs, options.task), options.method)
 
 
-def _allocated(runs: Sequence[Run], most: int | None = None) -> tuple[list["Allocated"], int]:
+def _allocated(found: Collection, runs: Sequence[Run], most: int | None = None) -> "Allocations":
+    """The allocations of `runs`; a file of theirs that is broken is named and added to what else is in `found`."""
     from flexlora.report.groups import allocated
 
-    try:
-        return allocated(runs, most)
-    except (OSError, ValueError) as error:
-        raise UserError(one_line(error)) from error
+    allocations = allocated(runs, most)
+    for line in allocations.broken:
+        say(line)
+    found.broken += allocations.broken
+    return allocations
 
 
 def _load_figures() -> ModuleType:
@@ -150,13 +154,14 @@ def _html(words: Sequence[str]) -> int:
 
     found = collect_runs(options.folder)
     runs = _chosen(found.runs, options)
-    groups, more = _allocated(runs, most=GROUPS_ON_PAGE)
+    distinct = once(runs)
+    groups, more, _ = _allocated(found, distinct, most=GROUPS_ON_PAGE)
     note = f"The ranks of {more} more groups of seeds: flexlora-report figures {options.folder} --save DIR"
     page = as_page(
         options.folder,
         Collection(runs, found.broken),
         [sheet for table in BENCHMARKS for sheet in build(table, runs)],
-        itertools.chain(figures.draw_sweeps(runs), figures.draw_allocations(groups)),
+        itertools.chain(figures.draw_sweeps(distinct), figures.draw_allocations(groups)),
         [(group.name, check(group.seeds)) for group in groups],
         note if more else None,
     )

@@ -16,6 +16,7 @@ from flexlora.cli.reporting import (
     collect_runs,
     make_folder,
     of_methods,
+    once,
     say,
     write,
 )
@@ -31,6 +32,8 @@ from flexlora.results.collect import Run
 FORMATS = {"text": ".txt", "markdown": ".md", "csv": ".csv", "latex": ".tex", "html": ".html"}
 WRITERS = {"markdown": as_markdown, "csv": as_csv, "latex": as_latex, "html": as_html}
 SAVED = ("md", "csv", "tex", "html")
+# Options of the tables, which `--tuned` would pass over.
+OF_TABLES = ("table", "metric", "against", "intervals", "all_tasks", "format", "output", "save")
 
 
 def main() -> None:
@@ -110,6 +113,8 @@ def _tables(options: argparse.Namespace) -> int:
         raise UserError(f"there is no table '{options.table}'.{near} There are: {', '.join(TABLES)}.")
     if options.save and (options.output or options.format):
         raise UserError("--save writes every format under names of its own: leave --output and --format out")
+    if options.tuned is not None:
+        _refuse_beside_tuned(options)
     kind = options.format or _format_of(options.output)
     root = Path(options.folder)
     found = collect_runs(root)
@@ -119,7 +124,7 @@ def _tables(options: argparse.Namespace) -> int:
     if options.against is not None:
         check_method(options.against, runs)
     if options.tuned is not None:
-        print(_tuned(runs, options.tuned, root), end="", flush=True)
+        print(_tuned(once(runs), options.tuned, root), end="", flush=True)
         return BROKEN if found.broken else 0
     tables = BENCHMARKS if options.table is None else (TABLES[options.table],)
     sheets = [
@@ -140,6 +145,13 @@ def _tables(options: argparse.Namespace) -> int:
     else:
         _show(sheets, kind, options.output)
     return BROKEN if found.broken else 0
+
+
+def _refuse_beside_tuned(options: argparse.Namespace) -> None:
+    default = _parser().get_default
+    given = [f"--{name.replace('_', '-')}" for name in OF_TABLES if getattr(options, name) != default(name)]
+    if given:
+        raise UserError(f"--tuned prints a table of its own, to the terminal: leave {' and '.join(given)} out")
 
 
 def _format_of(output: Path | None) -> str:

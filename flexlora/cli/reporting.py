@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from flexlora.errors import UserError, did_you_mean
-from flexlora.results.collect import Collection, Run, collect
+from flexlora.results.collect import Collection, Run, collect, without_duplicates
 from flexlora.results.files import write_bytes
 
 BROKEN, REFUSED = 1, 2
@@ -48,6 +48,14 @@ def of_methods(runs: list[Run], wanted: str | None) -> list[Run]:
 def of_tasks(runs: list[Run], wanted: str | None) -> list[Run]:
     """The runs of these tasks, as `of_methods`."""
     return _of("task", runs, wanted)
+
+
+def once(runs: list[Run]) -> list[Run]:
+    """The runs without copies, as of a folder that lies there twice: they are no seeds. A line on stderr for each."""
+    kept, notes = without_duplicates(runs)
+    for note in notes:
+        say(note)
+    return kept
 
 
 def check_method(name: str, runs: list[Run]) -> None:

@@ -88,7 +88,7 @@ def read_allocation(run: Run) -> Allocation | None:
     Raises:
         ValueError: a file is broken; says which and why.
     """
-    events = list(read_json_lines(run.path / "ranks.jsonl"))
+    events = _read_events(run.path / "ranks.jsonl")
     try:
         found = {name: place_of(name) for name in events[0]["ranks"]} if events else {}
         placed = {name: place for name, place in found.items() if place is not None}
@@ -98,11 +98,18 @@ def read_allocation(run: Run) -> Allocation | None:
         scores = [[_score((event.get("scores") or {}).get(name)) for name in placed] for event in events]
         before = _before(events[0], placed, run)
         steps = [int(event["step"]) for event in events]
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{run.path / 'ranks.jsonl'} does not hold rank events: see {error}") from error
     spectra = _read_spectra(run.path / "adapter")
     whole = [spectra[name] for name in placed] if placed.keys() <= spectra.keys() else None
     return Allocation(run, [*placed.values()], steps, np.array([before, *after]), np.array(scores), whole)
+
+
+def _read_events(file: Path) -> list[dict[str, Any]]:
+    try:
+        return list(read_json_lines(file))
+    except (OSError, UnicodeError, RecursionError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
 
 
 def _before(event: dict[str, Any], names: Sequence[str] | dict[str, Place], run: Run) -> list[float]:
@@ -137,7 +144,7 @@ def _read_spectra(adapter: Path) -> dict[str, Array]:
                     values = np.abs(tensors.get_tensor(key).astype(np.float64)).ravel()
                     kept = values if ending == SPECTRA[0] else values[values > 0]
                     found[key.removeprefix(PEFT_PREFIX).removesuffix(ending)] = np.sort(kept)[::-1]
-    except (SafetensorError, TypeError) as error:
+    except (SafetensorError, OSError, TypeError) as error:
         raise ValueError(f"{file} is no adapter that numpy reads: {error}") from error
     return found
 

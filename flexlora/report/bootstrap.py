@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from flexlora.report.cells import number, scores_of
 from flexlora.results.collect import Run
 from flexlora.results.predictions import BEST, LAST, read_answers
 
@@ -48,7 +49,7 @@ class _Measured(NamedTuple):
 
 
 def _measured(run: Run, metric: str, evaluation: str) -> _Measured | None:
-    result = run.record.metrics.get(evaluation) or {}
+    result = scores_of(run.record, evaluation)
     try:
         answers = read_answers(run.path / {"last": LAST, "best": BEST}[evaluation])
     except ValueError:
@@ -58,7 +59,10 @@ def _measured(run: Run, metric: str, evaluation: str) -> _Measured | None:
         return None
     split, score = found
     predictions, labels = answers.predictions[split], answers.labels[split]
-    if not abs(float(score(predictions[None], labels[None])[0]) - result.get(metric, np.nan)) <= TOLERANCE:
+    value = number(result.get(metric))
+    if value is None or not all(np.issubdtype(values.dtype, np.number) for values in (predictions, labels)):
+        return None
+    if not abs(float(score(predictions[None], labels[None])[0]) - value) <= TOLERANCE:
         return None
     return _Measured(score, predictions, labels)
 

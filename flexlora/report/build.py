@@ -23,6 +23,7 @@ from flexlora.report.paired import Paired, paired
 from flexlora.report.published import Published, lines_of, printed_value
 from flexlora.report.table import ADAPTER, TRAINABLE, Average, Column, Count, PaperRow, Table
 from flexlora.results.collect import Run
+from flexlora.results.collect import without_duplicates as without_duplicates  # costs.py takes it from here
 
 # A difference between figures of these and the paper's would say nothing.
 NOT_COMPARABLE = {"s", "v", "g"}
@@ -387,19 +388,6 @@ def label_rows(rows: Sequence[Row]) -> set[str]:
     for row, its in zip(rows, parts, strict=True):
         row.label = "\n".join([row.method, *(f"  {part}" for part in its if part not in shared)])
     return shared
-
-
-def without_duplicates(runs: list[Run]) -> tuple[list[Run], list[str]]:
-    """Of runs that differ in nothing but their folder the latest, and a note for each one left out."""
-    latest: dict[tuple[str, str, str, int], Run] = {}
-    notes = []
-    for run in sorted(runs, key=lambda run: run.record.started or ""):
-        record = run.record
-        key = (record.task, record.method, record.variant, record.seed)
-        if key in latest:
-            notes.append(f"left out, as {run.path} is the same run and later: {latest[key].path}")
-        latest[key] = run
-    return list(latest.values()), notes
 
 
 def failures(runs: list[Run]) -> list[str]:

@@ -1,7 +1,6 @@
 """From the runs behind one cell of a table to its figure, and to what must be said beside it."""
 
 import json
-import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +21,9 @@ MARKS = {
     "f": "fewer seeds than another row",
     "c": "not printed: computed from the paper's printed figures",
 }
+
+LARGEST = 1e300
+"""Numbers of a damaged record may be beyond it; up to here percents, sums and deviations are still floats."""
 
 # Figures with these marks cannot be ranked among those without.
 NO_RIVAL = {"s", "v", "g", "d", "m"}
@@ -47,11 +49,22 @@ def summarise(values: Sequence[float]) -> Cell:
     return Cell(statistics.fmean(values), std, len(values))
 
 
+def number(value: object) -> float | None:
+    """What a record has where a number should be, which nobody checked; None where it is none, or no finite one."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return float(value) if abs(value) <= LARGEST else None
+
+
+def scores_of(record: RunRecord, evaluation: str) -> Mapping[str, object]:
+    """What a run's `last` or `best` evaluation gave; empty where there was none."""
+    found = record.metrics.get(evaluation)
+    return found if isinstance(found, dict) else {}
+
+
 def figure(record: RunRecord, metric: str, evaluation: str) -> float | None:
     """A figure of the `last` or `best` evaluation of a run that is done; None where there is none."""
-    scores = record.metrics.get(evaluation) if record.status == "done" else None
-    value = scores.get(metric) if isinstance(scores, dict) else None
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    return number(scores_of(record, evaluation).get(metric)) if record.status == "done" else None
 
 
 def score_cell(runs: Sequence[Run], column: Column, evaluation: str, usual: "Usual | None") -> Cell:
@@ -106,8 +119,9 @@ def average_cell(runs: dict[str, list[Run]], average: Average, cells: Sequence[C
 
 def parameter_cell(runs: Iterable[Run], column: Count) -> Cell:
     """Mean of the column's count over the runs that are done."""
-    counts = [run.record.parameters for run in runs if run.record.status == "done"]
-    sums = [float(sum(count[name] for name in column.entries)) for count in counts if set(column.entries) <= set(count)]
+    counts = (run.record.parameters for run in runs if run.record.status == "done")
+    parts = [[value for name in column.entries if (value := number(count.get(name))) is not None] for count in counts]
+    sums = [sum(values) for values in parts if len(values) == len(column.entries)]
     return summarise(sums) if sums else Cell(word="–")
 
 

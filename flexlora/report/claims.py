@@ -46,8 +46,11 @@ def _change(seeds: Sequence[Allocation], text: str, layers: range, sign: int) ->
     """Whether the mean rank of the matrices in `layers` rises (1) or falls (-1) from before the first event."""
     changes = [one.ranks[-1] - one.ranks[0] for one in seeds]  # (M)
     inside = _inside(seeds[0], layers)
+    if not inside.any():
+        return Claim(text, OPEN, ["no rank of a matrix in these layers was recorded"])
+    there = sorted({place.layer for place in seeds[0].places} & {*layers})
     by_layer = {
-        i: float(np.mean([change[_inside(seeds[0], range(i, i + 1))].mean() for change in changes])) for i in layers
+        i: float(np.mean([change[_inside(seeds[0], range(i, i + 1))].mean() for change in changes])) for i in there
     }
     starts, ends = ([float(one.ranks[row][inside].mean()) for one in seeds] for row in (0, -1))
     numbers = [

@@ -68,7 +68,7 @@ def compare(first: Run, second: Run) -> list[Section]:
     one, other = asdict(first.record), asdict(second.record)
     sections = {title: _of_record(one, other, keys) for title, keys in RECORD.items()}
     try:
-        sections["evaluations"] = _evaluations(one["history"], other["history"])
+        sections["evaluations"] = _evaluations(first, second)
         sections["metrics.jsonl, from here on"] = _first_row(first.path, second.path)
         sections["rank events"] = _rank_events(first.path, second.path)
         sections["predictions"] = _predictions(first.path, second.path)
@@ -113,8 +113,23 @@ def _without_clocks(row: Mapping[str, Any] | None) -> dict[str, Any]:
     return {} if row is None else {key: value for key, value in flat_keys(row).items() if key not in CLOCKS}
 
 
-def _evaluations(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> list[Difference]:
-    rows = [{row["step"]: _without_clocks(row) for row in history} for history in (one, other)]
+def _by_step(run: Run) -> dict[float, dict[str, Any]]:
+    """A run's evaluations without their clocks.
+
+    Raises:
+        ValueError: one is damaged; says which.
+    """
+    found = {}
+    for number, row in enumerate(run.record.history, start=1):
+        step = row.get("step") if isinstance(row, dict) else None
+        if not isinstance(step, int | float):
+            raise ValueError(f"{run.path / 'result.json'}: entry {number} of its history is no evaluation after a step")
+        found[step] = _without_clocks(row)
+    return found
+
+
+def _evaluations(first: Run, second: Run) -> list[Difference]:
+    rows = [_by_step(run) for run in (first, second)]
     found = []
     for step in sorted({**rows[0], **rows[1]}):
         ours, theirs = (by_step.get(step) for by_step in rows)
@@ -134,7 +149,7 @@ def _first_row(first: Path, second: Path) -> list[Difference]:
         if one != other:
             place = f"line {number}, step {(one or other).get('step', '?')}"
             if not one or not other:
-                words = [json.dumps(row["kind"]) if row else "ended before" for row in (one, other)]
+                words = [json.dumps(row.get("kind", "?")) if row else "ended before" for row in (one, other)]
                 return [Difference(place, words[0], words[1])]
             return _of_mappings(one, other, f"{place}: ")
     return []
@@ -149,7 +164,8 @@ def _rank_events(first: Path, second: Path) -> list[Difference]:
     if apart:
         ours, theirs = apart[0]
         found.append(Difference("events that differ", str(len(apart)), f"of {len(pairs)} that both have"))
-        place = f"step {ours['step']}: " if ours["step"] == theirs["step"] else ""
+        steps = [event.get("step", "?") for event in (ours, theirs)]
+        place = f"step {steps[0]}: " if steps[0] == steps[1] else ""
         for key in dict.fromkeys((*ours, *theirs)):
             one_value, other_value = ours.get(key), theirs.get(key)
             if isinstance(one_value, dict) and isinstance(other_value, dict):

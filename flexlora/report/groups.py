@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from flexlora.errors import one_line
 from flexlora.report.allocation import Allocation, read_allocation
-from flexlora.report.cells import measures_cost
+from flexlora.report.cells import figure, measures_cost
 from flexlora.results.collect import Run
 
 MOST_ROWS = 12
@@ -34,9 +36,24 @@ class Allocated:
         return "_".join(part for part in parts if part != "default")
 
 
+class Allocations(NamedTuple):
+    """What was read of the runs whose ranks moved."""
+
+    groups: list[Allocated]
+    more: int
+    """Groups that may be there beside, unread."""
+    broken: list[str]
+    """A line for each run with a broken file, which is left out."""
+
+
 def row_name(run: Run) -> str:
     """Method and variant."""
     return run.record.method if run.record.variant == "default" else f"{run.record.method} {run.record.variant}"
+
+
+def last_figure(run: Run) -> float | None:
+    """The main figure of the last evaluation of a run that is done; None where there is none."""
+    return figure(run.record, run.record.main_metric or "", "last")
 
 
 def by_place(runs: Sequence[Run]) -> dict[tuple[str, str], dict[str, dict[str, list[Run]]]]:
@@ -44,26 +61,19 @@ def by_place(runs: Sequence[Run]) -> dict[tuple[str, str], dict[str, dict[str, l
     found: dict[tuple[str, str], dict[str, dict[str, list[Run]]]] = {}
     for run in runs:
         record = run.record
-        last = record.metrics.get("last")
-        if record.status == "done" and not measures_cost(record) and last and record.main_metric in last:
+        if not measures_cost(record) and last_figure(run) is not None:
             rows = found.setdefault((record.scale, record.model), {}).setdefault(record.task, {})
             rows.setdefault(row_name(run), []).append(run)
     return found
 
 
-def allocated(runs: Sequence[Run], most: int | None = None) -> tuple[list[Allocated], int]:
+def allocated(runs: Sequence[Run], most: int | None = None) -> Allocations:
     """Runs that are done and whose ranks moved, the seeds of a method, variant and task together.
 
     Seeds whose events or matrices are not the first one's (of other data, under one variant's name) are left out.
 
     Args:
         most: read so many groups only.
-
-    Returns:
-        The groups, and how many more runs' groups there may be, unread.
-
-    Raises:
-        ValueError: a file of theirs is broken; says which and why.
     """
     groups: dict[tuple[str, str, str, str, str], list[Run]] = {}
     for run in runs:
@@ -77,10 +87,25 @@ def allocated(runs: Sequence[Run], most: int | None = None) -> tuple[list[Alloca
             key = (record.scale, record.model, record.task, record.method, record.variant)
             groups.setdefault(key, []).append(run)
     found: list[Allocated] = []
+    broken: list[str] = []
     left = list(groups.values())
     while left and (most is None or len(found) < most):
-        seeds = [one for one in map(read_allocation, left.pop(0)) if one is not None]
+        seeds = _read_all(left.pop(0), broken)
         if seeds:
             first = seeds[0]
             found.append(Allocated([one for one in seeds if (one.places, one.steps) == (first.places, first.steps)]))
-    return found, len(left)
+    return Allocations(found, len(left), broken)
+
+
+def _read_all(runs: Sequence[Run], broken: list[str]) -> list[Allocation]:
+    """The allocations of those runs that have one; what is wrong with a broken file is added to `broken`."""
+    found = []
+    for run in runs:
+        try:
+            one = read_allocation(run)
+        except ValueError as error:
+            broken.append(one_line(error))
+            continue
+        if one is not None:
+            found.append(one)
+    return found

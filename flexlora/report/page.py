@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flexlora.report.build import Sheet
+from flexlora.report.cells import number, scores_of
 from flexlora.report.claims import Claim
 from flexlora.report.documents import STYLE, sheet_as_html
 from flexlora.report.lines import count
@@ -158,7 +159,7 @@ def _claims(name: str, claims: Sequence[Claim]) -> str:
 
 def _failures(failed: Sequence[Run], broken: Sequence[str], root: Path) -> str:
     rows = [[_place(run, root), run.record.status, run.record.error or ""] for run in failed]
-    rows += [[line.split(" ", 1)[0], "broken", line] for line in broken]
+    rows += [[line.split(" ", 1)[0].rstrip(","), "broken", line] for line in broken]
     return _table(["run", "status", "reason"], rows, reasons=(2,)) if rows else ""
 
 
@@ -169,18 +170,18 @@ def _runs(runs: Sequence[Run], root: Path) -> str:
 
 def _run_row(run: Run, root: Path) -> list[str]:
     record = run.record
-    last, best = ((record.metrics.get(which) or {}) for which in ("last", "best"))
+    last, best = (scores_of(record, which) for which in ("last", "best"))
     metric = record.main_metric or ""
-    active = record.parameters.get("adapter_active")
-    seconds = record.train_seconds
+    figures = (number(scores.get(metric)) for scores in (last, best))
+    active, seconds = number(record.parameters.get("adapter_active")), number(record.train_seconds)
     return [
         _place(run, root),
         record.status,
         metric.replace("_", " "),
-        *(f"{100 * row[metric]:.2f}" if isinstance(row.get(metric), int | float) else "" for row in (last, best)),
+        *("" if value is None else f"{100 * value:.2f}" for value in figures),
         str(best.get("step", "")),
         "" if record.steps is None else str(record.steps),
-        "" if active is None else f"{active:,}",
+        "" if active is None else f"{active:,.0f}",
         "" if seconds is None else f"{seconds:.0f}",
         str(record.seed),
     ]

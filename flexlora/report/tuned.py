@@ -1,7 +1,7 @@
 """A sweep over one setting on rows held out of train: each method at its best value, and how many runs it was given."""
 
 import io
-import math
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -35,8 +35,8 @@ class Tuned:
     @property
     def best(self) -> Any:
         """The value with the highest mean, the lowest value of several; None where no run gave a figure."""
-        scored = [value for value, cell in self.cells.items() if cell.mean is not None]
-        return max(scored, key=lambda value: self.cells[value].mean or -math.inf, default=None)
+        means = {value: cell.mean for value, cell in self.cells.items() if cell.mean is not None}
+        return max(means, key=means.__getitem__, default=None)
 
 
 def tuned(runs: Iterable[Run], key: str) -> list[Tuned]:
@@ -49,15 +49,25 @@ def tuned(runs: Iterable[Run], key: str) -> list[Tuned]:
             continue
         others = "+".join(part for part in record.variant.split("+") if not part.startswith(f"{key}-")) or "default"
         place = (record.scale, record.task, record.model, record.method, others)
-        by_place.setdefault(place, {}).setdefault(settings[key], []).append(run)
+        by_place.setdefault(place, {}).setdefault(_comparable(settings[key]), []).append(run)
     entries = []
     for place, by_value in sorted(by_place.items()):
         found = [run for runs in by_value.values() for run in runs]
         metric = next((run.record.main_metric for run in found if run.record.main_metric), None)
         if metric is not None and len(by_value) > 1:
-            cells = {value: _cell(by_value[value], metric) for value in sorted(by_value)}
+            cells = {value: _cell(by_value[value], metric) for value in sorted(by_value, key=_order)}
             entries.append(Tuned(*place, metric, cells, len(found)))
     return entries
+
+
+def _comparable(value: Any) -> Any:
+    """A number or a word as it is, else its JSON: a list (of target modules) is no key."""
+    return value if isinstance(value, int | float | str) else json.dumps(value)
+
+
+def _order(value: Any) -> tuple[bool, Any]:
+    """Numbers before words."""
+    return isinstance(value, str), value
 
 
 def _cell(runs: Iterable[Run], metric: str) -> Cell:
@@ -80,7 +90,7 @@ def as_text(entries: Iterable[Tuned], key: str, width: int) -> str:
         if others != "default":
             console.print(f"All runs: {others}.")
         console.print()
-        values = sorted({value for entry in group for value in entry.cells})
+        values = sorted({value for entry in group for value in entry.cells}, key=_order)
         table = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for heading in ("method", "best", "runs", *map(_spelled, values)):
             table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
@@ -94,7 +104,7 @@ def as_text(entries: Iterable[Tuned], key: str, width: int) -> str:
 
 
 def _spelled(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _shown(cell: Cell | None) -> str:

@@ -102,16 +102,25 @@ def read_record(path: Path) -> RunRecord:
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError("it is no JSON object")
-        required = {f.name for f in fields(RunRecord) if f.default is f.default_factory is MISSING}
-        wrong = sorted(required - set(values)) or sorted(set(values) - set(_types()))
-        if wrong:
-            raise ValueError(f"its keys are not those of schema {SCHEMA_VERSION}: see {wrong[0]!r}")
-        for name, value in values.items():
-            if not isinstance(value, _types()[name]):
-                raise ValueError(f"its {name!r} cannot be {str(value)[:40]!r}")
-        return RunRecord(**values)
+        return record_of(values)
     except (ValueError, OSError, RecursionError) as error:
         raise ValueError(f"{path} is not the record of a run: {error}") from error
+
+
+def record_of(values: dict[str, Any]) -> RunRecord:
+    """The record with these values.
+
+    Raises:
+        ValueError: they are not of this schema; says which.
+    """
+    required = {f.name for f in fields(RunRecord) if f.default is f.default_factory is MISSING}
+    wrong = sorted(required - set(values)) or sorted(set(values) - set(_types()))
+    if wrong:
+        raise ValueError(f"its keys are not those of schema {SCHEMA_VERSION}: see {wrong[0]!r}")
+    for name, value in values.items():
+        if not isinstance(value, _types()[name]):
+            raise ValueError(f"its {name!r} cannot be {str(value)[:40]!r}")
+    return RunRecord(**values)
 
 
 @cache

@@ -9,7 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
+from flexlora.report.cells import number
 from flexlora.report.figures.style import look, new_figure
+from flexlora.report.groups import last_figure
 from flexlora.report.lines import count
 from flexlora.results.collect import Run
 
@@ -46,11 +48,11 @@ def draw_accuracy_parameters(tasks: Mapping[str, ROWS], title: str) -> Figure:
     labels = _numbers(tasks)
     for panel, (task, rows) in zip(panels, tasks.items(), strict=False):
         for label, runs in rows.items():
-            values = [100 * run.record.metrics["last"][run.record.main_metric] for run in runs]
-            sizes = [run.record.parameters.get("adapter_active", 0) for run in runs]
+            values = [100 * value for run in runs if (value := last_figure(run)) is not None]
+            sizes = [size for run in runs if (size := number(run.record.parameters.get("adapter_active"))) is not None]
             style = look(labels[label])
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            size = statistics.fmean(sizes)
+            size = statistics.fmean(sizes) if sizes else 0.0
             if size > 0:
                 style["linestyle"] = "none"
                 panel.errorbar(size, statistics.fmean(values), spread or None, ms=6, capsize=2, mec="black", **style)
@@ -92,9 +94,10 @@ def _by_epoch(runs: Sequence[Run]) -> dict[float, list[float]]:
     found: dict[float, list[float]] = {}
     for run in runs:
         for row in run.record.history:
-            value = row.get(run.record.main_metric or "")
-            if isinstance(value, int | float):
-                found.setdefault(float(row["epoch"]), []).append(100 * value)
+            entries = row if isinstance(row, dict) else {}
+            epoch, value = (number(entries.get(key)) for key in ("epoch", run.record.main_metric or ""))
+            if epoch is not None and value is not None:
+                found.setdefault(epoch, []).append(100 * value)
     return dict(sorted(found.items()))
 
 
