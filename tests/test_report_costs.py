@@ -158,3 +158,11 @@ def test_what_several_processes_do_is_not_counted(monkeypatch, tmp_path):
     monkeypatch.setattr("accelerate.Accelerator", lambda **_: SimpleNamespace(num_processes=2))
     with pytest.raises(UserError, match="count_flops=true counts what one process does"):
         make_accelerator(settings_of("lora", "training.count_flops=true"), tmp_path)
+
+
+@pytest.mark.parametrize("words", [("--against", "lora"), ("--intervals",), ("--metric", "best"), ("--all-tasks",)])
+def test_options_of_scores_are_refused(tmp_path, words):
+    write_cost(tmp_path, 10.0, **PAPER)
+    result = report(tmp_path, "--table", "cost_table12", *words)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == f"flexlora-report: cost_table12 is of costs, and not of scores: leave {words[0]} out\n"

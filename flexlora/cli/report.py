@@ -4,6 +4,7 @@ import argparse
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -32,8 +33,9 @@ from flexlora.results.collect import Run
 FORMATS = {"text": ".txt", "markdown": ".md", "csv": ".csv", "latex": ".tex", "html": ".html"}
 WRITERS = {"markdown": as_markdown, "csv": as_csv, "latex": as_latex, "html": as_html}
 SAVED = ("md", "csv", "tex", "html")
-# Options of the tables, which `--tuned` would pass over.
-OF_TABLES = ("table", "metric", "against", "intervals", "all_tasks", "format", "output", "save")
+# Options that a table of costs would pass over, and those that `--tuned` would.
+OF_SCORES = ("metric", "against", "intervals", "all_tasks")
+OF_TABLES = (*OF_SCORES, "table", "format", "output", "save")
 
 
 def main() -> None:
@@ -114,7 +116,9 @@ def _tables(options: argparse.Namespace) -> int:
     if options.save and (options.output or options.format):
         raise UserError("--save writes every format under names of its own: leave --output and --format out")
     if options.tuned is not None:
-        _refuse_beside_tuned(options)
+        _refuse(options, OF_TABLES, "--tuned prints a table of its own, to the terminal")
+    elif options.table in {table.name for table in COSTS}:
+        _refuse(options, OF_SCORES, f"{options.table} is of costs, and not of scores")
     kind = options.format or _format_of(options.output)
     root = Path(options.folder)
     found = collect_runs(root)
@@ -147,11 +151,12 @@ def _tables(options: argparse.Namespace) -> int:
     return BROKEN if found.broken else 0
 
 
-def _refuse_beside_tuned(options: argparse.Namespace) -> None:
+def _refuse(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    """Raise a `UserError` where one of these options was given."""
     default = _parser().get_default
-    given = [f"--{name.replace('_', '-')}" for name in OF_TABLES if getattr(options, name) != default(name)]
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) != default(name)]
     if given:
-        raise UserError(f"--tuned prints a table of its own, to the terminal: leave {' and '.join(given)} out")
+        raise UserError(f"{why}: leave {' and '.join(given)} out")
 
 
 def _format_of(output: Path | None) -> str:

@@ -22,8 +22,7 @@ from flexlora.report.cells import (
 from flexlora.report.paired import Paired, paired
 from flexlora.report.published import Published, lines_of, printed_value
 from flexlora.report.table import ADAPTER, TRAINABLE, Average, Column, Count, PaperRow, Table
-from flexlora.results.collect import Run
-from flexlora.results.collect import without_duplicates as without_duplicates  # costs.py takes it from here
+from flexlora.results.collect import Run, without_duplicates
 
 # A difference between figures of these and the paper's would say nothing.
 NOT_COMPARABLE = {"s", "v", "g"}

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from flexlora.report.build import Row, Sheet, beside_paper, failures, label_rows, without_duplicates
+from flexlora.report.build import Row, Sheet, beside_paper, failures, label_rows
 from flexlora.report.cells import (
     MARKS,
     Cell,
@@ -19,7 +19,7 @@ from flexlora.report.cells import (
     usual_data,
 )
 from flexlora.report.table import ADAPTER, Cost, Table
-from flexlora.results.collect import Run
+from flexlora.results.collect import Run, without_duplicates
 from flexlora.results.record import RunRecord
 
 REFERENCE = "lora"
