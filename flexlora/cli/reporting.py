@@ -36,6 +36,21 @@ def collect_runs(root: Path) -> Collection:
     return found
 
 
+def add_comparisons(parser: argparse.ArgumentParser) -> None:
+    """The options of tables that say how sure a difference or a figure is."""
+    parser.add_argument(
+        "--against",
+        metavar="METHOD",
+        help="compare the other rows with this method's, over the seeds that both have (paired t test)",
+    )
+    parser.add_argument(
+        "--intervals",
+        action="store_true",
+        help="below figures of one seed, and differences in one, their 95 %% interval over the examples (bootstrap of "
+        "the kept predictions)",
+    )
+
+
 def of_methods(runs: list[Run], wanted: str | None) -> list[Run]:
     """The runs of these methods, `A,B`; all where none is given.
 

@@ -35,7 +35,7 @@ def as_markdown(sheets: Sequence[Sheet]) -> str:
 
 
 def as_latex(sheets: Sequence[Sheet]) -> str:
-    """Each table as a `table` of the booktabs package; columns and rows that find no room in others that continue it."""
+    """Each table as a `table` of the booktabs package; what finds no room in it is in others that continue it."""
     return "% Needs \\usepackage{booktabs}\n" + "\n".join(_latex(sheet) for sheet in sheets)
 
 
@@ -139,8 +139,9 @@ def _latex_pages(sheet: Sheet, block: list[int]) -> Iterator[list[str]]:
             if page and len(page) + len(lines) > LATEX_HEIGHT:
                 yield page
                 page = []
-            page += [*rule, *lines]
-            rule = []
+            if lines:  # the paper's rows may have nothing in this block
+                page += [*rule, *lines]
+                rule = []
     yield page
 
 
