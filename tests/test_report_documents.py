@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from report_helpers import SCORES, report, write_run
 
 from flexlora.report.build import build
-from flexlora.report.cells import Cell, mark_places
-from flexlora.report.lines import printed_count
+from flexlora.report.cells import MARKS, Cell, mark_places
+from flexlora.report.lines import SUPERSCRIPT, printed_count
 from flexlora.report.render import as_text
 from flexlora.report.tables import TABLES
 from flexlora.results.collect import collect
@@ -205,6 +205,20 @@ def test_markdown_takes_text_literally(tmp_path):
     assert r"All rows: a\*b\*\|c." in text
 
 
+def test_half_a_character_is_spelled_out(tmp_path):
+    """As in a record that names a file whose name is not UTF-8."""
+    folder = write_run(tmp_path, status="failed", error="no file HALF.tsv", main_metric="accuracy", task="rte")
+    record = folder / "result.json"
+    record.write_text(record.read_text().replace("HALF", "\\udcff"))
+    files = saved(tmp_path, tmp_path / "tables")
+    assert r"no file \udcff.tsv" in files["glue.md"]
+    assert r"no file \udcff.tsv" in files["glue.html"]
+    assert "no file {[}U+DCFF{]}." in files["glue.tex"]
+    page = tmp_path / "page.html"
+    assert report("html", tmp_path, "--output", page).returncode == 0
+    assert r"no file \udcff.tsv" in page.read_text()
+
+
 def test_the_papers_printed_parameters_are_in_the_csv(tmp_path):
     """As every other format shows them: those of adapters and those of all that is trained."""
     write_run(tmp_path, method="lora", **PAPER)
@@ -269,3 +283,9 @@ def test_other_data_or_settings_have_no_place_unless_all_rows_share_them(mark):
     cells = [Cell(0.9, n=1, marks=frozenset({mark})), Cell(0.5, n=1), Cell(0.6, n=1, marks=frozenset("f"))]
     assert [cell.place for cell in mark_places(cells, frozenset())] == [0, 0, 1]
     assert [cell.place for cell in mark_places(cells, frozenset({mark}))] == [1, 0, 2]
+
+
+def test_the_docs_list_every_mark():
+    text = (Path(__file__).resolve().parents[1] / "docs" / "report.md").read_text(encoding="utf-8")
+    assert f"letters `{' '.join(MARKS)}`" in text
+    assert "".join(re.findall(r"^\| (.) \|", text, re.M)) == "".join(MARKS).translate(SUPERSCRIPT)

@@ -94,8 +94,9 @@ def make_folder(folder: Path) -> None:
 
 
 def write(path: Path, text: str) -> None:
-    """Replace `path` by `text`; a `UserError` where that cannot be."""
-    write_content(path, text.encode("utf-8"))
+    """Replace `path` by `text`; a `UserError` where that cannot be. Half a character, as of a file's name that is not
+    UTF-8, is spelled out."""
+    write_content(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_content(path: Path, content: bytes) -> None:
