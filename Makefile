@@ -51,16 +51,23 @@ COSTS := table12 table13 table14
 TABLES := table1 table2 table3 table4 table5 table6 $(COSTS) table15 table16
 FIGURES := figure2 figure3
 
-.PHONY: tables list $(TABLES) $(FIGURES)
+.PHONY: tables figures list ablations $(TABLES) $(FIGURES)
 tables: ## Run and write every table, whatever became of another (SCALE=tiny SEEDS=0,1,2 OVERRIDES=… DRY=1)
 	@$(MAKE) --no-print-directory --keep-going $(TABLES)
 
-list: ## Say which runs of the tables are done, failed or missing, and how long the rest takes
+figures: ## Run and draw every figure, whatever became of another
+	@$(MAKE) --no-print-directory --keep-going $(FIGURES)
+
+# The figures' runs are Table 1's: they are listed with it.
+list: ## Say which runs of the tables and figures are done, failed or missing, and how long the rest takes
 	@$(MAKE) --no-print-directory tables DRY=1
+
+# $(call sweeps,<sweeps>): one after another; one that fails does not keep the others from being run.
+sweeps = $(foreach sweep,$(1),$(SWEEP) $(subst +, ,$(sweep)) || code=$$?;)
 
 # $(call table,<the report's name>,<sweeps>): a run that fails does not keep the others' table from being written.
 define table
-@code=0; $(foreach sweep,$(2),$(SWEEP) $(subst +, ,$(sweep)) || code=$$?;) \
+@code=0; $(call sweeps,$(2)) \
   $(if $(DRY),,$(BIN)/flexlora-report $(RUNS) --table $(1) --save $(RUNS)/tables || code=$$?;) exit $$code
 endef
 
@@ -85,6 +92,8 @@ table6: $(STAMP) ## Table 6: initialization of new directions
 # $(call cost,<the report's name>,<tasks>,<methods>): each run a process of its own, the methods in turn, round by round.
 comma := ,
 define cost
+@case '$(SEEDS)' in ''|*[!0-9$(comma)]*) \
+  echo "make $@: its runs are started one by one: list their seeds (SEEDS=0,1,2), not SEEDS='$(SEEDS)'" >&2; exit 2;; esac
 @code=0; $(if $(DRY),$(SWEEP) experiment=cost task=$(subst +,$(comma),$(2)) method=$(subst +,$(comma),$(3)) || code=$$?;, \
   for task in $(subst +, ,$(2)); do for seed in $(subst $(comma), ,$(SEEDS)); do for method in $(subst +, ,$(3)); do \
     $(RUN) experiment=cost task=$$task seed=$$seed method=$$method || code=$$?; \
@@ -118,6 +127,15 @@ figure2: $(STAMP) ## Figure 2: ranks over training, on CoLA
 
 figure3: $(STAMP) ## Figure 3: singular values by matrix, on CoLA
 	$(call figure,singular_values)
+
+# Ours, beyond the paper's: one variant of FlexLoRA each, beside its default.
+ABLATIONS := $(sort $(basename $(notdir $(wildcard conf/experiment/ablation_*.yaml))))
+ABLATED := $(BIN)/flexlora-report $(RUNS) --table glue --method flexlora,flexlora_released --against flexlora
+
+ablations: $(STAMP) ## Our ablations of FlexLoRA, on CoLA
+	@code=0; $(call sweeps,$(addprefix experiment=,$(ABLATIONS))) \
+	  $(if $(DRY),,mkdir -p $(RUNS)/tables; for ending in md csv tex html; do \
+	    $(ABLATED) --output $(RUNS)/tables/ablations.$$ending || code=$$?; done;) exit $$code
 
 test: $(STAMP) ## Run all tests (sets up first)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup

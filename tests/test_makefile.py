@@ -12,6 +12,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from report_helpers import COMMAND, write_run
 from vtab_helpers import composed
 
 from flexlora.cli.readings import FIGURES
@@ -36,6 +37,8 @@ TARGETS = {
     "figure3": "singular_values",
 }
 
+FIGURE_TARGETS = [target for target in TARGETS if target.startswith("figure")]
+
 # By table: cannot be trained, or is cited and holds on no single GPU; needs adapters of other tasks.
 NOT_RUN = {"table2": {"chatgpt", "full"}, "table1": {"adapter_fusion"}}
 
@@ -57,7 +60,7 @@ def make(tmp_path: Path, *words: str, timeout: float = 240, **variables: str) ->
 
 def test_help_lists_every_table_and_figure(tmp_path):
     listed = re.findall(r"^  make (\S+) +\S", make(tmp_path, "help").stdout, re.M)
-    assert TARGETS.keys() | {"tables", "list", "setup", "test", "lint"} <= set(listed)
+    assert TARGETS.keys() | {"tables", "figures", "ablations", "list", "setup", "test", "lint"} <= set(listed)
     assert len(set(listed)) == len(listed)
 
 
@@ -106,14 +109,20 @@ def test_a_table_s_target_runs_every_row_that_can_be_run(tmp_path, target):
         assert beside or row.method in NOT_RUN.get(target, ()), row
 
 
-def test_costs_are_measured_in_turn_each_in_a_process_of_its_own(tmp_path):
-    """By commands that note their words, of which one run fails: the others and the table are made all the same."""
+def noting_commands(tmp_path: Path, failing: str) -> Path:
+    """Commands under `bin` that note their words in the file returned; one whose words are like `failing` fails."""
     notes = tmp_path / "notes"
     for name in ("flexlora-run", "flexlora-report"):
         command = tmp_path / "bin" / name
         command.parent.mkdir(exist_ok=True)
-        command.write_text(f'#!/bin/sh\necho "{name} $@" >> "{notes}"\ncase "$@" in *seed=0*adalora) exit 3;; esac\n')
+        command.write_text(f'#!/bin/sh\necho "{name} $@" >> "{notes}"\ncase "$@" in {failing}) exit 3;; esac\n')
         command.chmod(0o755)
+    return notes
+
+
+def test_costs_are_measured_in_turn_each_in_a_process_of_its_own(tmp_path):
+    """One run fails: the others and the table are made all the same."""
+    notes = noting_commands(tmp_path, failing="*seed=0*adalora")
     made = make(tmp_path, "table14", "SEEDS=0,1", f"BIN={tmp_path / 'bin'}")
     assert made.returncode != 0
     *lines, last = notes.read_text().splitlines()
@@ -124,6 +133,66 @@ def test_costs_are_measured_in_turn_each_in_a_process_of_its_own(tmp_path):
     assert last.split()[1:] == [
         str(tmp_path / "runs"), "--table", "cost_table14", "--save", str(tmp_path / "runs" / "tables"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("target", ["table12", "table13", "table14"])
+@pytest.mark.parametrize("words", [("SEEDS=range(0,3)",), ("SEEDS=range(0,3)", "DRY=1"), ("SEEDS=",)])
+def test_seeds_that_costs_cannot_take_are_refused_in_one_line(tmp_path, target, words):
+    notes = noting_commands(tmp_path, failing="none")
+    made = make(tmp_path, target, *words, f"BIN={tmp_path / 'bin'}")
+    assert made.returncode == 2
+    told, of_make = made.stderr.splitlines()
+    given = words[0].removeprefix("SEEDS=")
+    assert told == (
+        f"make {target}: its runs are started one by one: list their seeds (SEEDS=0,1,2), not SEEDS='{given}'"
+    )
+    assert of_make.startswith("make: ***")
+    assert not notes.exists()
+
+
+def test_every_ablation_of_ours_is_run_whatever_became_of_another(tmp_path):
+    notes = noting_commands(tmp_path, failing="*ablation_budget")
+    made = make(tmp_path, "ablations", "SCALE=tiny", "SEEDS=range(0,2)", f"BIN={tmp_path / 'bin'}")
+    assert made.returncode == 2
+    runs = [line.split() for line in notes.read_text().splitlines() if line.startswith("flexlora-run")]
+    experiments = sorted(path.stem for path in (conf_dir() / "experiment").glob("ablation_*.yaml"))
+    assert len(experiments) > 10
+    assert [words[-1] for words in runs] == [f"experiment={name}" for name in experiments]
+    assert all({"scale=tiny", "seed=range(0,2)", f"output_root={tmp_path / 'runs'}"} <= {*words} for words in runs)
+    told = make(tmp_path, "-n", "ablations", "DRY=1", "OVERRIDES=training.epochs=1")
+    assert told.stdout.count("dry=true training.epochs=1") == len(experiments)
+    assert "flexlora-report" not in told.stdout
+
+
+def test_the_ablations_table_has_their_rows_in_every_format(tmp_path):
+    """Beside FlexLoRA's default; of the runs of Table 1 it has no others."""
+    noting_commands(tmp_path, failing="none")
+    (tmp_path / "bin" / "flexlora-report").unlink()
+    (tmp_path / "bin" / "flexlora-report").symlink_to(COMMAND)
+    for method, variant in (("flexlora", "default"), ("flexlora", "method.init_b=0"), ("flexlora_released", "default"),
+                            ("lora", "default")):  # fmt: skip
+        for seed in range(2):
+            write_run(tmp_path / "runs", 0.5 + seed / 10, method=method, variant=variant, seed=seed)
+    made = make(tmp_path, "ablations", f"BIN={tmp_path / 'bin'}")
+    assert made.returncode == 0, made.stderr
+    files = {path.name: path.read_text() for path in (tmp_path / "runs" / "tables").iterdir()}
+    assert files.keys() == {f"ablations.{ending}" for ending in ("md", "csv", "tex", "html")}
+    names = [line.split(" | ")[0] for line in files["ablations.md"].splitlines() if line.startswith("| ")]
+    other = "less flexlora's"
+    assert names == ["| method", "| flexlora", "| flexlora method.init_b=0", f"| {other}", "| flexlora_released",
+                     f"| {other}"]  # fmt: skip
+
+
+def test_the_figures_runs_are_table_1s(tmp_path):
+    """So `make list`, which says that it lists theirs, does."""
+    params = yaml.safe_load((conf_dir() / "experiment" / "glue.yaml").read_text())["hydra"]["sweeper"]["params"]
+    told = make(tmp_path, "-n", "figures")
+    sweeps = re.findall(r"flexlora-run .*? task=(\S+) method=(\S+) \|\| code", told.stdout)
+    assert len(sweeps) == len(FIGURE_TARGETS)
+    assert "--keep-going" in told.stdout
+    for task, method in sweeps:
+        assert task in params["task"].split(",")
+        assert method in params["method"].split(",")
 
 
 def test_all_tables_are_made_whatever_became_of_another(tmp_path):

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from report_helpers import SCORES, report, write_run
 
 from flexlora.report.build import build
-from flexlora.report.cells import Cell, mark_places
+from flexlora.report.cells import MARKS, Cell, mark_places
+from flexlora.report.lines import SUPERSCRIPT, printed_count
 from flexlora.report.render import as_text
 from flexlora.report.tables import TABLES
 from flexlora.results.collect import collect
@@ -58,7 +59,8 @@ class Rows(HTMLParser):
 def of_markdown(text: str) -> list[list[str]]:
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
-    return [[re.sub(r"\*\*(.*)\*\*", r"<b>\1</b>", cell) for cell in row] for row in rows]
+    rows = [[re.sub(r"\*\*(.*)\*\*", r"<b>\1</b>", cell) for cell in row] for row in rows]
+    return [[re.sub(r"\\(.)", r"\1", cell) for cell in row] for row in rows]
 
 
 def of_latex(text: str) -> list[list[list[str]]]:
@@ -73,12 +75,42 @@ def of_latex(text: str) -> list[list[list[str]]]:
 
 
 def plain(cell: str) -> str:
-    cell = re.sub(r"\\textsuperscript\{(.)\}", lambda m: m[1].translate(str.maketrans("sgdmxfc", "ˢᵍᵈᵐˣᶠᶜ")), cell)
+    cell = re.sub(r"\\textsuperscript\{(.)\}", lambda m: m[1].translate(str.maketrans("svgdmxfc", "ˢᵛᵍᵈᵐˣᶠᶜ")), cell)
     cell = re.sub(r"\\textbf\{(.*)\}", r"<b>\1</b>", cell)
     cell = re.sub(r"\\underline\{(.*)\}", r"<u>\1</u>", cell)
-    for code, sign in ((r"$\pm$", "±"), ("$-$", "-"), (r"\_", "_"), ("--", "–"), (r"\&", "&"), (r"\%", "%")):
+    for code, sign in (
+        (r"\quad ", ""),
+        (r"$\pm$", "±"),
+        ("$-$", "-"),
+        (r"\_", "_"),
+        ("--", "–"),
+        (r"\&", "&"),
+        (r"\%", "%"),
+    ):
         cell = cell.replace(code, sign)
     return cell
+
+
+def whole(tabulars: list[list[list[str]]]) -> list[list[str]]:
+    """The rows of tabulars of some columns each put together; a tabular leaves out rows that are empty in it.
+
+    Of rows of one name, such as differences, each is told by the row it stands below.
+    """
+    names = max(tabulars, key=len)
+    rows = {key: [key[1]] for key in keys_of(names)}
+    for tabular in tabulars:
+        there = dict(zip(keys_of(tabular), tabular, strict=True))
+        for key, row in rows.items():
+            row += there[key][1:] if key in there else [""] * (len(tabular[0]) - 1)
+    return [*rows.values()]
+
+
+def keys_of(tabular: list[list[str]]) -> list[tuple[str, str]]:
+    keys = []
+    for name, *_ in tabular:
+        owner = keys[-1][0] if name.startswith("less ") else name
+        keys.append((owner, name))
+    return keys
 
 
 def saved(root: Path, folder: Path, *arguments: str) -> dict[str, str]:
@@ -99,8 +131,7 @@ def test_every_format_holds_the_same_figures(tmp_path):
     assert sorted(files) == [f"glue{ending}" for ending in ENDINGS]
     page = Rows(files["glue.html"]).rows
     assert page == of_markdown(files["glue.md"])
-    (latex,) = of_latex(files["glue.tex"])
-    assert page[1:] == latex
+    assert page[1:] == whole(of_latex(files["glue.tex"]))
     ours = {row[0]: row for row in page}
     assert ours["flexlora"][3] == "<b>80.5 ± 0.7 (2)</b>"
     assert ours["my_own"][3] == "<u>70.5 ± 0.7 (2)</u>"
@@ -123,11 +154,14 @@ def test_groups_are_tabulars_of_their_own_in_latex_and_one_table_in_html(tmp_pat
     files = saved(tmp_path, tmp_path / "tables")
     rows = Rows(files["vtab.html"]).rows
     assert {len(row) for row in rows} == {1 + 2 + 19 + 6}
-    widths = [len(tabular[0]) for tabular in of_latex(files["vtab.tex"])]
-    assert widths == [1 + 2 + 6, 1 + 7, 1 + 4, 1 + 8]
+    tabulars = of_latex(files["vtab.tex"])
+    groups = ("method", "natural", "specialized", "structured")
+    heads = re.findall(rf"({'|'.join(groups)}) & ", files["vtab.tex"])
+    assert list(dict.fromkeys(heads)) == [*groups]
     flexlora = {row[0]: row for row in rows}["flexlora"]
-    parts = [{row[0]: row for row in tabular}["flexlora"][1:] for tabular in of_latex(files["vtab.tex"])]
-    assert [*parts[0][:2], *parts[1], *parts[2], *parts[3], *parts[0][2:]] == flexlora[1:]
+    parts = [{row[0]: row for row in tabular}["flexlora"][1:] for tabular in tabulars]
+    shown = [cell for part in parts for cell in part]
+    assert [*shown[:2], *shown[8:], *shown[2:8]] == flexlora[1:]
     assert "72.3ᶜ" in {row[0]: row for row in rows}["paper: LoRA (inferred)"]
 
 
@@ -155,10 +189,54 @@ def test_a_page_needs_nothing_else_and_takes_any_text(tmp_path):
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; 50%" in page
     assert not re.search(r"https?:|src=|@import|url\(", page)
     latex = files["glue.tex"]
-    assert r"\& 50\% of \$x\_1\textasciicircum{}2 \{\#\} \textasciitilde{} \textbackslash{} | end" in latex
+    assert r"\& 50\% of \$x\_1\textasciicircum{}2 \{\#\} \textasciitilde{} \textbackslash{} \textbar{} end" in latex
     assert "a_b" not in latex
     begun, ended = (sorted(re.findall(rf"\\{word}\{{(\w+)\}}", latex)) for word in ("begin", "end"))
     assert begun == ended == ["itemize", "table", "tabular"]
+
+
+def test_markdown_takes_text_literally(tmp_path):
+    error = "TypeError: <class 'int'> | a*b*c in __init__ of max_rows [x](y) &lt; `z` \\ ~"
+    write_run(tmp_path, status="failed", error=error, variant="a*b*|c")
+    text = saved(tmp_path, tmp_path / "tables")["glue.md"]
+    (note,) = (line for line in text.splitlines() if line.startswith("- failed"))
+    expected = r"TypeError: \<class 'int'\> \| a\*b\*c in \_\_init\_\_ of max_rows \[x\](y) \&lt; \`z\` \\ \~"
+    assert expected in note
+    assert r"All rows: a\*b\*\|c." in text
+
+
+def test_half_a_character_is_spelled_out(tmp_path):
+    """As in a record that names a file whose name is not UTF-8."""
+    folder = write_run(tmp_path, status="failed", error="no file HALF.tsv", main_metric="accuracy", task="rte")
+    record = folder / "result.json"
+    record.write_text(record.read_text().replace("HALF", "\\udcff"))
+    files = saved(tmp_path, tmp_path / "tables")
+    assert r"no file \udcff.tsv" in files["glue.md"]
+    assert r"no file \udcff.tsv" in files["glue.html"]
+    assert "no file {[}U+DCFF{]}." in files["glue.tex"]
+    page = tmp_path / "page.html"
+    assert report("html", tmp_path, "--output", page).returncode == 0
+    assert r"no file \udcff.tsv" in page.read_text()
+
+
+def test_the_papers_printed_parameters_are_in_the_csv(tmp_path):
+    """As every other format shows them: those of adapters and those of all that is trained."""
+    write_run(tmp_path, method="lora", **PAPER)
+    files = saved(tmp_path, tmp_path / "tables")
+    lines = csv.DictReader(io.StringIO(files["glue.csv"]))
+    found = {(row["method"], row["metric"]): row["mean"] for row in lines if row["source"] == "paper"}
+    assert float(found["lora", "adapter_parameters"]) == 1_300_000
+    assert float(found["flexlora", "trainable_parameters"]) == 1_900_000
+    assert ("lora", "trainable_parameters") not in found
+    assert {row[0]: row for row in Rows(files["glue.html"]).rows}["paper: LoRA (inferred)"][1:3] == ["1.3M", ""]
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("1.33M", 1_330_000), ("332k", 332_000), ("8B", 8e9), ("57", 57), ("0M", 0), ("-", None), ("", None)],
+)
+def test_a_printed_count_is_a_number(text, number):
+    assert printed_count(text) == number
 
 
 @pytest.mark.parametrize(
@@ -205,3 +283,9 @@ def test_other_data_or_settings_have_no_place_unless_all_rows_share_them(mark):
     cells = [Cell(0.9, n=1, marks=frozenset({mark})), Cell(0.5, n=1), Cell(0.6, n=1, marks=frozenset("f"))]
     assert [cell.place for cell in mark_places(cells, frozenset())] == [0, 0, 1]
     assert [cell.place for cell in mark_places(cells, frozenset({mark}))] == [1, 0, 2]
+
+
+def test_the_docs_list_every_mark():
+    text = (Path(__file__).resolve().parents[1] / "docs" / "report.md").read_text(encoding="utf-8")
+    assert f"letters `{' '.join(MARKS)}`" in text
+    assert "".join(re.findall(r"^\| (.) \|", text, re.M)) == "".join(MARKS).translate(SUPERSCRIPT)

@@ -11,6 +11,8 @@ from xml.etree import ElementTree
 import pytest
 from report_helpers import report, write_run, write_training
 
+from flexlora.results.predictions import Predictions
+
 REASON = "RuntimeError: <b>out of memory</b> & more"
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -51,7 +53,9 @@ def folder(tmp_path_factory):
     history = [{"step": i, "epoch": float(i), "accuracy": i / 4, "eval_loss": {}} for i in (1, 2)]
     for seed, value in ((0, 0.5), (1, 0.25), (2, 0.75)):
         write_run(root, value, method="lora", seed=seed, history=history, **common)
-    write_training(write_run(root, method="flexlora", rank_events={"count": 5}, history=history, **common))
+    small = {"adapter_active": 332_000, "head": 1000}
+    fields = {"rank_events": {"count": 5}, "history": history, "parameters": small, **common}
+    write_training(write_run(root, method="flexlora", **fields))
     config = {"method": {"name": "adalora", "r": 2}, "training": {"epochs": 2}, "output_root": "elsewhere"}
     write_run(root, None, method="adalora", status="failed", error=REASON, config=config, **common)
     broken = root / "broken" / "seed0"
@@ -133,18 +137,21 @@ PROBE = """
 <script>
 frame.onload = () => {{
   const inside = frame.contentDocument, window = frame.contentWindow;
-  const table = [...inside.querySelectorAll('#runs table')].at(-1);
-  const column = [...table.tHead.rows[0].cells].findIndex(cell => cell.textContent === 'last');
-  const order = () => [...table.tBodies[0].rows].map(row => row.cells[column].textContent);
+  const column = (of, name) => [...of.tHead.rows[0].cells].findIndex(cell => cell.textContent === name);
+  const shown = (of, at) => [...of.querySelectorAll('tbody tr:not(.aside)')].map(row => row.cells[at].textContent);
+  const sorted = (of, name) => {{
+    of.tHead.rows[0].cells[column(of, name)].click();
+    return shown(of, column(of, name));
+  }};
+  const table = inside.querySelector('#runs table'), scores = inside.querySelector('#tables table');
   const wide = [...inside.body.querySelectorAll('h1, h2, h3, p, ul, nav, div, figure')]
     .filter(part => part.getBoundingClientRect().right > window.innerWidth + 1).map(part => part.outerHTML);
   const images = [...inside.images].map(image => image.complete && image.naturalWidth > 0);
-  const before = order();
-  table.tHead.rows[0].cells[column].click();
-  const up = order();
-  table.tHead.rows[0].cells[column].click();
+  const before = shown(table, column(table, 'last'));
+  const up = sorted(table, 'last'), down = sorted(table, 'last');
+  const counts = sorted(scores, 'adapter params'), again = sorted(scores, 'adapter params');
   const found = {{ width: window.innerWidth, scroll: inside.documentElement.scrollWidth, wide, images, before, up,
-    down: order(), sizes: [...inside.images].map(image => image.getBoundingClientRect().width) }};
+    down, counts, again, sizes: [...inside.images].map(image => image.getBoundingClientRect().width) }};
   result.textContent = JSON.stringify(found);
 }};
 </script>
@@ -174,4 +181,44 @@ def test_in_a_browser_nothing_runs_over_and_a_click_sorts(page, tmp_path, width)
         assert max(found["sizes"]) <= width
     assert found["up"] == ["25.00", "50.00", "50.00", "75.00", ""]
     assert found["down"] == ["75.00", "50.00", "50.00", "25.00", ""]
+    assert found["counts"] == ["332k", "1.33M", "–"]
+    assert found["again"] == ["1.33M", "332k", "–"]
     assert sorted(found["before"]) == sorted(found["up"])
+
+
+def test_the_tables_are_sorted_by_the_figures_themselves(tmp_path):
+    """What is no figure has none, a word that begins with a number neither."""
+    for seed, value in enumerate((0.5, 0.25, 0.625)):
+        write_run(tmp_path / "runs", value, seed=seed, scale="paper", model="deberta_v3_base")
+    write_run(tmp_path / "runs", task="rte", method="flexlora", scale="paper", model="deberta_v3_base")
+    report("html", tmp_path / "runs", "--output", tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert '<td data-value="1327680">1.33M</td>' in text
+    assert '<td data-value="1300000">1.3M</td>' in text  # as the paper prints it
+    assert '<td data-value="45.83333333">45.8 ± 19.1 (3)</td>' in text
+    assert '<td data-value="">1/8</td>' in text
+
+
+def test_its_tables_have_the_paired_test_and_intervals(tmp_path):
+    labels = [0, 1] * 30
+    for wrong, method in ((10, "lora"), (20, "flexlora")):
+        answers = [1 - label if i < wrong else label for i, label in enumerate(labels)]
+        common = {"task": "rte", "method": method, "scores": ("accuracy",), "main_metric": "accuracy"}
+        folder = write_run(tmp_path / "runs", 1 - wrong / 60, **common)
+        Predictions(folder).keep(5, {"validation": answers}, {"validation": labels}, best=True)
+    words = ("html", tmp_path / "runs", "--output", tmp_path / "page.html")
+    assert report(*words).returncode == 0
+    assert "interval" not in (tmp_path / "page.html").read_text()
+    assert report(*words, "--against", "lora", "--intervals").returncode == 0
+    page = Page((tmp_path / "page.html").read_text())
+    names = [row[0] for row in page.rows if row]
+    assert names.count("95 % interval") == 3  # of both figures, and of their difference
+    (difference,) = (row for row in page.rows if row and row[0] == "less lora's")
+    assert "-16.7 (1)" in difference
+    refused = report(*words, "--against", "lorra")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == (
+        "flexlora-report: no run of method 'lorra'. Did you mean lora? There are: flexlora, lora.\n"
+    )
+    for option in ("--against METHOD", "--intervals"):
+        assert option in report("html", "--help").stdout

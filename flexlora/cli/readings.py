@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from flexlora.cli.reporting import (
     BROKEN,
     Parser,
+    add_comparisons,
+    check_method,
     collect_runs,
     make_folder,
     of_methods,
@@ -144,6 +146,7 @@ def _html(words: Sequence[str]) -> int:
         "html", "One self-contained page of the runs under a folder: sortable tables, figures, settings, failures."
     )
     parser.add_argument("--output", type=Path, metavar="FILE", required=True, help="write to this file")
+    add_comparisons(parser)
     options = parser.parse_args(words)
     figures = _load_figures()
 
@@ -154,13 +157,16 @@ def _html(words: Sequence[str]) -> int:
 
     found = collect_runs(options.folder)
     runs = _chosen(found.runs, options)
+    if options.against is not None:
+        check_method(options.against, runs)
+    compared = {"against": options.against, "intervals": options.intervals}
     distinct = once(runs)
     groups, more, _ = _allocated(found, distinct, most=GROUPS_ON_PAGE)
     note = f"The ranks of {more} more groups of seeds: flexlora-report figures {options.folder} --save DIR"
     page = as_page(
         options.folder,
         Collection(runs, found.broken),
-        [sheet for table in BENCHMARKS for sheet in build(table, runs)],
+        [sheet for table in BENCHMARKS for sheet in build(table, runs, **compared)],
         itertools.chain(figures.draw_sweeps(distinct), figures.draw_allocations(groups)),
         [(group.name, check(group.seeds)) for group in groups],
         note if more else None,

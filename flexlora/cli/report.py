@@ -13,6 +13,7 @@ from flexlora.cli.reporting import (
     BROKEN,
     REFUSED,
     Parser,
+    add_comparisons,
     check_method,
     collect_runs,
     make_folder,
@@ -80,17 +81,7 @@ def _parser() -> Parser:
         default="last",
         help="figures of each run's last evaluation, or of its best, which flatters (default: last)",
     )
-    parser.add_argument(
-        "--against",
-        metavar="METHOD",
-        help="compare the other rows with this method's, over the seeds that both have (paired t test)",
-    )
-    parser.add_argument(
-        "--intervals",
-        action="store_true",
-        help="below figures of one seed, and differences in one, their 95 %% interval over the examples (bootstrap of "
-        "the kept predictions)",
-    )
+    add_comparisons(parser)
     parser.add_argument(
         "--tuned",
         metavar="KEY",

@@ -36,6 +36,21 @@ def collect_runs(root: Path) -> Collection:
     return found
 
 
+def add_comparisons(parser: argparse.ArgumentParser) -> None:
+    """The options of tables that say how sure a difference or a figure is."""
+    parser.add_argument(
+        "--against",
+        metavar="METHOD",
+        help="compare the other rows with this method's, over the seeds that both have (paired t test)",
+    )
+    parser.add_argument(
+        "--intervals",
+        action="store_true",
+        help="below figures of one seed, and differences in one, their 95 %% interval over the examples (bootstrap of "
+        "the kept predictions)",
+    )
+
+
 def of_methods(runs: list[Run], wanted: str | None) -> list[Run]:
     """The runs of these methods, `A,B`; all where none is given.
 
@@ -87,8 +102,9 @@ def make_folder(folder: Path) -> None:
 
 
 def write(path: Path, text: str) -> None:
-    """Replace `path` by `text`; a `UserError` where that cannot be."""
-    write_content(path, text.encode("utf-8"))
+    """Replace `path` by `text`; a `UserError` where that cannot be. Half a character, as of a file's name that is not
+    UTF-8, is spelled out."""
+    write_content(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_content(path: Path, content: bytes) -> None:

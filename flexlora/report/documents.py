@@ -1,12 +1,18 @@
 """A table for a page: Markdown, LaTeX and HTML. The best figure of a column is bold, the second underlined."""
 
 import html
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 
-from flexlora.report.build import Sheet
-from flexlora.report.lines import SUPERSCRIPT, Entry, Line, blocks_by_group, corner, legend, printed_lines
+from flexlora.report.build import Row, Sheet
+from flexlora.report.latex import as_tex, breakable, figure_as_tex
+from flexlora.report.lines import Entry, Line, blocks_within, corner, legend, printed_lines
 
 BULLET = "·  "
+LATEX_WIDTH = 76
+"""So many letters of \\footnotesize fit the 345 pt of an article's line; between columns lie three."""
+LATEX_HEIGHT = 42
+"""So many of its lines fit a page, with a long caption."""
 
 STYLE = """\
 body { font: 15px/1.4 system-ui, sans-serif; margin: 2em; color: #222; }
@@ -22,17 +28,6 @@ tbody tr:first-child td { border-top: 1px solid #ccc; padding-top: .4em; }
 tr.aside { color: #777; }
 """
 
-LATEX = {
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "–": "--",
-    "·": r"$\cdot$",
-    **{chr(sign): rf"\textsuperscript{{{chr(mark)}}}" for mark, sign in SUPERSCRIPT.items()},
-}
-
 
 def as_markdown(sheets: Sequence[Sheet]) -> str:
     """Each table under its title as a heading, its notes as a list below."""
@@ -40,7 +35,7 @@ def as_markdown(sheets: Sequence[Sheet]) -> str:
 
 
 def as_latex(sheets: Sequence[Sheet]) -> str:
-    """Each table as a `table` of the booktabs package; columns of several groups as tabulars below each other."""
+    """Each table as a `table` of the booktabs package; what finds no room in it is in others that continue it."""
     return "% Needs \\usepackage{booktabs}\n" + "\n".join(_latex(sheet) for sheet in sheets)
 
 
@@ -85,18 +80,23 @@ def _heads(sheet: Sheet) -> list[str]:
 
 
 def _markdown(sheet: Sheet) -> str:
-    lines = [f"### {sheet.title}", "", *_captions(sheet), ""]
+    lines = [f"### {_literal(sheet.title)}", "", *map(_literal, _captions(sheet)), ""]
     lines.append(_markdown_line(["method", *_heads(sheet)]))
     lines.append("|---|" + "---:|" * len(sheet.columns))
     for line in (line for group in _groups(sheet) for line in group):
-        cells = [_placed(entry, ("**", "**"), ("<u>", "</u>"), entry.text) for entry in line.entries]
-        lines.append(_markdown_line([_one_line(line.name), *cells]))
-    notes = _notes(sheet)
-    return "\n".join([*lines, *([""] if notes else []), *(f"- {note}" for note in notes), ""])
+        cells = [_placed(entry, ("**", "**"), ("<u>", "</u>"), _literal(entry.text)) for entry in line.entries]
+        lines.append(_markdown_line([_literal(line.name), *cells]))
+    notes = [f"- {_literal(note)}" for note in _notes(sheet)]
+    return "\n".join([*lines, *([""] if notes else []), *notes, ""])
 
 
 def _markdown_line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(cells) + " |"
+
+
+def _literal(text: str) -> str:
+    """In one line, without what Markdown takes for its own: stars, tags, links; a _ between letters is none of it."""
+    return re.sub(r"[\\`*<>|\[\]~&]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", _one_line(text))
 
 
 def _placed(entry: Entry, best: tuple[str, str], second: tuple[str, str], text: str) -> str:
@@ -106,39 +106,62 @@ def _placed(entry: Entry, best: tuple[str, str], second: tuple[str, str], text: 
 
 
 def _latex(sheet: Sheet) -> str:
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_tex(' '.join([sheet.title + '.', *_captions(sheet)]))}}}"]
-    for block in blocks_by_group(sheet):
-        lines += [rf"\begin{{tabular}}{{l{'r' * len(block)}}}", r"\toprule"]
-        for i, name in enumerate((corner(sheet, block), "")):
-            heads = (sheet.columns[j].heading[i] for j in block)
-            lines.append(_latex_line([name, *heads]))
-        for group in _groups(sheet):
-            lines.append(r"\midrule")
-            for line in group:
-                entries = [line.entries[i] for i in block]
-                if any(entry.text for entry in entries):
-                    cells = [
-                        _placed(e, (r"\textbf{", "}"), (r"\underline{", "}"), _tex_figure(e.text)) for e in entries
-                    ]
-                    lines.append(" & ".join([_tex(_one_line(line.name)), *cells]) + r" \\")
-        lines += [r"\bottomrule", r"\end{tabular}", ""]
-    notes = [rf"\item {_tex(note)}" for note in _notes(sheet)]
+    caption = " ".join([f"{sheet.title}.", *_captions(sheet)])
+    blocks = blocks_within(sheet, LATEX_WIDTH, lambda line: line.name, lambda entry: entry.text)
+    parts = [(block, page) for block in blocks for page in _latex_pages(sheet, block)]
+    lines = [line for i, part in enumerate(parts) for line in _latex_table(sheet, *part, "" if i else caption)]
+    notes = [rf"\item {breakable(as_tex(note))}" for note in _notes(sheet)]
     if notes:
-        lines += [r"\begin{itemize}\footnotesize", *notes, r"\end{itemize}"]
-    return "\n".join([*lines, r"\end{table}", ""])
+        lines += [r"\begin{itemize}\footnotesize\raggedright", *notes, r"\end{itemize}"]
+    return "\n".join([*lines, ""])
 
 
-def _latex_line(cells: Sequence[str]) -> str:
-    return " & ".join(map(_tex, cells)) + r" \\"
+def _latex_table(sheet: Sheet, block: list[int], rows: list[str], caption: str) -> Iterator[str]:
+    """Some columns and rows; without a `caption` it is the table before it, continued."""
+    yield from (r"\begin{table}", r"\centering\footnotesize")
+    if not caption:
+        yield r"\addtocounter{table}{-1}"
+    yield rf"\caption{{{breakable(as_tex(caption or f'{sheet.title}, continued.'))}}}"
+    yield from (rf"\begin{{tabular}}{{l{'r' * len(block)}}}", r"\toprule")
+    for i, name in enumerate((corner(sheet, block), "")):
+        yield _latex_line(as_tex(text) for text in (name, *(sheet.columns[j].heading[i] for j in block)))
+    yield from ([] if rows[0] == r"\midrule" else [r"\midrule"])
+    yield from (*rows, r"\bottomrule", r"\end{tabular}", r"\end{table}", "")
 
 
-def _tex(text: str) -> str:
-    return "".join(LATEX.get(character, character) for character in text)
+def _latex_pages(sheet: Sheet, block: list[int]) -> Iterator[list[str]]:
+    """The rows of these columns, a rule above each group, in pages: a `table` does not break."""
+    page: list[str] = []
+    for group in sheet.groups:
+        rule = [r"\midrule"]
+        for row in group:
+            lines = [*_latex_row(sheet, row, block)]
+            if page and len(page) + len(lines) > LATEX_HEIGHT:
+                yield page
+                page = []
+            if lines:  # the paper's rows may have nothing in this block
+                page += [*rule, *lines]
+                rule = []
+    yield page
 
 
-def _tex_figure(text: str) -> str:
-    """With a minus that is one, not a hyphen."""
-    return _tex(text).replace("-", "$-$", 1) if text[:1] == "-" and text[1:] else _tex(text)
+def _latex_row(sheet: Sheet, row: Row, block: list[int]) -> Iterator[str]:
+    for line in printed_lines(sheet, row):
+        entries = [line.entries[i] for i in block]
+        if any(entry.text for entry in entries):
+            yield from _latex_lines(line.name, entries)
+
+
+def _latex_lines(name: str, entries: Sequence[Entry]) -> Iterator[str]:
+    """One line; below it the rest of a name that has several."""
+    cells = [_placed(e, (r"\textbf{", "}"), (r"\underline{", "}"), figure_as_tex(e.text)) for e in entries]
+    for i, part in enumerate(name.split("\n")):
+        indented = (r"\quad " if part.startswith(" ") else "") + as_tex(part.strip())
+        yield _latex_line([indented, *(cells if i == 0 else [""] * len(cells))])
+
+
+def _latex_line(cells: Iterable[str]) -> str:
+    return " & ".join(cells) + r" \\"
 
 
 def _one_line(name: str) -> str:
@@ -153,10 +176,16 @@ def sheet_as_html(sheet: Sheet) -> str:
     for group in _groups(sheet):
         lines.append("<tbody>")
         for line in group:
-            entries = (_placed(e, ("<b>", "</b>"), ("<u>", "</u>"), html.escape(e.text)) for e in line.entries)
-            cells = "".join(f"<td>{cell}</td>" for cell in (html.escape(_one_line(line.name)), *entries))
+            cells = f"<td>{html.escape(_one_line(line.name))}</td>" + "".join(map(_html_cell, line.entries))
             lines.append(f'<tr class="aside">{cells}</tr>' if line.aside else f"<tr>{cells}</tr>")
         lines.append("</tbody>")
     lines.append("</table></div>")
     notes = [f"<li>{html.escape(note)}</li>" for note in _notes(sheet)]
     return "\n".join([*lines, *(["<ul>", *notes, "</ul>"] if notes else [])])
+
+
+def _html_cell(entry: Entry) -> str:
+    """With the figure that the page's script sorts by; empty where there is none, though a word may start with one."""
+    value = "" if entry.value is None else f"{entry.value:.10g}"
+    text = _placed(entry, ("<b>", "</b>"), ("<u>", "</u>"), html.escape(entry.text))
+    return f'<td data-value="{value}">{text}</td>'

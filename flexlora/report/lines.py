@@ -1,5 +1,7 @@
 """What a table prints, whatever the format: its lines, the parts of their cells, and the legend below."""
 
+import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 from flexlora.report.build import Row, Sheet
@@ -9,13 +11,19 @@ from flexlora.report.table import Average, Column, Cost, Count
 
 INTERVAL = "  95 % interval"
 SUPERSCRIPT = str.maketrans("svgdmxfc", "ˢᵛᵍᵈᵐˣᶠᶜ")
+UNITS = {"G": 1e9, "M": 1e6, "k": 1e3}
+PRINTED_UNITS = {**UNITS, "B": 1e9, "": 1.0}
 
 
 class Entry(NamedTuple):
-    """A cell as mean, deviation and number of seeds, as far as it has them. `place`: 1 for the best of its column."""
+    """A cell as mean, deviation and number of seeds, as far as it has them. `place`: 1 for the best of its column.
+
+    `value` is the figure itself, to sort by: 332k and 1.33M, as they print, have no order.
+    """
 
     parts: list[str]
     place: int = 0
+    value: float | None = None
 
     @property
     def text(self) -> str:
@@ -72,19 +80,56 @@ def blocks_by_group(sheet: Sheet) -> list[list[int]]:
     return [[i for i, column in enumerate(sheet.columns) if column.group == group] for group in groups]
 
 
+def blocks_within(
+    sheet: Sheet, width: int, name: Callable[[Line], str], text: Callable[[Entry], str]
+) -> list[list[int]]:
+    """The columns in blocks of `width` letters, the rows' names with them: one, or those of each group; none is empty.
+
+    `name` and `text` say how a line's name and an entry are spelled, over several lines where they hold newlines.
+    """
+    lines = [line for group in sheet.groups for row in group for line in printed_lines(sheet, row)]
+    room = width - max(len(part) for line in lines for part in name(line).split("\n"))
+    needed = []
+    for i, column in enumerate(sheet.columns):
+        cells = (part for line in lines for part in text(line.entries[i]).split("\n"))
+        needed.append(3 + max(map(len, (*column.heading, *cells))))
+    if sum(needed) <= room:
+        return [list(range(len(needed)))]
+    blocks: list[list[int]] = []
+    for group in blocks_by_group(sheet):
+        left = 0
+        for i in group:
+            if needed[i] > left:
+                blocks.append([])
+                left = room
+            blocks[-1].append(i)
+            left -= needed[i]
+    return blocks
+
+
 def corner(sheet: Sheet, block: list[int]) -> str:
     """What heads the names of the rows: the group where all columns of the block are of one."""
     groups = {sheet.columns[i].group for i in block}
     return (groups.pop() if len(groups) == 1 else "") or "method"
 
 
+def value_of(cell: Cell, column: Column, row: Row) -> float | None:
+    """The figure of a cell; the paper's parameters are known as printed only."""
+    return printed_count(row.params.get(column.metric, "")) if _is_printed_count(column, row) else cell.mean
+
+
+def _is_printed_count(column: Column, row: Row) -> bool:
+    return row.kind == "paper" and isinstance(column, Count)
+
+
 def _entry(cell: Cell, column: Column, row: Row, sheet: Sheet) -> Entry:
-    if row.kind == "paper" and isinstance(column, Count):
-        return Entry([row.params.get(column.metric, "")])
+    value = value_of(cell, column, row)
+    if _is_printed_count(column, row):
+        return Entry([row.params.get(column.metric, "")], value=value)
     if cell.mean is None:
         return Entry([cell.word])
     if isinstance(column, Count):
-        return Entry([count(cell.mean)])
+        return Entry([count(cell.mean)], value=value)
     digits = cost_digits(cell.mean) if isinstance(column, Cost) else 1
     parts = [f"{round(cell.mean, digits) + 0.0:,.{digits}f}"]  # no -0.0
     if cell.std is not None:
@@ -92,7 +137,7 @@ def _entry(cell: Cell, column: Column, row: Row, sheet: Sheet) -> Entry:
     if row.kind == "ours" and cell.n != sheet.usual_seeds:
         parts.append(f"({cell.n})")
     marks = "".join(mark for mark in MARKS if mark in cell.marks - sheet.common_marks)
-    return Entry([*parts[:-1], parts[-1] + marks.translate(SUPERSCRIPT)], cell.place)
+    return Entry([*parts[:-1], parts[-1] + marks.translate(SUPERSCRIPT)], cell.place, value)
 
 
 def _paired_entry(pair: Paired | None, usual_seeds: int | None) -> Entry:
@@ -123,8 +168,14 @@ def signed(value: float | None) -> str:
 def count(number: float) -> str:
     """Three figures, as papers print parameters: 1.33M, 332k, 57."""
     number = float(f"{number:.3g}")
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+    for unit, size in UNITS.items():
         if number >= size:
             digits = max(0, 3 - len(str(int(number / size))))
             return f"{number / size:.{digits}f}{unit}"
     return f"{number:.0f}"
+
+
+def printed_count(text: str) -> float | None:
+    """The number that a paper prints as 1.3M or 8B; None where it prints none."""
+    match = re.fullmatch(rf"([\d.]+)([{''.join(PRINTED_UNITS)}]?)", text)
+    return float(round(float(match[1]) * PRINTED_UNITS[match[2]])) if match else None

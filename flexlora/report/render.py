@@ -4,6 +4,7 @@ import csv
 import io
 import textwrap
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 from rich import box
 from rich.console import Console
@@ -12,7 +13,7 @@ from rich.text import Text
 
 from flexlora.report.build import Row, Sheet
 from flexlora.report.cells import MARKS
-from flexlora.report.lines import Entry, Line, blocks_by_group, corner, legend, printed_lines
+from flexlora.report.lines import Entry, Line, blocks_within, corner, legend, printed_lines, value_of
 
 WHERE = ("table", "scale", "model", "source", "method", "variant", "task", "metric", "evaluation")
 CSV_COLUMNS = (*WHERE, "mean", "std", "n", "marks", "status", "paper", "difference")
@@ -30,7 +31,7 @@ def as_text(sheets: Sequence[Sheet], width: int, colour: bool = False) -> str:
     for sheet in sheets:
         for line in (sheet.title, *sheet.captions):
             console.print(textwrap.fill(line, width), style="bold" if line is sheet.title else "")
-        for columns in _blocks(sheet, width):
+        for columns in blocks_within(sheet, width, partial(_name, sheet), partial(_entry_text, sheet)):
             console.print()
             console.print(_rich_table(sheet, columns))
         console.print()
@@ -83,39 +84,18 @@ def _entry_text(sheet: Sheet, entry: Entry) -> str:
     return ("\n" if sheet.table.wide else " ").join(entry.parts)
 
 
-def _blocks(sheet: Sheet, width: int) -> list[list[int]]:
-    """The columns in blocks that fit `width` beside the names: one, or those of each group; none of them is empty."""
-    lines = [line for group in sheet.groups for row in group for line in printed_lines(sheet, row)]
-    room = width - max(len(part) for line in lines for part in _name(sheet, line).split("\n"))
-    needed = []
-    for i, column in enumerate(sheet.columns):
-        cells = (part for line in lines for part in _entry_text(sheet, line.entries[i]).split("\n"))
-        needed.append(3 + max(map(len, (*column.heading, *cells))))
-    if sum(needed) <= room:
-        return [list(range(len(needed)))]
-    blocks: list[list[int]] = []
-    for group in blocks_by_group(sheet):
-        left = 0
-        for i in group:
-            if needed[i] > left:
-                blocks.append([])
-                left = room
-            blocks[-1].append(i)
-            left -= needed[i]
-    return blocks
-
-
 def _csv_lines(sheet: Sheet, row: Row) -> Iterable[dict[str, object]]:
     shared = {"table": sheet.table.name, "scale": sheet.scale, "model": sheet.model, "method": row.method}
     for i, (cell, column) in enumerate(zip(row.cells, sheet.columns, strict=True)):
-        if row.kind == "paper" and cell.mean is None:
+        value = value_of(cell, column, row)
+        if row.kind == "paper" and value is None:
             continue
         figures: dict[str, object] = {
             "source": row.kind,
             "variant": row.variant,
             "task": column.task,
             "metric": column.metric,
-            "mean": cell.mean,
+            "mean": value,
             "marks": "".join(mark for mark in MARKS if mark in cell.marks),
         }
         if row.ratios:
