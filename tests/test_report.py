@@ -426,6 +426,9 @@ def test_nothing_to_show_is_one_line(tmp_path):
         report(tmp_path)
     )
     assert "no run of a task in the table vtab: its" in refusal(report(tmp_path, "--table", "vtab"))
+    write_run(tmp_path / "vtab", task="vtab/dtd")
+    refused = refusal(report(tmp_path / "vtab", "--table", "vtab_table16"))
+    assert "no run of the methods and settings that the table vtab_table16 shows" in refused
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from flexlora.report.build import Sheet, build
 from flexlora.report.costs import build_costs
 from flexlora.report.documents import as_html, as_latex, as_markdown
 from flexlora.report.render import as_csv, as_text
+from flexlora.report.table import Table
 from flexlora.report.tables import BENCHMARKS, COSTS, TABLES
 from flexlora.results.collect import Run
 
@@ -132,14 +133,20 @@ def _tables(options: argparse.Namespace) -> int:
         )
     ]
     if not sheets:
-        tasks = ", ".join(sorted({run.record.task for run in runs}))
-        names = ", ".join(table.name for table in tables)
-        raise UserError(f"{root} has no run of a task in the table {names}: its runs are of {tasks}")
+        raise UserError(_why_nothing(root, runs, tables))
     if options.save:
         _save_all(sheets, options.save)
     else:
         _show(sheets, kind, options.output)
     return BROKEN if found.broken else 0
+
+
+def _why_nothing(root: Path, runs: Sequence[Run], tables: Sequence[Table]) -> str:
+    tasks = {run.record.task for run in runs}
+    names = ", ".join(table.name for table in tables)
+    if any(column.task in tasks for table in tables for column in table.columns):
+        return f"{root} has no run of the methods and settings that the table {names} shows (docs/report.md)"
+    return f"{root} has no run of a task in the table {names}: its runs are of {', '.join(sorted(tasks))}"
 
 
 def _refuse(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
