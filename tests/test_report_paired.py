@@ -151,6 +151,20 @@ def test_without_a_default_row_those_of_the_same_variants_are_compared(tmp_path)
     assert sorted(round(float(value), 6) for value in found if value) == [9, 10]
 
 
+def test_what_all_rows_share_is_of_no_variant(tmp_path):
+    """An ablation on a part of the data: its reference is the row without an override of its own."""
+    for own, value in (("", 0.5), ("method.importance-random+", 0.4), ("method.init_b-0+", 0.6)):
+        write_run(tmp_path, value, method="flexlora", variant=f"{own}task.max_train_rows-2000")
+    lines = figures(tmp_path, "--against", "flexlora")
+    found = {line["variant"]: line["paired_difference"] for line in lines if line["metric"] == "matthews_correlation"}
+    assert next(iter(found)) == "task.max_train_rows-2000"  # above its variants
+    assert {name.split("+")[0]: value and round(float(value), 6) for name, value in found.items()} == {
+        "task.max_train_rows-2000": "",
+        "method.importance-random": -10,
+        "method.init_b-0": 10,
+    }
+
+
 def test_subsets_of_other_sizes_are_not_compared(tmp_path):
     def part(method, rows, value, **fields):
         samples = {"train": 50, "evaluation": {"validation": rows}}

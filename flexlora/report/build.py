@@ -142,9 +142,10 @@ def _sheet(
     for i, column in enumerate(columns):
         if not isinstance(column, Count):
             _set_column(rows, i, mark_places([row.cells[i] for row in rows], common))
-    references = [row for row in rows if row.method == against]  # a method's default row is its first
+    shared = label_rows(rows)
+    references = [row for row in rows if row.method == against]
     for row in rows:
-        reference = _reference(row, references)
+        reference = _reference(row, references, shared)
         if reference is not None:
             row.paired = [_paired(*cells, common) for cells in zip(row.cells, reference.cells, strict=True)]
             if intervals:
@@ -157,15 +158,13 @@ def _sheet(
     if is_paper:
         groups = beside_paper(table, rows, columns)
 
-    variants = label_rows(rows)
-
     numbers = Counter(cell.n for cell in _scores(rows, columns)) if table.wide else Counter[int]()
     usual_seeds = max(numbers, key=lambda n: (numbers[n], n), default=None)
     captions = [
         f"{len({*table.main} & {*found_columns})} of {len(table.main)} {table.parts}, "
         f"{evaluation} evaluation of each run, in percent: "
         f"{_what_a_cell_is(usual_seeds, len(numbers) > 1)}.",
-        *([f"All rows: {', '.join(sorted(variants))}."] if variants else []),
+        *([f"All rows: {', '.join(sorted(shared))}."] if shared else []),
         *(f"All figures: {text}." for mark, text in MARKS.items() if mark in common),
         *([HOW_COMPARED.format(against)] if compared else []),
         *([HOW_SURE] if any(any(row.intervals) or any(row.paired_intervals) for row in rows) else []),
@@ -240,10 +239,11 @@ def _our_rows(table: Table, runs: list[Run], columns: Sequence[Column], evaluati
 
         return [cell(column) for column in columns]
 
-    def order(key: tuple[str, str]) -> tuple[int, str, bool, str]:
+    def order(key: tuple[str, str]) -> tuple[int, str, bool, int, str]:
+        """By method; its default row first, or on a part of the data the one with the fewest overrides."""
         method, variant = key
         place = table.methods.index(method) if method in table.methods else len(table.methods)
-        return place, method, variant != "default", variant
+        return place, method, variant != "default", variant.count("+"), variant
 
     ours = [
         Row("ours", key[0], *key, cells(rows[key]), method_settings(run for seen in rows[key].values() for run in seen))
@@ -293,13 +293,21 @@ def _set_column(rows: Sequence[Row], place: int, cells: Sequence[Cell]) -> None:
         row.cells[place] = cell
 
 
-def _reference(row: Row, references: Sequence[Row]) -> Row | None:
-    """What a row is compared with: of another method the row of the same variant, else its default or its only one."""
-    alike = [other for other in references if other.variant == row.variant != "default" and other.method != row.method]
-    if alike:
-        return alike[0]
-    is_clear = len(references) == 1 or (references and references[0].variant == "default")
-    return references[0] if is_clear and references[0] is not row else None
+def _reference(row: Row, references: Sequence[Row], shared: set[str]) -> Row | None:
+    """What a row is compared with: of another method the row of the same variant, else its default or its only one.
+
+    The default row is the one with nothing of its own: no override but those that all rows of the table share.
+    """
+    alike = [other for other in references if other.variant == row.variant and other.method != row.method]
+    default = [other for other in references if not _overrides(other) - shared]
+    for found in (alike, default, references if len(references) == 1 else []):
+        if found:
+            return found[0] if found[0] is not row else None
+    return None
+
+
+def _overrides(row: Row) -> set[str]:
+    return {part for part in row.variant.split("+") if part != "default"}
 
 
 def _paired(cell: Cell, reference: Cell, common: frozenset[str]) -> Paired | None:
@@ -382,10 +390,10 @@ def _scores(rows: Sequence[Row], columns: Sequence[Column]) -> list[Cell]:
 
 def label_rows(rows: Sequence[Row]) -> set[str]:
     """Call each row by its method and what of its variant is its own; returned is what all share, a single row too."""
-    parts = [[part for part in row.variant.split("+") if part != "default"] for row in rows]
-    shared = set.intersection(*map(set, parts)) if parts else set()
-    for row, its in zip(rows, parts, strict=True):
-        row.label = "\n".join([row.method, *(f"  {part}" for part in its if part not in shared)])
+    shared = set.intersection(*map(_overrides, rows)) if rows else set()
+    for row in rows:
+        own = [part for part in row.variant.split("+") if part not in shared | {"default"}]
+        row.label = "\n".join([row.method, *(f"  {part}" for part in own)])
     return shared
 
 
