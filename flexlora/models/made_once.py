@@ -140,7 +140,7 @@ def _build_in(folder: Path, name: str, build: Build) -> None:
 
 
 def _announced(name: str, build: Build, folder: Path) -> None:
-    log.info("pretraining the small %s: this happens once, and takes two minutes at most", name)
+    log.info("pretraining the small %s: this happens once, and takes a minute or two of an idle core", name)
     began = time.perf_counter()
     build(folder)
     log.info("pretrained in %.0f s", time.perf_counter() - began)
