@@ -1,10 +1,12 @@
 """conf/experiment: every sweep that has a name composes, each of its runs, and names settings that exist."""
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from flexlora.conf_path import conf_dir
+from flexlora.report.tables import TABLES
 from flexlora.settings import register_schemas, resolve
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
@@ -37,3 +39,19 @@ def test_every_experiment_says_what_it_is_for():
         assert package == "# @package _global_"
         assert says.startswith("# ")
         assert len(says) > 20
+
+
+@pytest.mark.parametrize(
+    ("experiment", "table"),
+    [
+        ("glue", "glue"),
+        ("commonsense170k", "commonsense170k"),
+        ("commonsense170k_r32", "commonsense170k"),
+        ("vtab", "vtab"),
+        ("vtab_table16", "vtab_table16"),
+    ],
+)
+def test_what_an_experiment_runs_has_its_place_in_the_table(experiment, table):
+    """Others stand below it, in the order of the alphabet."""
+    sweep = yaml.safe_load((conf_dir() / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8"))
+    assert set(sweep["hydra"]["sweeper"]["params"]["method"].split(",")) <= set(TABLES[table].methods)

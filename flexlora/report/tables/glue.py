@@ -35,7 +35,10 @@ GLUE = Table(
         Column("glue/qqp", ("QQP", "F1"), "f1"),
     ),
     averages=(Average("average", ("Avg.", ""), "average", "Avg.", of=(MAIN,)),),
-    methods=("full", "linear", "bitfit", "lora", "adalora", "adalora_r8", "flexlora", "flexlora_released"),
+    methods=(
+        *("full", "linear", "bitfit", "houlsby", "pfeiffer", "adapter_fusion", "lora", "dora", "sora"),
+        *("adalora", "adalora_r8", "flexlora", "flexlora_released"),
+    ),
     published="glue.csv",
     paper_rows=(
         PaperRow("full", "Full FT", ("4", "1")),
