@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 
@@ -70,8 +71,20 @@ def test_a_variant_is_named_after_its_overrides(overrides, name):
     assert variant_name(overrides) == name
 
 
+def test_an_override_that_has_to_change_leaves_the_others_as_they_are():
+    """So that a report finds what the variants share."""
+    name = variant_name(["training.epochs=8", "method.ranks_from=/a/folder of/mine", "task.max_train_rows=2000"])
+    assert re.fullmatch(
+        r"method.ranks_from-afolderofmine-[0-9a-f]{8}\+task.max_train_rows-2000\+training.epochs-8", name
+    )
+    long = variant_name([f"method.key{place}={'x' * 40}" for place in range(9)])
+    assert re.fullmatch(r"method.key0-x{40}\+method.key1-x{40}\+metho-[0-9a-f]{8}", long)
+
+
 def test_two_variants_never_share_a_name():
     spelled = [["a=b/c"], ["a=b-c"], ["a=b c"], ["a=[b,c]"], ["a=" + "x" * 300], ["a=" + "x" * 301]]
+    spelled += [[*overrides, "b=1"] for overrides in spelled] + [["a=b", "c=d"], ["a=b", "c=/d"], ["a=/b", "c=d"]]
+    spelled += [[f"key{place}={'x' * 50}" for place in range(9)], [f"key{place}={'x' * 50}" for place in range(8)]]
     names = [variant_name(overrides) for overrides in spelled]
     assert len(set(names)) == len(names)
     assert all(len(name) < 140 and "/" not in name and " " not in name for name in names)

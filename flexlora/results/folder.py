@@ -50,17 +50,23 @@ def variant_name(overrides: Iterable[str]) -> str:
 
     Several are joined by `+`, so that the name can be typed after `variant=` without quotes.
 
-    Sorted, so that the order of the command line does not matter; where the spelling had to change to be safe, or
-    is cut, a hash of the original keeps two variants apart.
+    Sorted, so that the order of the command line does not matter; where the spelling of one had to change to be safe,
+    or is cut, a hash of it keeps two variants apart, and the others keep theirs.
     """
     kept = sorted(item.lstrip("+") for item in overrides if item.lstrip("+~").split("=", 1)[0] not in PATH_KEYS)
     if not kept:
         return "default"
-    original = "+".join(kept)
-    safe = re.sub(r"[^A-Za-z0-9._+-]", "~", original.replace("=", "-"))
-    if "~" not in safe and len(safe) <= 120:
+    name = "+".join(_folder_name(item, 60) for item in kept)
+    return name if len(name) <= 130 else _folder_name(name, 120)
+
+
+def _folder_name(text: str, longest: int) -> str:
+    """`text` as a part of a folder's name; where it is not the same any more, with a hash of it."""
+    safe = re.sub(r"[^A-Za-z0-9._+-]", "~", text.replace("=", "-"))
+    if "~" not in safe and len(safe) <= longest:
         return safe
-    return f"{safe.replace('~', '')[:120]}-{hashlib.sha256(original.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{safe.replace('~', '')[: longest - 9]}-{digest}"
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
