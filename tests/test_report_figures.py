@@ -184,3 +184,22 @@ def test_of_one_task_only(sweep, tmp_path):
         "flexlora-report: no run of task 'glue/rtx'. Did you mean glue/rte? "
         "There are: glue/cola, glue/rte, glue/sst2.\n"
     )
+
+
+@pytest.mark.parametrize(
+    "sizes", [(329_000, 335_000), (332_000,), (300_000, 1_200_000), (20_000, 180_000), (1_860, 86_000_000), (0, 90)]
+)
+def test_the_axis_of_sizes_says_where_they_are(tmp_path, sizes):
+    """However near or far they are: two numbers at least, of which none overlap."""
+    for place, size in enumerate(sizes):
+        parameters = {"adapter_active": size, "adapter_allocated": size, "head": 10}
+        write_run(tmp_path, main_metric="matthews_correlation", method=f"m{place}", parameters=parameters)
+    runs = collect(tmp_path).runs
+    (drawing,) = figures.draw_sweeps(runs, ["accuracy_parameters"])
+    FigureCanvasAgg(drawing.figure).draw()
+    panel = drawing.figure.axes[0]
+    low, high = sorted(panel.get_xlim())
+    shown = [tick.label1 for tick in panel.xaxis.get_major_ticks() if low <= tick.get_loc() <= high]
+    assert len({label.get_text() for label in shown} - {""}) >= 2
+    boxes = [label.get_window_extent() for label in shown]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from flexlora.report.cells import number
 from flexlora.report.figures.style import look, new_figure
@@ -47,6 +47,7 @@ def draw_accuracy_parameters(tasks: Mapping[str, ROWS], title: str) -> Figure:
     figure, panels = _panels(tasks, title)
     labels = _numbers(tasks)
     for panel, (task, rows) in zip(panels, tasks.items(), strict=False):
+        means: list[float] = []
         for label, runs in rows.items():
             values = [100 * value for run in runs if (value := last_figure(run)) is not None]
             sizes = [size for run in runs if (size := number(run.record.parameters.get("adapter_active"))) is not None]
@@ -54,19 +55,29 @@ def draw_accuracy_parameters(tasks: Mapping[str, ROWS], title: str) -> Figure:
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             size = statistics.fmean(sizes) if sizes else 0.0
             if size > 0:
+                means.append(size)
                 style["linestyle"] = "none"
                 panel.errorbar(size, statistics.fmean(values), spread or None, ms=6, capsize=2, mec="black", **style)
             else:  # a head alone: no place on a logarithmic axis
                 panel.axhline(statistics.fmean(values), lw=1, color=style["color"], linestyle=style["linestyle"])
-        panel.set_xscale("log")
-        panel.xaxis.set_major_formatter(lambda value, _: count(value))
-        panel.xaxis.set_minor_locator(NullLocator())
         panel.margins(x=0.2, y=0.15)
+        _scale_sizes(panel, max(means, default=1) / min(means, default=1))
         panel.set_title(f"{task}: {_metric(rows)}")
         panel.set_xlabel("active parameters of the adapter")
         panel.set_ylabel("percent, last evaluation")
     _legend(figure, labels, lines=False)
     return figure
+
+
+def _scale_sizes(panel: Axes, widest: float) -> None:
+    """Logarithmic where the largest size is `widest` times the smallest, but not so near that no tick would be left."""
+    if widest > 5:
+        panel.set_xscale("log")
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if widest < 50 else (1,)))
+        panel.xaxis.set_minor_locator(NullLocator())
+    else:
+        panel.xaxis.set_major_locator(MaxNLocator(nbins=4))
+    panel.xaxis.set_major_formatter(lambda value, _: count(value))
 
 
 def _panels(tasks: Mapping[str, ROWS], title: str) -> tuple[Figure, list[Axes]]:
