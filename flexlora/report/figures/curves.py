@@ -76,7 +76,7 @@ def _scale_sizes(panel: Axes, widest: float) -> None:
         panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if widest < 50 else (1,)))
         panel.xaxis.set_minor_locator(NullLocator())
     else:
-        panel.xaxis.set_major_locator(MaxNLocator(nbins=4))
+        panel.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
     panel.xaxis.set_major_formatter(lambda value, _: count(value))
 
 
