@@ -151,6 +151,16 @@ def test_without_a_default_row_those_of_the_same_variants_are_compared(tmp_path)
     assert sorted(round(float(value), 6) for value in found if value) == [9, 10]
 
 
+def test_two_on_the_same_part_are_compared_where_others_are_on_the_whole(tmp_path):
+    samples = {"train": 50, "evaluation": {"validation": 100}}
+    for method, whole, part in (("lora", 0.5, 0.3), ("flexlora", 0.6, 0.37)):
+        write_run(tmp_path, whole, method=method)
+        write_run(tmp_path, part, method=method, task="rte", variant="rows", subset=True, samples=samples)
+    lines = figures(tmp_path, "--against", "lora")
+    found = {line["task"]: line["paired_difference"] for line in lines if line["paired_difference"]}
+    assert {task: round(float(value), 6) for task, value in found.items()} == {"glue/cola": 10, "glue/rte": 7}
+
+
 def test_what_all_rows_share_is_of_no_variant(tmp_path):
     """An ablation on a part of the data: its reference is the row without an override of its own."""
     for own, value in (("", 0.5), ("method.importance-random+", 0.4), ("method.init_b-0+", 0.6)):

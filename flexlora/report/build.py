@@ -311,7 +311,8 @@ def _overrides(row: Row) -> set[str]:
 
 
 def _paired(cell: Cell, reference: Cell, common: frozenset[str]) -> Paired | None:
-    unlike = ((cell.marks | reference.marks) - common) & NO_RIVAL
+    # Two on a part of the data are alike where others are on the whole: parts of other rows are marked `d`.
+    unlike = (cell.marks ^ reference.marks) & NO_RIVAL or (cell.marks & reference.marks - common) & {"d", "m"}
     return None if unlike else paired(cell.by_seed, reference.by_seed)
 
 
