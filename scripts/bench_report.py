@@ -92,9 +92,8 @@ def main() -> int:
     options = parser.parse_args()
     if not (options.like / "result.json").is_file():
         parser.error(f"--like: {options.like} has no result.json: name the folder of one finished run")
-    if (
-        task := json.loads((options.like / "result.json").read_text(encoding="utf-8"))["task"]
-    ) not in scores_of_tasks():
+    task = json.loads((options.like / "result.json").read_text(encoding="utf-8"))["task"]
+    if task not in scores_of_tasks():
         parser.error(f"--like: {options.like} is of {task}: name a run of one of GLUE's tasks")
     if options.runs < 1 or options.rounds < 1:
         parser.error("--runs and --rounds are 1 or more")

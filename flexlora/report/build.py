@@ -109,7 +109,7 @@ def _belongs(run: Run, table: Table) -> bool:
         return False
     if table.only and record.method not in table.only:
         return False
-    changed = {part.split("-", 1)[0] for part in record.variant.split("+") if part.startswith("method.")}
+    changed = {part.split("-", 1)[0] for part in _overrides(record.variant) if part.startswith("method.")}
     if table.varied and changed - {f"method.{table.varied}"}:
         return False
     return all(_setting(record.config, name, value) == value for name, value in table.fixed)
@@ -299,15 +299,15 @@ def _reference(row: Row, references: Sequence[Row], shared: set[str]) -> Row | N
     The default row is the one with nothing of its own: no override but those that all rows of the table share.
     """
     alike = [other for other in references if other.variant == row.variant and other.method != row.method]
-    default = [other for other in references if not _overrides(other) - shared]
+    default = [other for other in references if not _overrides(other.variant) - shared]
     for found in (alike, default, references if len(references) == 1 else []):
         if found:
             return found[0] if found[0] is not row else None
     return None
 
 
-def _overrides(row: Row) -> set[str]:
-    return {part for part in row.variant.split("+") if part != "default"}
+def _overrides(variant: str) -> set[str]:
+    return {part for part in variant.split("+") if part != "default"}
 
 
 def _paired(cell: Cell, reference: Cell, common: frozenset[str]) -> Paired | None:
@@ -391,7 +391,7 @@ def _scores(rows: Sequence[Row], columns: Sequence[Column]) -> list[Cell]:
 
 def label_rows(rows: Sequence[Row]) -> set[str]:
     """Call each row by its method and what of its variant is its own; returned is what all share, a single row too."""
-    shared = set.intersection(*map(_overrides, rows)) if rows else set()
+    shared = set.intersection(*(_overrides(row.variant) for row in rows)) if rows else set()
     for row in rows:
         own = [part for part in row.variant.split("+") if part not in shared | {"default"}]
         row.label = "\n".join([row.method, *(f"  {part}" for part in own)])

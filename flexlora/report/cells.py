@@ -182,7 +182,7 @@ class Usual(NamedTuple):
 
     def is_other(self, record: RunRecord) -> bool:
         """Whether a run saw other data, or another part of it than most of those that saw a part."""
-        return data_identity(record) != self.data or (_is_part(record) and _rows(record) != self.rows)
+        return data_identity(record) != self.data or (is_part(record) and _rows(record) != self.rows)
 
 
 def usual_data(runs: Iterable[Run]) -> Usual:
@@ -192,13 +192,14 @@ def usual_data(runs: Iterable[Run]) -> Usual:
     for run in runs:
         if run.record.data:
             counts[run.record.data.get("source") == "hub", data_identity(run.record)] += 1
-        if _is_part(run.record):
+        if is_part(run.record):
             rows[_rows(run.record)] += 1
     data = max(counts, key=lambda key: (counts[key], key), default=(False, ""))[1]
     return Usual(data, max(rows, key=lambda key: (rows[key], key), default=""))
 
 
-def _is_part(record: RunRecord) -> bool:
+def is_part(record: RunRecord) -> bool:
+    """Whether the run saw a part of its task's data only."""
     return bool(record.subset or record.data.get("held_out"))
 
 

@@ -1,7 +1,6 @@
 """Tables of what training costs: one for each scale, model and machine, every figure beside its ratio to LoRA's."""
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 from flexlora.report.build import Row, Sheet, beside_paper, failures, label_rows
@@ -10,9 +9,11 @@ from flexlora.report.cells import (
     Cell,
     Usual,
     is_generated,
+    is_part,
     mark_fewer,
     measures_cost,
     method_settings,
+    number,
     parameter_cell,
     seeds_cell,
     summarise,
@@ -79,7 +80,7 @@ def _part_of(record: RunRecord) -> str:
     """What a run is a part of, if not whole."""
     if _training(record).get("max_steps") is not None:
         return "a part of a training"
-    return "a part of the data" if record.subset or record.data.get("held_out") else ""
+    return "a part of the data" if is_part(record) else ""
 
 
 def _sheet(table: Table, found: list[Run], machine: str, part: str) -> Sheet:
@@ -136,8 +137,8 @@ def _is_shown(column: Cost, runs: Sequence[Run]) -> bool:
 
 
 def _value(record: RunRecord, column: Cost) -> float | None:
-    value = READ[column.metric](record) if record.status == "done" else None
-    return float(value) / column.unit if isinstance(value, int | float) and math.isfinite(value) else None
+    value = number(READ[column.metric](record)) if record.status == "done" else None
+    return None if value is None else value / column.unit
 
 
 def _cell(runs: Sequence[Run], column: Cost, usual: Usual) -> Cell:
