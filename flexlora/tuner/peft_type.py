@@ -1,7 +1,7 @@
 """Methods of this package as members of PEFT's `PeftType`.
 
 `register_peft_method` refuses names outside the enum, and loading an adapter looks its class up by the enum, so the
-enum has to know the method. Guarded by tests/test_peft_contract.py.
+enum has to know the method. Guarded by tests/tuner/test_peft_contract.py.
 """
 
 from __future__ import annotations

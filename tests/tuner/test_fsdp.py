@@ -118,7 +118,7 @@ def train(name: str, rank: int, processes: int, folder: Path) -> dict[str, Any]:
 
 
 def process(rank: int, folder: str) -> None:
-    sys.path.append(str(Path(__file__).parent))
+    sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "helpers")]
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=PROCESSES)
     try:

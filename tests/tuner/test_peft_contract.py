@@ -19,7 +19,7 @@ from torch import nn
 import flexlora
 from flexlora import FlexLoraConfig, FlexLoraModel
 
-PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 NAMES = [
     ("peft", "NoMatchingPeftModuleError"),

@@ -20,10 +20,9 @@ import pytest
 import torch
 import yaml
 from fuzz_helpers import bounded, fuzz
-from glue_helpers import TASKS, settings_of, write_download
+from glue_helpers import TASKS, settings_of, write, write_download
 from hypothesis import note
 from report_helpers import write_run
-from test_glue_columns import write
 from transformers import AutoTokenizer
 
 from flexlora.errors import UserError

@@ -1,36 +1,17 @@
 """Data with the hub's columns: parquet, JSON and CSV files, whole or in parts, and the hub's own data sets."""
 
-import csv
-import json
 import re
 from pathlib import Path
 
 import datasets
 import pytest
-from glue_helpers import TASKS, settings_of, write_download
+from glue_helpers import RTE, TASKS, settings_of, write, write_download
 
 from flexlora.errors import UserError
 from flexlora.tasks import load_task
 from flexlora.tasks.glue_columns import hub_rows
 
-RTE = {"sentence1": ['A "b.', "Ünï\nc"], "sentence2": ["C,", "D"], "label": [1, 0], "idx": [0, 1]}
 SUFFIXES = (".parquet", ".json", ".jsonl", ".csv")
-
-
-def write(path: Path, columns: dict[str, list[object]]) -> None:
-    """`columns` in the format that the file's name says."""
-    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    if path.suffix == ".parquet":
-        datasets.Dataset.from_dict(columns).to_parquet(path)
-    elif path.suffix == ".json":
-        path.write_text(json.dumps(rows), encoding="utf-8")
-    elif path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    else:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(columns))
-            writer.writeheader()
-            writer.writerows(rows)
 
 
 def load(task: str, folder: Path):

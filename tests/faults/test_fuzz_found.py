@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from glue_helpers import settings_of, write_download
+from glue_helpers import RTE, settings_of, write, write_download
 from test_fuzz_settings import check, command, examine, ready
-from test_glue_columns import RTE, write
 from transformers import AutoTokenizer
 
 from flexlora.errors import UserError, printable

@@ -9,7 +9,7 @@ import pytest
 
 from flexlora.results.record import read_record
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SPEC = importlib.util.spec_from_file_location("torture", ROOT / "scripts" / "torture.py")
 torture = importlib.util.module_from_spec(SPEC)
 

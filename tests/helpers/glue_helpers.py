@@ -1,5 +1,7 @@
 """The eight GLUE tasks in small: composed settings, and files as the original download lays them out."""
 
+import csv
+import json
 from functools import cache
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from flexlora.conf_path import conf_dir
 from flexlora.settings import GlueTask, register_schemas, resolve
 
 TASKS = ("cola", "mnli", "mrpc", "rte", "qnli", "sst2", "stsb", "qqp")
+RTE = {"sentence1": ['A "b.', "Ünï\nc"], "sentence2": ["C,", "D"], "label": [1, 0], "idx": [0, 1]}
 
 
 @cache
@@ -113,3 +116,21 @@ def write_download(root: Path) -> Path:
         for name, content in files.items():
             (root / folder / name).write_bytes(content)
     return root
+
+
+def write(path: Path, columns: dict[str, list[object]]) -> None:
+    """`columns` in the format that the file's name says."""
+    import datasets
+
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    if path.suffix == ".parquet":
+        datasets.Dataset.from_dict(columns).to_parquet(path)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    else:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(columns))
+            writer.writeheader()
+            writer.writerows(rows)

@@ -20,7 +20,7 @@ from flexlora.conf_path import conf_dir
 from flexlora.report.tables import TABLES
 from flexlora.settings import register_schemas
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TARGETS = {
     "table1": "glue",
     "table2": "commonsense170k",

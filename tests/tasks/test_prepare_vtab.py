@@ -20,7 +20,7 @@ import pytest
 from hub_helpers import Repository, hub
 from vtab_helpers import settings_of
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "prepare_vtab.py"
 IMAGES = 12
 
@@ -54,7 +54,7 @@ def prepare(script, monkeypatch, capsys):
 
 def in_a_process(*arguments: object, fault: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
     """The script in a process of its own, after the code of a `fault`."""
-    code = f"import runpy, sys; sys.path[:0] = {[str(SCRIPT.parent), str(ROOT / 'tests')]}; {fault}\n"
+    code = f"import runpy, sys; sys.path[:0] = {[str(SCRIPT.parent), str(ROOT / 'tests' / 'helpers')]}; {fault}\n"
     code += f"sys.argv[0] = {str(SCRIPT)!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
     command = [sys.executable, "-c", code] if fault else [sys.executable, str(SCRIPT)]
     environment = {"HF_HUB_OFFLINE": "1", **os.environ, **variables}

@@ -1,0 +1,110 @@
+"""Compose every task, method and scale, and every experiment; compare the resolved settings of two checkouts.
+
+    python scripts/compare_settings.py dump before.jsonl       # in the one checkout
+    python scripts/compare_settings.py dump after.jsonl        # in the other
+    python scripts/compare_settings.py diff before.jsonl after.jsonl
+
+A line of a dump is one composition: its overrides and its resolved settings, or the error that refuses it.
+"""
+
+import itertools
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from yaml import safe_load
+
+from flexlora.conf_path import conf_dir
+from flexlora.settings import flat_keys, register_schemas
+
+SCALES = ("paper", "tiny")
+# The groups that held the recipes before they moved into the methods' files; nothing reads their keys.
+NO_SETTINGS = {"benchmark", "recipes", "recipes_of"}
+
+
+def names(group: str) -> list[str]:
+    """Every choice of a config group."""
+    folder = conf_dir() / group
+    return sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml"))
+
+
+def compositions() -> Iterator[list[str]]:
+    """The overrides of every composition: the product of task, method and scale, then each experiment's runs."""
+    tasks = [name for name in names("task") if name != "none"]
+    for task, method, scale in itertools.product(tasks, names("method"), SCALES):
+        yield [f"task={task}", f"method={method}", f"scale={scale}"]
+    for experiment in names("experiment"):
+        for scale in SCALES:
+            for run in runs_of(experiment):
+                yield [f"experiment={experiment}", f"scale={scale}", *run]
+
+
+def runs_of(experiment: str) -> Iterator[list[str]]:
+    """The overrides of an experiment's sweep, one seed of each; CoLA where the experiment leaves the task open."""
+    content = safe_load((conf_dir() / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8"))
+    params: dict[str, Any] = {}
+    for parent in content.get("defaults", []):
+        params |= safe_load((conf_dir() / "experiment" / f"{parent}.yaml").read_text())["hydra"]["sweeper"]["params"]
+    params |= content["hydra"]["sweeper"]["params"]
+    params = {"task": "glue/cola", "method": "lora,flexlora"} | params
+    keys = [key for key in params if key != "seed"]
+    for values in itertools.product(*(str(params[key]).strip().split(",") for key in keys)):
+        yield [f"{key}={value}" for key, value in zip(keys, values, strict=True)]
+
+
+def dump(target: Path) -> None:
+    """Write a line for every composition."""
+    register_schemas()
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())), target.open("w") as lines:
+        for overrides in compositions():
+            try:
+                plain: Any = OmegaConf.to_container(
+                    compose("config", overrides=overrides), resolve=True, enum_to_str=True
+                )
+                settings = flat_keys({key: value for key, value in plain.items() if key not in NO_SETTINGS})
+                settings = {k: v for k, v in settings.items() if not k.startswith(("method.recipes", "recipes"))}
+                entry = {"overrides": overrides, "settings": settings}
+            except Exception as error:
+                entry = {"overrides": overrides, "error": f"{type(error).__name__}: {error}"}
+            lines.write(json.dumps(entry, sort_keys=True) + "\n")
+
+
+def diff(before: Path, after: Path) -> int:
+    """Print each difference with the number of compositions that have it; return how many kinds there are."""
+    old, new = ({tuple(e["overrides"]): e for e in map(json.loads, file.open())} for file in (before, after))
+    kinds: Counter[str] = Counter()
+    example: dict[str, str] = {}
+    equal = 0
+    for overrides in old | new:
+        a, b = old.get(overrides), new.get(overrides)
+        if a is None or b is None:
+            found = ["composition only " + ("after" if a is None else "before")]
+        elif "error" in a or "error" in b:
+            found = [] if a == b else [f"error: {a.get('error')} -> {b.get('error')}"]
+        else:
+            x, y = a["settings"], b["settings"]
+            found = [
+                f"{key}: {x.get(key, 'absent')!r} -> {y.get(key, 'absent')!r}"
+                for key in sorted(x | y)
+                if x.get(key, "absent") != y.get(key, "absent")
+            ]
+        equal += not found
+        for kind in found:
+            kinds[kind] += 1
+            example.setdefault(kind, " ".join(overrides))
+    print(f"{len(old)} compositions before, {len(new)} after, {equal} equal")
+    for kind, count in kinds.most_common():
+        print(f"{count:6}  {kind}   (such as {example[kind]})")
+    return len(kinds)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "dump":
+        dump(Path(sys.argv[2]))
+    else:
+        sys.exit(1 if diff(Path(sys.argv[2]), Path(sys.argv[3])) else 0)
