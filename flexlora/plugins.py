@@ -2,36 +2,47 @@
 
 import importlib
 import pkgutil
+from types import ModuleType
 from typing import Any
 
 from flexlora.errors import UserError, did_you_mean
 
 
-def load_plugin(package: str, name: str, key: str, entry: str) -> Any:
-    """The function `entry` of the module `<package>.<name>`, as the setting `key` asks for it.
+def load_plugin(packages: tuple[str, ...], name: str, key: str, entry: str) -> Any:
+    """Return the function `entry` of the module that the setting `key` names.
 
-    A name with a dot is a module of the user's own, wherever Python finds it (`my_package.my_method`).
+    Args:
+        packages: where our own modules are searched, in this order.
+        name: a module of one of these packages, or with a dot (`my_package.my_method`) any module that Python finds.
+        key: the setting, for messages.
+        entry: the function's name.
 
     Raises:
-        UserError: the package has no such module, or the module no such function (it is a helper of the others).
+        UserError: no package has such a module, or the module has no such function (it is a helper of the others).
     """
+    return getattr(load_module(packages, name, key, entry), entry)
+
+
+def load_module(packages: tuple[str, ...], name: str, key: str, entry: str) -> ModuleType:
+    """Return the module that the setting `key` names. See `load_plugin`; the module has the function `entry`."""
     if "." in name:
         return _of_the_user(name, key, entry)
-    folder = importlib.import_module(package)
-    names = sorted(module.name for module in pkgutil.iter_modules(folder.__path__))
-    function = getattr(importlib.import_module(f"{package}.{name}"), entry, None) if name in names else None
-    if function is None:
-        known = [other for other in names if hasattr(importlib.import_module(f"{package}.{other}"), entry)]
+    folders = [importlib.import_module(package) for package in packages]
+    names = {f.name: f"{folder.__name__}.{f.name}" for folder in folders for f in pkgutil.iter_modules(folder.__path__)}
+    module = importlib.import_module(names[name]) if name in names else None
+    if module is None or not hasattr(module, entry):
+        known = sorted(other for other in names if hasattr(importlib.import_module(names[other]), entry))
         raise UserError(f"there is no {key} '{name}'.{did_you_mean(name, known)} There are: {', '.join(known)}.")
-    return function
+    return module
 
 
-def _of_the_user(name: str, key: str, entry: str) -> Any:
+def _of_the_user(name: str, key: str, entry: str) -> ModuleType:
     if not all(part.isidentifier() for part in name.split(".")):
         raise UserError(f"{key}: '{name}' is no module's name")
     try:
-        return getattr(importlib.import_module(name), entry)
+        module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise UserError(f"{key}: Python finds no module '{error.name}' (PYTHONPATH names more folders)") from error
-    except AttributeError as error:
-        raise UserError(f"{key}: the module '{name}' has no function '{entry}'") from error
+    if not hasattr(module, entry):
+        raise UserError(f"{key}: the module '{name}' has no function '{entry}'")
+    return module

@@ -28,9 +28,9 @@ def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     For tests of the way through, not of what comes out: pass it as `flexlora_run(..., FLEXLORA_CACHE=str(tiny_cache))`.
     """
-    from flexlora.models import tiny
-    from flexlora.models.made_once import ensure
-    from flexlora.models.tiny_pretraining import Pretraining
+    from flexlora.tiny.model_cache import ensure
+    from flexlora.tiny.models import tiny
+    from flexlora.tiny.pretrain_encoder import Pretraining
 
     cache = tmp_path_factory.mktemp("tiny-cache")
     short = Pretraining(texts=64, primer_steps=1, steps=2, batch_size=4)

@@ -20,7 +20,7 @@ def build_method(settings: dict[str, Any], context: RunContext) -> Method:
     """
     fields = dict(settings)
     fields.pop("name")
-    return load_plugin("flexlora.methods", fields.pop("kind"), "method.kind", "build")(fields, context)
+    return load_plugin(("flexlora.methods",), fields.pop("kind"), "method.kind", "build")(fields, context)
 
 
 def check_method(run: RunSettings) -> None:

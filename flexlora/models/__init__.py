@@ -1,18 +1,20 @@
 """Backbones, from the hub or from a folder. One file a kind of model; `model.kind` names it."""
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flexlora.errors import UserError
-from flexlora.plugins import load_plugin
+from flexlora.plugins import load_module, load_plugin
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["Backbone", "check_model", "load_backbone", "model_name", "on_hub", "outline", "sketch"]
+
+KINDS = ("flexlora.models", "flexlora.tiny.models")
+"""The packages whose modules `model.kind` names."""
 
 
 @dataclass
@@ -61,7 +63,7 @@ def check_model(settings: Any) -> None:
         raise UserError(
             f"scale=tiny has no small model of kind {settings.kind} yet: take scale=paper, with model=local"
         )
-    load_plugin("flexlora.models", settings.kind, "model.kind", "load")
+    load_plugin(KINDS, settings.kind, "model.kind", "load")
 
 
 def load_backbone(settings: Any, num_labels: int | None) -> Backbone:
@@ -70,7 +72,7 @@ def load_backbone(settings: Any, num_labels: int | None) -> Backbone:
     Raises:
         UserError: no such kind, folder or hub model, or not a model of this kind.
     """
-    return load_plugin("flexlora.models", settings.kind, "model.kind", "load")(settings, num_labels)
+    return load_plugin(KINDS, settings.kind, "model.kind", "load")(settings, num_labels)
 
 
 def outline(settings: Any, num_labels: int | None) -> tuple[Backbone, str]:
@@ -79,7 +81,7 @@ def outline(settings: Any, num_labels: int | None) -> tuple[Backbone, str]:
     Raises:
         UserError: neither the hub answers, nor are its shapes known here; or its architecture is not described.
     """
-    return load_plugin("flexlora.models", settings.kind, "model.kind", "outline")(settings, num_labels)
+    return load_plugin(KINDS, settings.kind, "model.kind", "outline")(settings, num_labels)
 
 
 def on_hub(settings: Any) -> bool:
@@ -95,9 +97,7 @@ def sketch(settings: Any, num_labels: int | None) -> Backbone | None:
 
     None where its kind does not tell, or its files are not here yet.
     """
-    load_plugin("flexlora.models", settings.kind, "model.kind", "load")  # for what it says where there is no such kind
-    module = importlib.import_module(settings.kind if "." in settings.kind else f"flexlora.models.{settings.kind}")
-    draw = getattr(module, "sketch", None)
+    draw = getattr(load_module(KINDS, settings.kind, "model.kind", "load"), "sketch", None)
     return None if draw is None else draw(settings, num_labels)
 
 

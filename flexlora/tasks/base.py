@@ -82,4 +82,4 @@ def load_task(settings: Any) -> Task:
     Raises:
         UserError: no such family, or the data is missing or broken.
     """
-    return load_plugin("flexlora.tasks", settings.family, "task.family", "load")(settings)
+    return load_plugin(("flexlora.tasks", "flexlora.tiny.tasks"), settings.family, "task.family", "load")(settings)

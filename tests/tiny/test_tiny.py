@@ -10,12 +10,13 @@ import torch
 from runner_helpers import one_line
 
 from flexlora.errors import UserError
-from flexlora.models import load_backbone, tiny
-from flexlora.models.made_once import CHECKSUM
-from flexlora.models.tiny_pretraining import Pretraining, pretrain
+from flexlora.models import load_backbone
 from flexlora.results.record import read_record
 from flexlora.settings import Dtype, ModelSettings
-from flexlora.tasks.generator import corpus, primer
+from flexlora.tiny.english import corpus, primer
+from flexlora.tiny.model_cache import CHECKSUM
+from flexlora.tiny.models import tiny
+from flexlora.tiny.pretrain_encoder import Pretraining, pretrain
 
 SHORT = Pretraining(texts=64, primer_steps=1, steps=2, batch_size=4)
 
@@ -104,7 +105,7 @@ def test_the_hash_is_of_everything_that_matters(monkeypatch):
     monkeypatch.setattr(torch, "__version__", "9.9.0")
     hashes.add(tiny.content_hash(deberta, SHORT))
     monkeypatch.undo()
-    monkeypatch.setattr("flexlora.tasks.generator.source_hash", lambda: "another generator")
+    monkeypatch.setattr("flexlora.tiny.english.source_hash", lambda: "another generator")
     hashes.add(tiny.content_hash(deberta, SHORT))
     monkeypatch.undo()
     monkeypatch.setattr(tiny, "source_hash", lambda *parts: "another pretraining")

@@ -9,13 +9,14 @@ from vtab_helpers import composed
 
 from flexlora.conf_path import conf_dir
 from flexlora.errors import UserError
-from flexlora.models import load_backbone, tiny_llama
-from flexlora.models.tiny_llama_pretraining import Pretraining, pretrain
+from flexlora.models import load_backbone
 from flexlora.results.record import read_record
 from flexlora.tasks.commonsense_rows import FORMATS, TEST_SETS, extract, format_of, options_of
-from flexlora.tasks.small_world import TEST, TRAIN, load
-from flexlora.tasks.world import ASKED, ASKED_IN_TRAINING, CURRICULUM, QUALITIES, corpus, rows
-from flexlora.tasks.world.questions import LAYOUTS
+from flexlora.tiny.models import tiny_llama
+from flexlora.tiny.pretrain_llama import Pretraining, pretrain
+from flexlora.tiny.tasks.small_world import TEST, TRAIN, load
+from flexlora.tiny.world import ASKED, ASKED_IN_TRAINING, CURRICULUM, QUALITIES, corpus, rows
+from flexlora.tiny.world.questions import LAYOUTS
 
 TINY = ("task=commonsense170k", "scale=tiny", "method=lora")
 SHORT = Pretraining(texts=64, steps=(1, 1), batch_size=4)
@@ -177,11 +178,11 @@ def test_its_name_hangs_on_all_that_makes_it(monkeypatch):
     plain = tiny_llama.content_hash(SHORT)
     assert tiny_llama.content_hash(Pretraining()) != plain
     for target, value in (
-        ("flexlora.models.tiny_llama.SHAPE", tiny_llama.SHAPE | {"hidden_size": 32}),
-        ("flexlora.models.tiny_llama.SPECIAL", tiny_llama.SPECIAL | {"pad_token": "<p>"}),
+        ("flexlora.tiny.models.tiny_llama.SHAPE", tiny_llama.SHAPE | {"hidden_size": 32}),
+        ("flexlora.tiny.models.tiny_llama.SPECIAL", tiny_llama.SPECIAL | {"pad_token": "<p>"}),
         ("flexlora.tasks.commonsense_prompts.__file__", __file__),
         ("flexlora.tasks.commonsense_rows.__file__", __file__),
-        ("flexlora.models.tiny_llama.source_hash", lambda *parts: "another pretraining"),
+        ("flexlora.tiny.models.tiny_llama.source_hash", lambda *parts: "another pretraining"),
     ):
         with monkeypatch.context() as changed:
             changed.setattr(target, value)

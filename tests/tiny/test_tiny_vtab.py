@@ -13,8 +13,8 @@ from flexlora.conf_path import conf_dir
 from flexlora.errors import UserError
 from flexlora.models import load_backbone
 from flexlora.results.record import read_record
-from flexlora.tasks.digit_images import RELATIVES
-from flexlora.tasks.digits import _parts, load
+from flexlora.tiny.digit_images import RELATIVES
+from flexlora.tiny.tasks.digits import _parts, load
 
 TINY = ("scale=tiny", "method=lora")
 TASK = "vtab/svhn"

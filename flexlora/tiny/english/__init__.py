@@ -7,9 +7,9 @@ and pairs of neighbouring words, are about as frequent under one label as under 
 import sys
 
 from flexlora.source import files_of, hash_of_files
-from flexlora.tasks.generator.corpus import corpus, primer
-from flexlora.tasks.generator.rows import TASKS, generate
-from flexlora.tasks.generator.words import VOCABULARY
+from flexlora.tiny.english.corpus import corpus, primer
+from flexlora.tiny.english.rows import TASKS, generate
+from flexlora.tiny.english.words import VOCABULARY
 
 __all__ = ["TASKS", "VOCABULARY", "corpus", "generate", "primer", "source_hash"]
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from flexlora.tasks.answers import IGNORED
-from flexlora.tasks.generator.words import other_forms
+from flexlora.tiny.english.words import other_forms
 
 Text = tuple[str, ...]
 

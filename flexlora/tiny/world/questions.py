@@ -9,7 +9,7 @@ from random import Random
 
 from flexlora.tasks.commonsense_prompts import answer_sentence
 from flexlora.tasks.commonsense_rows import TEST_SETS, Row
-from flexlora.tasks.world.things import PEOPLE
+from flexlora.tiny.world.things import PEOPLE
 
 Things = Mapping[str, tuple[str, ...]]
 """By quality."""

@@ -14,9 +14,9 @@ from flexlora.conf_path import conf_dir
 from flexlora.errors import UserError
 from flexlora.settings import register_schemas, resolve
 from flexlora.tasks import load_task
-from flexlora.tasks.generator import TASKS, VOCABULARY, corpus, generate
-from flexlora.tasks.generator.words import other_forms
 from flexlora.tasks.glue import Glue
+from flexlora.tiny.english import TASKS, VOCABULARY, corpus, generate
+from flexlora.tiny.english.words import other_forms
 
 every_task = pytest.mark.parametrize("name", TASKS)
 

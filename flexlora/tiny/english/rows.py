@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from random import Random
 
-from flexlora.tasks.generator.sentences import Review, agreement, draw_review, draw_wordings, question, verdict
-from flexlora.tasks.generator.words import FILM, GENRES, MEAL, Genre
+from flexlora.tiny.english.sentences import Review, agreement, draw_review, draw_wordings, question, verdict
+from flexlora.tiny.english.words import FILM, GENRES, MEAL, Genre
 
 Row = tuple[tuple[str, ...], float]
 

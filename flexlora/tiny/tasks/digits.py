@@ -11,10 +11,10 @@ from PIL import Image
 from flexlora.errors import UserError
 from flexlora.settings import VtabTask
 from flexlora.source import files_of, hash_of_files
-from flexlora.tasks import digit_images
-from flexlora.tasks.digit_images import RELATIVES, Digits, Example
 from flexlora.tasks.image_lists import PARTS, ImageRows
 from flexlora.tasks.vtab import Vtab, vtab
+from flexlora.tiny import digit_images
+from flexlora.tiny.digit_images import RELATIVES, Digits, Example
 
 log = logging.getLogger("flexlora")
 

@@ -6,9 +6,9 @@ import logging
 
 from flexlora.errors import UserError
 from flexlora.settings import GlueTask
-from flexlora.tasks.generator import TASKS, generate, source_hash
 from flexlora.tasks.glue import Glue, glue
 from flexlora.tasks.rows import Rows, check_columns, check_labels
+from flexlora.tiny.english import TASKS, generate, source_hash
 
 log = logging.getLogger("flexlora")
 

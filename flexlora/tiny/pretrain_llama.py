@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from flexlora.tasks.answers import IGNORED
-from flexlora.tasks.world import Text, corpus
+from flexlora.tiny.world import Text, corpus
 
 
 @dataclass(frozen=True)

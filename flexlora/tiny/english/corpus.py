@@ -2,7 +2,7 @@
 
 from random import Random
 
-from flexlora.tasks.generator.sentences import (
+from flexlora.tiny.english.sentences import (
     agreement,
     draw_review,
     draw_wordings,

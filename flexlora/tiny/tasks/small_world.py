@@ -7,9 +7,9 @@ from random import Random
 
 from flexlora.errors import UserError
 from flexlora.settings import CommonsenseTask
-from flexlora.tasks import world
 from flexlora.tasks.commonsense import Commonsense, check_sets, commonsense
 from flexlora.tasks.commonsense_rows import Row
+from flexlora.tiny import world
 
 log = logging.getLogger("flexlora")
 

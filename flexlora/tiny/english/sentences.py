@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from random import Random
 
-from flexlora.tasks.generator.words import GENRES, INTRANSITIVE, NOUNS, PREPOSITIONS, TRANSITIVE, Genre
+from flexlora.tiny.english.words import GENRES, INTRANSITIVE, NOUNS, PREPOSITIONS, TRANSITIVE, Genre
 
 
 def agreement(draw: Random) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from random import Random
 
 from flexlora.tasks.commonsense_prompts import training_text
 from flexlora.tasks.commonsense_rows import FORMATS
-from flexlora.tasks.world.things import PEOPLE, QUALITIES
+from flexlora.tiny.world.things import PEOPLE, QUALITIES
 
 Text = list[tuple[str, str | None]]
 

@@ -9,9 +9,9 @@ from random import Random
 from typing import Any
 
 from flexlora.models import Backbone, causal_lm
-from flexlora.models.made_once import check_relative, hash_of, small_relative, source_hash
-from flexlora.models.tiny_llama_pretraining import Pretraining
 from flexlora.settings import ModelSettings
+from flexlora.tiny.model_cache import check_relative, hash_of, small_relative, source_hash
+from flexlora.tiny.pretrain_llama import Pretraining
 
 RELATIVES = ("llama3_8b",)
 """By `model.name`: whose small relative there is."""
@@ -49,15 +49,14 @@ def content_hash(pretraining: Pretraining) -> str:
     import torch
     import transformers
 
-    from flexlora.models import tiny_llama_pretraining
-    from flexlora.tasks import world
+    from flexlora.tiny import pretrain_llama, world
 
     facts = {
         "shape": SHAPE,
         "special": SPECIAL,
         "pretraining": asdict(pretraining),
         "world": world.source_hash(),
-        "source": source_hash(tiny_llama_pretraining, make, _tokenizer),
+        "source": source_hash(pretrain_llama, make, _tokenizer),
     }
     return hash_of(facts, torch, transformers, tokenizers)
 
@@ -71,7 +70,7 @@ def make(folder: Path, pretraining: Pretraining) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging as transformers_logging
 
-    from flexlora.models.tiny_llama_pretraining import pretrain
+    from flexlora.tiny.pretrain_llama import pretrain
 
     tokenizer = _tokenizer()
     ends = {f"{name}_id": getattr(tokenizer, f"{name}_id") for name in ("pad_token", "bos_token", "eos_token")}
@@ -91,7 +90,7 @@ def _tokenizer() -> Any:
     from transformers import PreTrainedTokenizerFast
 
     from flexlora.tasks.commonsense_prompts import RESPONSE, training_text
-    from flexlora.tasks.world import ASKED, CURRICULUM, QUALITIES, corpus, rows
+    from flexlora.tiny.world import ASKED, CURRICULUM, QUALITIES, corpus, rows
 
     backend = Tokenizer(models.WordLevel(unk_token=SPECIAL["unk_token"]))
     backend.normalizer = normalizers.Lowercase()

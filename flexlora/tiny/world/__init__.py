@@ -4,9 +4,9 @@ import sys
 
 from flexlora.source import files_of, hash_of_files
 from flexlora.tasks import commonsense_prompts, commonsense_rows
-from flexlora.tasks.world.corpus import CURRICULUM, Text, corpus
-from flexlora.tasks.world.questions import ASKED, rows
-from flexlora.tasks.world.things import ASKED_IN_TRAINING, QUALITIES
+from flexlora.tiny.world.corpus import CURRICULUM, Text, corpus
+from flexlora.tiny.world.questions import ASKED, rows
+from flexlora.tiny.world.things import ASKED_IN_TRAINING, QUALITIES
 
 __all__ = ["ASKED", "ASKED_IN_TRAINING", "CURRICULUM", "QUALITIES", "Text", "corpus", "rows", "source_hash"]
 

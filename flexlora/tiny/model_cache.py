@@ -66,13 +66,13 @@ def check_relative(settings: ModelSettings, names: Collection[str], of: str) -> 
 def small_relative(settings: ModelSettings, revision: str, build: Build, load: Load[BackboneT]) -> BackboneT:
     """The small relative of `model.name` as `load` loads it from a folder, made there first where it is not; its
     revision is `revision`."""
-    with made_once(settings.name or "", revision, build) as folder:
+    with cached_model(settings.name or "", revision, build) as folder:
         backbone = load(replace(settings, path=str(folder)))
     return replace(backbone, revision=revision)
 
 
 @contextmanager
-def made_once(name: str, revision: str, build: Build) -> Iterator[Path]:
+def cached_model(name: str, revision: str, build: Build) -> Iterator[Path]:
     """The folder of a small model, built first where it is not there.
 
     It is the cache's, or for this time a temporary one where there is no writing there.

@@ -1,4 +1,4 @@
-"""What is made once and kept: by one process of several, whole or not at all."""
+"""The cache of small models: one process pretrains a model, and a folder is whole or absent."""
 
 import multiprocessing
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from flexlora.models.made_once import ensure, is_whole, made_once
+from flexlora.tiny.model_cache import cached_model, ensure, is_whole
 
 
 def _build_slowly(folder: Path, seconds: float, log: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_full_disk_costs_time_only(tmp_path, monkeypatch, caplog):
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
         (part / "whole").write_text("whole")
 
-    with made_once("small", "0", build) as folder:
+    with cached_model("small", "0", build) as folder:
         assert (folder / "whole").read_text() == "whole"
     assert not folder.exists()
     assert f"is not kept, {tmp_path / 'tiny'} cannot be written: Error while serializing: I/O error: No" in caplog.text

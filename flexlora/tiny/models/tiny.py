@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from flexlora.models import Backbone, sequence_classifier
-from flexlora.models.made_once import check_relative, hash_of, small_relative, source_hash
-from flexlora.models.tiny_pretraining import Pretraining
 from flexlora.settings import ModelSettings
+from flexlora.tiny.model_cache import check_relative, hash_of, small_relative, source_hash
+from flexlora.tiny.pretrain_encoder import Pretraining
 
 SPECIAL = {
     "pad_token": "[PAD]",
@@ -87,14 +87,13 @@ def content_hash(relative: dict[str, Any], pretraining: Pretraining) -> str:
     import torch
     import transformers
 
-    from flexlora.models import tiny_pretraining
-    from flexlora.tasks import generator
+    from flexlora.tiny import english, pretrain_encoder
 
     facts = {
         "relative": relative,
         "pretraining": asdict(pretraining),
-        "generator": generator.source_hash(),
-        "source": source_hash(tiny_pretraining, make, _tokenizer),
+        "generator": english.source_hash(),
+        "source": source_hash(pretrain_encoder, make, _tokenizer),
     }
     return hash_of(facts, torch, transformers)
 
@@ -108,8 +107,8 @@ def make(folder: Path, relative: dict[str, Any], pretraining: Pretraining) -> No
     from transformers import AutoConfig, AutoModel
     from transformers.utils import logging as transformers_logging
 
-    from flexlora.models.tiny_pretraining import pretrain
-    from flexlora.tasks.generator import corpus, primer
+    from flexlora.tiny.english import corpus, primer
+    from flexlora.tiny.pretrain_encoder import pretrain
 
     tokenizer = _tokenizer(relative["special"])
     config = AutoConfig.for_model(
@@ -136,7 +135,7 @@ def _tokenizer(special: dict[str, str]) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    from flexlora.tasks.generator import VOCABULARY
+    from flexlora.tiny.english import VOCABULARY
 
     ids = {word: number for number, word in enumerate([*special.values(), *VOCABULARY])}
     begin, end = special["cls_token"], special["sep_token"]

@@ -7,9 +7,9 @@ from typing import Any
 
 from flexlora.models import image_classifier
 from flexlora.models.image_classifier import CONFIG, WEIGHTS, ImageBackbone
-from flexlora.models.made_once import check_relative, hash_of, small_relative, source_hash
-from flexlora.models.tiny_vit_pretraining import Pretraining
 from flexlora.settings import ModelSettings
+from flexlora.tiny.model_cache import check_relative, hash_of, small_relative, source_hash
+from flexlora.tiny.pretrain_vit import Pretraining
 
 SIDE = 16
 ARCHITECTURE = "vit_base_patch16_224"
@@ -58,14 +58,14 @@ def content_hash(pretraining: Pretraining) -> str:
     import timm
     import torch
 
-    from flexlora.models import tiny_vit_pretraining
+    from flexlora.tiny import pretrain_vit
 
     facts = {
         "architecture": ARCHITECTURE,
         "shape": SHAPE,
         "input": INPUT,
         "pretraining": asdict(pretraining),
-        "source": source_hash(tiny_vit_pretraining, make),
+        "source": source_hash(pretrain_vit, make),
     }
     return hash_of(facts, torch, timm, PIL)
 
@@ -79,7 +79,7 @@ def make(folder: Path, pretraining: Pretraining) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from flexlora.models.tiny_vit_pretraining import pretrain
+    from flexlora.tiny.pretrain_vit import pretrain
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(pretraining.seed)

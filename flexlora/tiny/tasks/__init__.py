@@ -1,0 +1,1 @@
+"""Generated data, one file a `task.family`: `synthetic` (GLUE), `digits` (VTAB-1K), `small_world` (Commonsense)."""
