@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from flexlora.cli.readings import COMMANDS
-from flexlora.cli.reporting import (
+from flexlora.cli.report_commands import COMMANDS
+from flexlora.cli.report_common import (
     BROKEN,
     REFUSED,
     Parser,
@@ -26,14 +26,12 @@ from flexlora.cli.terminal import take_any_letter
 from flexlora.errors import UserError, did_you_mean
 from flexlora.report.build import Sheet, build
 from flexlora.report.costs import build_costs
-from flexlora.report.documents import as_html, as_latex, as_markdown
-from flexlora.report.render import as_csv, as_text
+from flexlora.report.formats import ENDINGS, WRITERS
+from flexlora.report.formats.text import as_text
 from flexlora.report.table import Table
 from flexlora.report.tables import BENCHMARKS, COSTS, TABLES
 from flexlora.results.collect import Run
 
-FORMATS = {"text": ".txt", "markdown": ".md", "csv": ".csv", "latex": ".tex", "html": ".html"}
-WRITERS = {"markdown": as_markdown, "csv": as_csv, "latex": as_latex, "html": as_html}
 SAVED = ("md", "csv", "tex", "html")
 # Options that a table of costs would pass over, and those that `--tuned` would.
 OF_SCORES = ("metric", "against", "intervals", "all_tasks")
@@ -90,7 +88,7 @@ def _parser() -> Parser:
         "each method at its best value, and how many runs it was given",
     )
     parser.add_argument("--all-tasks", action="store_true", help="show the tasks without a run too")
-    parser.add_argument("--format", choices=tuple(FORMATS), help="default: by the ending of --output, else text")
+    parser.add_argument("--format", choices=tuple(ENDINGS), help="default: by the ending of --output, else text")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write to this file instead of the terminal")
     parser.add_argument(
         "--save",
@@ -160,14 +158,14 @@ def _refuse(options: argparse.Namespace, names: Sequence[str], why: str) -> None
 def _format_of(output: Path | None) -> str:
     if output is None:
         return "text"
-    kinds = {ending: kind for kind, ending in FORMATS.items()}
+    kinds = {ending: kind for kind, ending in ENDINGS.items()}
     if output.suffix not in kinds:
         raise UserError(f"--output {output}: give --format, or one of the endings {', '.join(kinds)}")
     return kinds[output.suffix]
 
 
 def _tuned(runs: list[Run], key: str, root: Path) -> str:
-    from flexlora.report import tuned  # here, as its look into settings imports hydra
+    from flexlora.report import tuning as tuned  # here, as its look into settings imports hydra
 
     entries = tuned.tuned(runs, key)
     if not entries:

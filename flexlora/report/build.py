@@ -19,7 +19,7 @@ from flexlora.report.cells import (
     score_cell,
     usual_data,
 )
-from flexlora.report.paired import Paired, paired
+from flexlora.report.paired_test import Paired, paired
 from flexlora.report.published import Published, lines_of, printed_value
 from flexlora.report.table import ADAPTER, TRAINABLE, Average, Column, Count, PaperRow, Table
 from flexlora.results.collect import Run, without_duplicates

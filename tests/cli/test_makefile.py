@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from report_helpers import COMMAND, write_run
 from vtab_helpers import composed
 
-from flexlora.cli.readings import FIGURES
+from flexlora.cli.report_commands import FIGURES
 from flexlora.conf_path import conf_dir
 from flexlora.report.tables import TABLES
 from flexlora.settings import register_schemas

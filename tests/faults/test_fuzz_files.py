@@ -28,7 +28,7 @@ from transformers import AutoTokenizer
 from flexlora.errors import UserError
 from flexlora.models import load_backbone
 from flexlora.report.build import build
-from flexlora.report.render import as_csv
+from flexlora.report.formats.csv import as_csv
 from flexlora.report.tables import TABLES
 from flexlora.results.collect import collect
 from flexlora.results.files import JsonLines

@@ -11,9 +11,9 @@ from report_helpers import KINDS, report, write_run, write_training
 from safetensors.numpy import save_file
 from scipy.stats import spearmanr
 
-from flexlora.report import claims
+from flexlora.report import paper_claims as claims
 from flexlora.report.allocation import Allocation, energy, entropy, place_of, read_allocation, short_names
-from flexlora.report.groups import allocated
+from flexlora.report.seed_groups import allocated
 from flexlora.results.collect import collect
 
 EVENTS = {"count": 5}

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from report_helpers import write_run
 
 from flexlora.report.cells import Cell, average_cell, mark_fewer, score_cell, summarise
-from flexlora.report.lines import count
+from flexlora.report.layout import count
 from flexlora.report.table import Average, Column
 from flexlora.report.tables import TABLES
 from flexlora.results.collect import collect

@@ -7,7 +7,7 @@ import pytest
 from report_helpers import report, write_run, write_training
 from safetensors.numpy import load_file, save_file
 
-from flexlora.report.compare import compare
+from flexlora.report.compare_runs import compare
 from flexlora.results.collect import collect
 from flexlora.results.predictions import BEST, LAST, Predictions
 
@@ -209,7 +209,7 @@ def test_no_torch_is_imported(pair):
     import subprocess
     import sys
 
-    code = "import sys; from flexlora.cli.readings import COMMANDS; COMMANDS['compare'](sys.argv[1:]); "
+    code = "import sys; from flexlora.cli.report_commands import COMMANDS; COMMANDS['compare'](sys.argv[1:]); "
     code += "print('torch' in sys.modules)"
     words = [sys.executable, "-c", code, *map(str, pair)]
     assert subprocess.run(words, capture_output=True, text=True, check=True).stdout.endswith("False\n")

@@ -13,8 +13,8 @@ from report_helpers import SCORES, report, write_run
 
 from flexlora.report.build import build
 from flexlora.report.cells import MARKS, Cell, mark_places
-from flexlora.report.lines import SUPERSCRIPT, printed_count
-from flexlora.report.render import as_text
+from flexlora.report.formats.text import as_text
+from flexlora.report.layout import SUPERSCRIPT, printed_count
 from flexlora.report.tables import TABLES
 from flexlora.results.collect import collect
 

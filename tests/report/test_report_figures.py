@@ -14,7 +14,7 @@ from report_helpers import KINDS, report, write_run, write_training
 
 from flexlora.report import figures
 from flexlora.report.figures.style import COLOURS, light_to_dark, look
-from flexlora.report.groups import allocated
+from flexlora.report.seed_groups import allocated
 from flexlora.results.collect import collect
 
 EVENTS = {"count": 22}

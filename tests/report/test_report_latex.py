@@ -10,7 +10,7 @@ import pytest
 from report_helpers import SCORES, report, write_run
 from test_report_costs import write_cost
 
-from flexlora.report.latex import as_tex, breakable, figure_as_tex
+from flexlora.report.formats.latex_text import as_tex, breakable, figure_as_tex
 from flexlora.report.tables import TABLES
 from flexlora.results.predictions import Predictions
 

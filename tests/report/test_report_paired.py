@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from report_helpers import figures, line_of, report, write_run
 
-from flexlora.report.paired import Paired, paired
+from flexlora.report.paired_test import Paired, paired
 
 FIGURES = st.floats(-100, 100, allow_subnormal=False)
 

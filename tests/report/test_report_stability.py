@@ -6,7 +6,7 @@ from report_helpers import report, write_run, write_training
 from scipy.stats import spearmanr
 
 from flexlora.report.allocation import Allocation, read_allocation
-from flexlora.report.stability import as_text, stability
+from flexlora.report.rank_stability import as_text, stability
 from flexlora.results.collect import collect
 
 EVENTS = {"count": 5}

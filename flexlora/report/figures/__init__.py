@@ -14,7 +14,7 @@ from flexlora.report.figures.curves import draw_accuracy_parameters, draw_learni
 from flexlora.report.figures.ranks import draw_importance, draw_ranks
 from flexlora.report.figures.spectra import draw_energy_entropy, draw_singular_values
 from flexlora.report.figures.style import styled
-from flexlora.report.groups import MOST_ROWS, Allocated, by_place
+from flexlora.report.seed_groups import MOST_ROWS, Allocated, by_place
 from flexlora.results.collect import Run
 
 OF_SWEEPS = ("learning_curves", "accuracy_parameters")

@@ -11,8 +11,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from flexlora.report.cells import number
 from flexlora.report.figures.style import look, new_figure
-from flexlora.report.groups import last_figure
-from flexlora.report.lines import count
+from flexlora.report.layout import count
+from flexlora.report.seed_groups import last_figure
 from flexlora.results.collect import Run
 
 COLUMNS = 3

@@ -10,8 +10,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogFormatter
 
 from flexlora.report.allocation import Allocation, energy, entropy, short_names
-from flexlora.report.claims import energy_entropy_corner
 from flexlora.report.figures.style import MARKERS, light_to_dark, new_figure
+from flexlora.report.paper_claims import energy_entropy_corner
 
 
 class _PlainNumbers(LogFormatter):

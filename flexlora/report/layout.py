@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from flexlora.report.build import Row, Sheet
 from flexlora.report.cells import MARKS, Cell
-from flexlora.report.paired import Paired
+from flexlora.report.paired_test import Paired
 from flexlora.report.table import Average, Column, Cost, Count
 
 INTERVAL = "  95 % interval"

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from flexlora.report.build import Sheet
 from flexlora.report.cells import number, scores_of
-from flexlora.report.claims import Claim
-from flexlora.report.documents import STYLE, sheet_as_html
-from flexlora.report.lines import count
+from flexlora.report.formats.html import STYLE, sheet_as_html
+from flexlora.report.layout import count
+from flexlora.report.paper_claims import Claim
 from flexlora.results.collect import Collection, Run
 from flexlora.results.folder import WHEREABOUTS
 from flexlora.settings import flat_keys

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from flexlora.cli.reporting import (
+from flexlora.cli.report_common import (
     BROKEN,
     Parser,
     add_comparisons,
@@ -26,7 +26,7 @@ from flexlora.errors import UserError, did_you_mean
 from flexlora.results.collect import Collection, Run, collect
 
 if TYPE_CHECKING:
-    from flexlora.report.groups import Allocated, Allocations
+    from flexlora.report.seed_groups import Allocated, Allocations
 
 DIFFER = 1
 FIGURES = {
@@ -77,7 +77,7 @@ def _claims(words: Sequence[str]) -> int:
         "claims", "What the paper's text says of its allocations, checked on each group of seeds, with the numbers."
     )
 
-    from flexlora.report.claims import as_text, check
+    from flexlora.report.paper_claims import as_text, check
 
     return _of_allocations(parser.parse_args(words), lambda groups: as_text([(g.name, check(g.seeds)) for g in groups]))
 
@@ -89,7 +89,7 @@ def _stability(words: Sequence[str]) -> int:
         "over the matrices, of each group of seeds.",
     )
 
-    from flexlora.report.stability import as_text, stability
+    from flexlora.report.rank_stability import as_text, stability
 
     return _of_allocations(
         parser.parse_args(words), lambda groups: as_text([(g.name, stability(g.seeds)) for g in groups])
@@ -122,7 +122,7 @@ def _chosen(runs: list[Run], options: argparse.Namespace) -> list[Run]:
 
 def _allocated(found: Collection, runs: Sequence[Run], most: int | None = None) -> "Allocations":
     """The allocations of `runs`; a file of theirs that is broken is named and added to what else is in `found`."""
-    from flexlora.report.groups import allocated
+    from flexlora.report.seed_groups import allocated
 
     allocations = allocated(runs, most)
     for line in allocations.broken:
@@ -151,8 +151,8 @@ def _html(words: Sequence[str]) -> int:
     figures = _load_figures()
 
     from flexlora.report.build import build
-    from flexlora.report.claims import check
-    from flexlora.report.page import as_page
+    from flexlora.report.paper_claims import check
+    from flexlora.report.sweep_page import as_page
     from flexlora.report.tables import BENCHMARKS
 
     found = collect_runs(options.folder)
@@ -187,7 +187,7 @@ def _compare(words: Sequence[str]) -> int:
     parser.add_argument("second", metavar="B", type=Path, help="another's")
     options = parser.parse_args(words)
 
-    from flexlora.report.compare import as_text, compare
+    from flexlora.report.compare_runs import as_text, compare
 
     first, second = (_run(folder) for folder in (options.first, options.second))
     sections = compare(first, second)

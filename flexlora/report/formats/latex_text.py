@@ -3,7 +3,7 @@
 import re
 import unicodedata
 
-from flexlora.report.lines import SUPERSCRIPT
+from flexlora.report.layout import SUPERSCRIPT
 
 ESCAPED = {
     **{character: f"\\{character}" for character in "&%$#_{}"},

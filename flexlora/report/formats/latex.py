@@ -1,0 +1,77 @@
+"""Tables as LaTeX. The best figure of a column is bold, the second underlined."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from flexlora.report.build import Row, Sheet
+from flexlora.report.formats.document import captions_of, notes_of, placed
+from flexlora.report.formats.latex_text import as_tex, breakable, figure_as_tex
+from flexlora.report.layout import Entry, blocks_within, corner, printed_lines
+
+LATEX_WIDTH = 76
+"""So many letters of \\footnotesize fit the 345 pt of an article's line; between columns lie three."""
+LATEX_HEIGHT = 42
+"""So many of its lines fit a page, with a long caption."""
+
+
+def as_latex(sheets: Sequence[Sheet]) -> str:
+    """Each table as a `table` of the booktabs package; what finds no room in it is in others that continue it."""
+    return "% Needs \\usepackage{booktabs}\n" + "\n".join(_latex(sheet) for sheet in sheets)
+
+
+def _latex(sheet: Sheet) -> str:
+    caption = " ".join([f"{sheet.title}.", *captions_of(sheet)])
+    blocks = blocks_within(sheet, LATEX_WIDTH, lambda line: line.name, lambda entry: entry.text)
+    parts = [(block, page) for block in blocks for page in _latex_pages(sheet, block)]
+    lines = [line for i, part in enumerate(parts) for line in _latex_table(sheet, *part, "" if i else caption)]
+    notes = [rf"\item {breakable(as_tex(note))}" for note in notes_of(sheet)]
+    if notes:
+        lines += [r"\begin{itemize}\footnotesize\raggedright", *notes, r"\end{itemize}"]
+    return "\n".join([*lines, ""])
+
+
+def _latex_table(sheet: Sheet, block: list[int], rows: list[str], caption: str) -> Iterator[str]:
+    """Some columns and rows; without a `caption` it is the table before it, continued."""
+    yield from (r"\begin{table}", r"\centering\footnotesize")
+    if not caption:
+        yield r"\addtocounter{table}{-1}"
+    yield rf"\caption{{{breakable(as_tex(caption or f'{sheet.title}, continued.'))}}}"
+    yield from (rf"\begin{{tabular}}{{l{'r' * len(block)}}}", r"\toprule")
+    for i, name in enumerate((corner(sheet, block), "")):
+        yield _latex_line(as_tex(text) for text in (name, *(sheet.columns[j].heading[i] for j in block)))
+    yield from ([] if rows[0] == r"\midrule" else [r"\midrule"])
+    yield from (*rows, r"\bottomrule", r"\end{tabular}", r"\end{table}", "")
+
+
+def _latex_pages(sheet: Sheet, block: list[int]) -> Iterator[list[str]]:
+    """The rows of these columns, a rule above each group, in pages: a `table` does not break."""
+    page: list[str] = []
+    for group in sheet.groups:
+        rule = [r"\midrule"]
+        for row in group:
+            lines = [*_latex_row(sheet, row, block)]
+            if page and len(page) + len(lines) > LATEX_HEIGHT:
+                yield page
+                page = []
+            if lines:  # the paper's rows may have nothing in this block
+                page += [*rule, *lines]
+                rule = []
+    yield page
+
+
+def _latex_row(sheet: Sheet, row: Row, block: list[int]) -> Iterator[str]:
+    for line in printed_lines(sheet, row):
+        entries = [line.entries[i] for i in block]
+        if any(entry.text for entry in entries):
+            yield from _latex_lines(line.name, entries)
+
+
+def _latex_lines(name: str, entries: Sequence[Entry]) -> Iterator[str]:
+    """One line; below it the rest of a name that has several."""
+    cells = [placed(e, (r"\textbf{", "}"), (r"\underline{", "}"), figure_as_tex(e.text)) for e in entries]
+    for i, part in enumerate(name.split("\n")):
+        indented = (r"\quad " if part.startswith(" ") else "") + as_tex(part.strip())
+        yield _latex_line([indented, *(cells if i == 0 else [""] * len(cells))])
+
+
+def _latex_line(cells: Iterable[str]) -> str:
+    return " & ".join(cells) + r" \\"
