@@ -165,15 +165,15 @@ def _format_of(output: Path | None) -> str:
 
 
 def _tuned(runs: list[Run], key: str, root: Path) -> str:
-    from flexlora.report import tuning as tuned  # here, as its look into settings imports hydra
+    from flexlora.report import tuning  # here, as its look into settings imports hydra
 
-    entries = tuned.tuned(runs, key)
+    entries = tuning.tuned(runs, key)
     if not entries:
         raise UserError(
             f"{root} has no runs on held-out rows (task.validation_rows) with several values of {key}: "
             "flexlora-run experiment=lr_sweep makes some"
         )
-    return tuned.as_text(entries, key, shutil.get_terminal_size((140, 24)).columns)
+    return tuning.as_text(entries, key, shutil.get_terminal_size((140, 24)).columns)
 
 
 def _save_all(sheets: list[Sheet], folder: Path) -> None:

@@ -11,7 +11,7 @@ from report_helpers import KINDS, report, write_run, write_training
 from safetensors.numpy import save_file
 from scipy.stats import spearmanr
 
-from flexlora.report import paper_claims as claims
+from flexlora.report import paper_claims
 from flexlora.report.allocation import Allocation, energy, entropy, place_of, read_allocation, short_names
 from flexlora.report.seed_groups import allocated
 from flexlora.results.collect import collect
@@ -199,7 +199,7 @@ def test_energy_and_entropy():
 
 
 def verdicts(seeds) -> dict[str, str]:
-    return {claim.text.split(" L")[0]: claim.verdict for claim in claims.check(seeds)}
+    return {claim.text.split(" L")[0]: claim.verdict for claim in paper_claims.check(seeds)}
 
 
 def test_claims_that_hold_and_that_do_not(tmp_path):
@@ -209,7 +209,7 @@ def test_claims_that_hold_and_that_do_not(tmp_path):
     assert verdicts([like])["the shallow layers"] == verdicts([like])["the deep layers"] == "holds"
     assert verdicts([unlike])["the shallow layers"] == verdicts([unlike])["the deep layers"] == "does not hold"
     assert verdicts([like, unlike, like])["the shallow layers"] == "holds for 2 of 3 seeds"
-    shallow, deep, *_ = claims.check([like])
+    shallow, deep, *_ = paper_claims.check([like])
     assert shallow.text == "the shallow layers L0–L3 grow"
     assert deep.text == "the deep layers L9–L11 shrink"
     # Five events raise one matrix each among the 24 of L0–L3.
@@ -238,7 +238,7 @@ MIDDLE = [[2.0, 1.5, 1.0, 0.5], [2.1, 1.4, 1.0, 0.6]]
 )
 def test_the_corner_of_low_energy_and_high_entropy(low, verdict, numbers):
     spectra = [low, *MIDDLE, *STEEP_HIGH]
-    claim = claims.check([placed(spectra)])[-1]
+    claim = paper_claims.check([placed(spectra)])[-1]
     assert claim.text == "no matrix of low energy and high entropy has a large rank"
     assert claim.verdict == verdict
     assert claim.numbers[0].startswith(numbers)
@@ -249,8 +249,8 @@ def test_the_corner_of_low_energy_and_high_entropy(low, verdict, numbers):
 
 def test_a_rank_that_did_not_grow_is_not_large():
     spectra = [[0.1] * 4, *MIDDLE, *STEEP_HIGH]  # all of rank 4, as they began
-    assert claims.check([placed(spectra)])[-1].verdict == "holds"
-    assert claims.check([placed(spectra, start=3)])[-1].verdict == "does not hold"
+    assert paper_claims.check([placed(spectra)])[-1].verdict == "holds"
+    assert paper_claims.check([placed(spectra, start=3)])[-1].verdict == "does not hold"
 
 
 def test_a_corner_without_a_matrix_says_nothing():
@@ -262,10 +262,10 @@ def test_a_corner_without_a_matrix_says_nothing():
         [4.0, 3.9, 3.8],
         [5.0, 5.0, 5.0],
     ]
-    claim = claims.check([placed(spectra)])[-1]
+    claim = paper_claims.check([placed(spectra)])[-1]
     assert claim.verdict == "not to be checked: no matrix is there"
     nothing = placed([[1.0], [2.0], [0.0, 0.0]])  # none has an entropy
-    assert claims.check([nothing])[-1].verdict == "not to be checked"
+    assert paper_claims.check([nothing])[-1].verdict == "not to be checked"
 
 
 def test_layers_without_a_matrix_are_left_out(recwarn):
@@ -276,10 +276,10 @@ def test_layers_without_a_matrix_are_left_out(recwarn):
         ranks = np.array([[4.0] * len(layers), [5.0] * len(layers)])
         return Allocation(None, [Place(i, "a") for i in layers], [1], ranks, ranks[1:], None)
 
-    shallow, deep, *_ = claims.check([grown(0, 2, 11)])
+    shallow, deep, *_ = paper_claims.check([grown(0, 2, 11)])
     assert (shallow.verdict, shallow.numbers[1]) == ("holds", "L0 +1.00, L2 +1.00")
     assert (deep.verdict, deep.numbers[1]) == ("does not hold", "L11 +1.00")
-    shallow, *_ = claims.check([grown(4, 5)])
+    shallow, *_ = paper_claims.check([grown(4, 5)])
     assert (shallow.text, shallow.verdict) == ("the shallow layers L0–L1 grow", "not to be checked")
     assert not recwarn.list
 
