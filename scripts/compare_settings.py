@@ -12,11 +12,13 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from yaml import safe_load
 
 from flexlora.conf_path import conf_dir
@@ -24,7 +26,7 @@ from flexlora.settings import flat_keys, register_schemas
 
 SCALES = ("paper", "tiny")
 # The groups that held the recipes before they moved into the methods' files; nothing reads their keys.
-NO_SETTINGS = {"benchmark", "recipes", "recipes_of"}
+NO_SETTINGS = {"benchmark", "recipes"}
 
 
 def names(group: str) -> list[str]:
@@ -63,15 +65,36 @@ def dump(target: Path) -> None:
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())), target.open("w") as lines:
         for overrides in compositions():
             try:
-                plain: Any = OmegaConf.to_container(
-                    compose("config", overrides=overrides), resolve=True, enum_to_str=True
-                )
-                settings = flat_keys({key: value for key, value in plain.items() if key not in NO_SETTINGS})
-                settings = {k: v for k, v in settings.items() if not k.startswith(("method.recipes", "recipes"))}
-                entry = {"overrides": overrides, "settings": settings}
+                entry = {"overrides": overrides, "settings": settings_of(compose("config", overrides=overrides))}
             except Exception as error:
                 entry = {"overrides": overrides, "error": f"{type(error).__name__}: {error}"}
             lines.write(json.dumps(entry, sort_keys=True) + "\n")
+
+
+def settings_of(config: DictConfig) -> dict[str, Any]:
+    """The resolved settings by key; "???" where one is still missing."""
+    unresolved: Any = OmegaConf.to_container(config, resolve=False)
+    unresolved = {key: value for key, value in unresolved.items() if key not in NO_SETTINGS}
+    unresolved["method"].pop("recipes", None)
+    settings = {}
+    for key in flat_keys(unresolved):
+        try:
+            value = OmegaConf.select(config, key)
+        except OmegaConfBaseException as error:
+            settings[key] = "???" if "Missing" in repr(error) else f"error: {error}"
+            continue
+        if isinstance(value, Enum):
+            value = value.name
+        settings[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        if value is None and OmegaConf.is_missing(*parent_of(config, key)):
+            settings[key] = "???"
+    return settings
+
+
+def parent_of(config: DictConfig, key: str) -> tuple[Any, str]:
+    """The node that holds a setting, and the setting's last name."""
+    parent, _, name = key.rpartition(".")
+    return (OmegaConf.select(config, parent) if parent else config), name
 
 
 def diff(before: Path, after: Path) -> int:

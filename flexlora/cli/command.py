@@ -46,8 +46,7 @@ class Task:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, raise_interrupted)
         try:
-            require_task(config)
-            settings, plain = resolve(config)
+            settings, plain = resolve(config, require_task(config))
             ending = self.job(settings, plain, _as_sweeps_spell(HydraConfig.get().overrides.task))
         except UserError as error:
             if self.show_tracebacks:

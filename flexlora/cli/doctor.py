@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hydra import compose
-from omegaconf import OmegaConf
 
 from flexlora.cli.command import FAILED, REFUSED, call_with_settings
 from flexlora.cli.explain import method_files
 from flexlora.results.record import Ending
-from flexlora.settings import RunSettings
+from flexlora.settings import RunSettings, resolve_method
 from flexlora.training.checkup import Finding, Mark, checkup
 from flexlora.training.progress import is_main_process, show_log
 
@@ -56,7 +55,7 @@ def _examine(settings: RunSettings, plain: dict[str, Any], overrides: list[str])
     findings = checkup(settings, plain, path)
     problems = [finding.text for finding in findings if finding.mark is Mark.problem]
     if is_main_process():
-        model, method = path.parents[2].name, settings.method["name"]
+        model, method = path.parents[2].name, settings.method.name
         print(f"{settings.task.name} · {method} · {model} · seed {settings.seed}\n")
         print(page(findings))
     return Ending("not ready", problems[0]) if problems else Ending("ready")
@@ -69,11 +68,7 @@ def _list_methods(settings: RunSettings, plain: dict[str, Any], overrides: list[
 
     files = method_files()
     kept = [item for item in overrides if not item.lstrip("+~").startswith(("method", "hydra"))]
-    methods: dict[str, dict[str, Any]] = {}
-    for name in files:
-        composed = compose("config", overrides=[*kept, f"method={name}"])
-        fields: Any = OmegaConf.to_container(composed.method, resolve=True)
-        methods[name] = fields
+    methods = {name: resolve_method(compose("config", overrides=[*kept, f"method={name}"])) for name in files}
     backbone = current_backbone(settings)
     described = describe(methods, files, backbone.model, run_context(settings, backbone, STEPS))
     print(f"Active adapter parameters on {settings.model.name or settings.model.path}, ranks as each method starts.\n")

@@ -15,24 +15,36 @@ from yaml import MarkedYAMLError, YAMLError
 from flexlora.conf_path import conf_dir
 from flexlora.errors import UserError, did_you_mean, one_line
 from flexlora.settings import flat_keys
+from flexlora.settings.recipes import check_recipes
 
 GROUPS = ("task", "method", "model", "scale", "experiment")
 
 
-def require_task(config: DictConfig) -> None:
-    """Refuse a run without a task, and say which there are.
+def require_task(config: DictConfig) -> list[Path]:
+    """Refuse a run without a task, and say which there are; refuse recipes that no run could use.
+
+    Returns:
+        The folders of YAML files, the strongest last.
 
     Raises:
-        UserError: `task` is still the placeholder, or a YAML of the user's own does not say what it is.
+        UserError: `task` is still the placeholder, or a YAML of the user's own does not say what it is, or a recipe of
+            the method or the scale is wrong.
     """
+    # Hydra searches its sources in order and takes the first that has a file.
+    folders = [Path(source.path) for source in HydraConfig.get().runtime.config_sources if source.schema == "file"][
+        ::-1
+    ]
     for group, kind in {"task": "family", "method": "kind", "model": "kind"}.items():
         chosen = config.get(group)
         if not isinstance(chosen, DictConfig) or not {"name", kind} <= {str(key) for key in chosen}:
             raise UserError(f"the YAML of this {group} lacks 'name' or '{kind}', which those in conf/{group} have")
     if config.task.name == "none":
-        folders = [Path(source.path) for source in HydraConfig.get().runtime.config_sources if source.schema == "file"]
         tasks = [name for name in choices("task", folders) if name != "none"]
         raise UserError(f"no task is given: task=NAME, one of {', '.join(tasks)}")
+    known = {group: choices(group, folders) for group in ("task", "benchmark", "scale", "model")}
+    method, scale = (HydraConfig.get().runtime.choices[group] for group in ("method", "scale"))
+    check_recipes(method, scale, known, folders)
+    return folders
 
 
 def choices(group: str, folders: list[Path]) -> list[str]:
@@ -133,4 +145,5 @@ def _known_keys() -> list[str]:
         return list(GROUPS)
     plain = OmegaConf.to_container(composed, resolve=False)
     assert isinstance(plain, dict)
-    return [*GROUPS, *flat_keys(plain)]
+    keys = flat_keys(plain)
+    return [*GROUPS, *(key for key in keys if not key.startswith(("recipes", "method.recipes", "benchmark")))]

@@ -1,10 +1,8 @@
 """Methods: from settings to an adapted model. One file a kind; `method.kind` names it."""
 
-from typing import Any
-
 from flexlora.methods.base import Method, RunContext
 from flexlora.plugins import load_plugin
-from flexlora.settings import RunSettings, Schedule, evaluates_held_out
+from flexlora.settings import MethodSettings, RunSettings, Schedule, evaluates_held_out
 
 __all__ = ["Method", "RunContext", "build_method", "check_method"]
 
@@ -12,15 +10,14 @@ __all__ = ["Method", "RunContext", "build_method", "check_method"]
 UNKNOWN_STEPS = 2**31 - 1
 
 
-def build_method(settings: dict[str, Any], context: RunContext) -> Method:
+def build_method(settings: MethodSettings, context: RunContext) -> Method:
     """The method that `settings` (`method.*`) describes, ready to wrap a model.
 
     Raises:
         UserError: no such kind, a field the method does not have, a value it does not take.
     """
-    fields = dict(settings)
-    fields.pop("name")
-    return load_plugin(("flexlora.methods",), fields.pop("kind"), "method.kind", "build")(fields, context)
+    method: Method = load_plugin(("flexlora.methods",), settings.kind, "method.kind", "build")(settings.fields, context)
+    return method
 
 
 def check_method(run: RunSettings) -> None:

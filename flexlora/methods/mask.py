@@ -95,7 +95,16 @@ class MaskMethod(Method):
 
 
 def build(fields: dict[str, Any], context: RunContext) -> Method:
-    """A mask from `method.trainable`; the head's modules come from the backbone's architecture."""
+    """A mask from `method.trainable`; the head's modules come from the backbone's architecture.
+
+    Raises:
+        UserError: there is another field, or `trainable` is not a list of regular expressions.
+    """
+    for name in fields.keys() - {"trainable"}:
+        near = did_you_mean(f"method.{name}", ["method.trainable"])
+        raise UserError(f"there is no setting 'method.{name}': this method has method.trainable only.{near}")
+    if not isinstance(fields["trainable"], list) or not all(isinstance(item, str) for item in fields["trainable"]):
+        raise UserError(f"method.trainable must be a list of regular expressions, not {fields['trainable']!r}")
     try:
         return MaskMethod(fields["trainable"], context.head_modules)
     except re.error as error:

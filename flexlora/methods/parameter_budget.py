@@ -2,7 +2,6 @@
 
 import copy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -10,6 +9,7 @@ from torch import nn
 from flexlora.errors import UserError, one_line
 from flexlora.methods import build_method
 from flexlora.methods.base import RunContext
+from flexlora.settings import MethodSettings
 
 # What the size of an adapter is called, in the order in which they are looked for.
 SIZES = ("target_r", "r", "bottleneck", "num_tokens", "rank")
@@ -33,17 +33,18 @@ class Fit:
         return f"{chosen} has {self.active:,} active adapter parameters, nearest to {self.budget:,}"
 
 
-def fit_to_budget(fields: dict[str, Any], context: RunContext, model: nn.Module, budget: int) -> Fit:
-    """The size of the method that `fields` (`method.*`) describe, as it would wrap `model`, nearest to `budget`.
+def fit_to_budget(method: MethodSettings, context: RunContext, model: nn.Module, budget: int) -> Fit:
+    """The size of a method, as it would wrap `model`, for which its active parameters come nearest to `budget`.
 
     A method that lowers its ranks keeps the ratio of its start to `target_r`. `model` is not touched.
 
     Raises:
         UserError: the method has no size to choose, or the smallest one is above twice the budget.
     """
+    fields = method.fields
     size = next((name for name in SIZES if isinstance(fields.get(name), int)), None)
     if size is None:
-        raise UserError(f"parameter_budget: method {fields['name']} has no rank to choose: leave it out")
+        raise UserError(f"parameter_budget: method {method.name} has no rank to choose: leave it out")
 
     def changed(value: int) -> dict[str, int]:
         if size != "target_r":
@@ -53,12 +54,12 @@ def fit_to_budget(fields: dict[str, Any], context: RunContext, model: nn.Module,
 
     def active(value: int) -> int:
         chosen = changed(value)
-        count = _active({**fields, **chosen}, context, model)
+        count = _active(method.with_fields(**chosen), context, model)
         return count if len(chosen) == 1 else round(count * value / max(chosen.values()))
 
     low, below = 1, active(1)
     if below > 2 * budget:
-        raise UserError(f"parameter_budget={budget:,}: method {fields['name']} has {below:,} at least, with {size}=1")
+        raise UserError(f"parameter_budget={budget:,}: method {method.name} has {below:,} at least, with {size}=1")
     high, above = low, below
     while above < budget:
         low, below = high, above
@@ -78,26 +79,26 @@ def fit_to_budget(fields: dict[str, Any], context: RunContext, model: nn.Module,
     return Fit(budget, changed(value), count)
 
 
-def _active(fields: dict[str, Any], context: RunContext, model: nn.Module) -> int:
+def _active(method: MethodSettings, context: RunContext, model: nn.Module) -> int:
     """Active adapter parameters of the method on a copy of `model` that has shapes and no weights."""
     try:
-        return count_on_shapes(fields, context, model)["adapter_active"]
+        return count_on_shapes(method, context, model)["adapter_active"]
     except NotImplementedError as error:
         raise UserError(f"parameter_budget: not known without training: {one_line(error)}") from error
 
 
-def count_on_shapes(fields: dict[str, Any], context: RunContext, model: nn.Module) -> dict[str, int]:
-    """`Method.parameters` of the method that `fields` describe on a copy of `model` that has shapes and no weights.
+def count_on_shapes(method: MethodSettings, context: RunContext, model: nn.Module) -> dict[str, int]:
+    """`Method.parameters` of a method on a copy of `model` that has shapes and no weights.
 
     Raises:
         UserError: the method cannot adapt this model.
         NotImplementedError: it looks at the weights' values.
     """
-    if not isinstance(fields.get("init_lora_weights", True), bool):
-        fields = {**fields, "init_lora_weights": True}  # the others look at weights, and count the same
+    if not isinstance(method.fields.get("init_lora_weights", True), bool):
+        method = method.with_fields(init_lora_weights=True)  # the others look at weights, and count the same
     shapes = copy.deepcopy(model, {id(p): _shape(p) for p in model.parameters()})
-    method = build_method(fields, context)
-    return method.parameters(method.wrap(shapes))
+    built = build_method(method, context)
+    return built.parameters(built.wrap(shapes))
 
 
 def _shape(parameter: nn.Parameter) -> nn.Parameter:

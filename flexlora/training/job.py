@@ -51,7 +51,7 @@ def run_path(settings: RunSettings, overrides: Iterable[str]) -> Path:
     from flexlora.models import model_name
 
     variant = settings.variant or variant_name(overrides)
-    parts = (settings.scale, settings.task.name, model_name(settings.model), settings.method["name"], variant)
+    parts = (settings.scale, settings.task.name, model_name(settings.model), settings.method.name, variant)
     return Path(settings.output_root).expanduser().joinpath(*parts, f"seed{settings.seed}")
 
 
@@ -147,7 +147,7 @@ class _Job:
             scale=settings.scale,
             task=settings.task.name,
             model=path.parents[2].name,
-            method=settings.method["name"],
+            method=settings.method.name,
             variant=path.parent.name,
             seed=settings.seed,
             data_seed=settings.data_seed,

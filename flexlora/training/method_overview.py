@@ -1,5 +1,6 @@
 """Every method in one list: where it comes from, which backbones it adapts, whether it merges, what it trains."""
 
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from flexlora.models.architectures import ARCHITECTURES
 from flexlora.models.causal_lm import TARGETS
 from flexlora.models.image_classifier import BLOCK_LINEARS
 from flexlora.models.random_init import random_init
-from flexlora.settings import RunSettings
+from flexlora.settings import MethodSettings, RunSettings
 
 STEPS = 1000
 DEBERTA = ARCHITECTURES["deberta-v2"]
@@ -59,9 +60,9 @@ def current_backbone(settings: RunSettings) -> Backbone:
 
 
 def describe(
-    methods: Mapping[str, Mapping[str, Any]], files: Mapping[str, Path], model: nn.Module, context: RunContext
+    methods: Mapping[str, MethodSettings], files: Mapping[str, Path], model: nn.Module, context: RunContext
 ) -> list[Described]:
-    """Each method by its settings (`method.*`) and its YAML; `context` and `model` are the current backbone's."""
+    """Each method by its settings and its YAML; `context` and `model` are the current backbone's."""
     small = {kind: random_init(name, layers=1, device="meta") for kind, (name, *_) in BACKBONES.items()}
     context = replace(context, held_out=True)  # whatever they are asked to evaluate on
     contexts = {
@@ -72,29 +73,27 @@ def describe(
         Described(
             name,
             _title(files[name]),
-            _source(fields),
-            {kind: _count(fields, contexts[kind], small[kind]) is not None for kind in BACKBONES},
-            _merges(fields),
-            _count(fields, context, model),
+            _source(method.fields),
+            {kind: _count(method, contexts[kind], small[kind]) is not None for kind in BACKBONES},
+            _merges(method.fields),
+            _count(method, context, model),
         )
-        for name, fields in methods.items()
+        for name, method in methods.items()
     ]
 
 
-def _count(fields: Mapping[str, Any], context: RunContext, model: nn.Module) -> int | None:
-    given = dict(fields)
-    missing = {name: 1 if name == "deltaT" else 0 for name in WINDOWS if given.get(name) == "???"}
+def _count(method: MethodSettings, context: RunContext, model: nn.Module) -> int | None:
+    missing = {name: 1 if name == "deltaT" else 0 for name in WINDOWS if method.fields.get(name) == "???"}
     try:
-        return count_on_shapes(given | missing, context, model)["adapter_active"]
+        return count_on_shapes(method.with_fields(**missing), context, model)["adapter_active"]
     except (UserError, NotImplementedError):
         return None
 
 
 def _title(file: Path) -> str:
     """The comment's first sentence, or the part of it before a colon."""
-    comment = " ".join(
-        line.removeprefix("#").strip() for line in file.read_text(encoding="utf-8").split("defaults:")[0].splitlines()
-    )
+    lines = itertools.takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines())
+    comment = " ".join(line.removeprefix("#").strip() for line in lines)
     return re.split(r"(?<=\S)[:.](?=\s|$)", comment.strip(), maxsplit=1)[0]
 
 

@@ -85,7 +85,7 @@ def make_method(
         return build_method(settings.method, context), None
     fit = fit_to_budget(settings.method, context, backbone.model, settings.parameter_budget)
     log.info("%s", fit)
-    return build_method({**settings.method, **fit.changed}, context), asdict(fit)
+    return build_method(settings.method.with_fields(**fit.changed), context), asdict(fit)
 
 
 def windows_line(schedule: dict[str, Any]) -> str:

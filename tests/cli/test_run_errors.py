@@ -169,7 +169,7 @@ def test_help_lists_what_can_be_chosen_and_version_is_our_own(flexlora_run):
     assert tasks.startswith("task: commonsense170k, glue/cola, glue/mnli, glue/mrpc, glue/qnli, glue/qqp, glue/rte, ")
     assert tasks.endswith(", vtab/svhn")
     assert "scale: paper, tiny" in lines
-    assert not [line for line in lines if line.startswith(("schema", "recipe"))]
+    assert not [line for line in lines if line.startswith(("schema", "benchmark"))]
     assert flexlora_run("--version").stdout == f"flexlora-run {version('flexlora')}\n"
 
 

@@ -39,7 +39,7 @@ SETTINGS = {
     "a path that is too long": ([f"adapter={'x' * 300}"], "adapter is longer than a path may be: xxx"),
     "a user without a home": (["output_root='~no-such-user/x'"], "is of a user without a home here"),
     "a number of 400 digits": ([f"training.epochs={'9' * 400}"], "training.epochs must be between"),
-    "a number for a group, in a list": (["recipe=[a,24]"], "take the name of a choice, not null or a number"),
+    "a number for a group, in a list": (["benchmark=[a,24]"], "take the name of a choice, not null or a number"),
     "a module's name that begins with a dot": (["method.kind=.x"], "method.kind: '.x' is no module's name"),
     "a rank that fills any memory": (["method=lora", "method.r=100000000"], "method.r must be between 0 and 65536"),
     "a head that fills any memory": (["task.num_labels=2147483647"], "task.num_labels must be between 1 and 65536"),

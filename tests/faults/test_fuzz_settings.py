@@ -45,7 +45,17 @@ TASKS = sorted(
     str(file.relative_to(conf_dir() / "task").with_suffix("")) for file in (conf_dir() / "task").rglob("*.yaml")
 )
 MODELS = sorted(file.stem for file in (conf_dir() / "model").glob("*.yaml"))
-GROUPS = ("task", "method", "model", "scale", "experiment", "recipe", "schema/task", "hydra/launcher", "hydra/sweeper")
+GROUPS = (
+    "task",
+    "method",
+    "model",
+    "scale",
+    "experiment",
+    "benchmark",
+    "schema/task",
+    "hydra/launcher",
+    "hydra/sweeper",
+)
 
 # --- the command, without a process of its own ------------------------------------------------------------------------
 

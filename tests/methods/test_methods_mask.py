@@ -61,7 +61,7 @@ def test_only_what_trained_is_saved_of_the_others(tmp_path):
     ],
 )
 def test_patterns_that_match_nothing_or_are_none(patterns, message):
-    settings = {**settings_of("bitfit").method, "trainable": patterns}
+    settings = settings_of("bitfit").method.with_fields(trainable=patterns)
     with pytest.raises(UserError) as refused:
         build_method(settings, context("bert")).wrap(tiny("bert"))
     assert str(refused.value).startswith(message)

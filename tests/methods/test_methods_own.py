@@ -8,14 +8,13 @@ from runner_helpers import RunCommand, one_line
 from safetensors.torch import load_file
 
 YAML = {
-    "my_vera": "name: my_vera\nkind: peft\npeft_type: VERA\nr: 16\n",
+    "my_vera": "name: my_vera\nkind: peft\npeft_type: VERA\nr: 16\nrecipes: {glue: {training.learning_rate: 0.002}}\n",
     "ia3": "name: ia3\nkind: peft\npeft_type: IA3\n",
     "clipped": "name: clipped\nkind: my_methods.clipped\nlimit: 0.001\n",
     "lost": "name: lost\nkind: my_methods.nowhere\n",
     "empty": "name: empty\nkind: my_methods.empty\n",
     "misspelt": "name: misspelt\nkind: peft\npeft_type: VERA\nvera_dropuot: 0.1\n",
 }
-RECIPE = "# @package _global_\ntraining:\n  learning_rate: 0.002\n"
 CLIPPED = '''"""The linear probe with the classifier's weights held within a limit after every step."""
 
 import torch
@@ -53,9 +52,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "conf" / "method").mkdir(parents=True)
     for name, text in YAML.items():
         (folder / "conf" / "method" / f"{name}.yaml").write_text(text, encoding="utf-8")
-    recipes = folder / "conf" / "recipe" / "glue" / "cola"
-    recipes.mkdir(parents=True)
-    (recipes / "my_vera.yaml").write_text(RECIPE, encoding="utf-8")
     (folder / "my_methods").mkdir()
     (folder / "my_methods" / "clipped.py").write_text(CLIPPED, encoding="utf-8")
     (folder / "my_methods" / "empty.py").write_text("", encoding="utf-8")
@@ -93,7 +89,7 @@ def test_a_file_of_python_and_its_hooks(flexlora_run, folder, arguments, tmp_pat
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("ia3", "training.learning_rate is not set: there is no recipe for method ia3 on task glue/cola"),
+        ("ia3", "training.learning_rate is not set: "),
         ("lost", "method.kind: Python finds no module 'my_methods.nowhere' (PYTHONPATH names more folders)"),
         ("empty", "method.kind: the module 'my_methods.empty' has no function 'build'"),
         ("misspelt", "there is no setting 'method.vera_dropuot': VeraConfig has no such field. Did you mean method."),

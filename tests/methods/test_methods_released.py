@@ -154,8 +154,8 @@ def test_with_every_behaviour_off_the_optimizer_is_flexlora_s():
     off = [f"method.{name}=false" for name in BEHAVIOURS]
     rules = {
         key: value
-        for key, value in settings_of("flexlora_released", *RUN).method.items()
-        if key not in (*BEHAVIOURS, "name", "kind") and key in settings_of("flexlora").method
+        for key, value in settings_of("flexlora_released", *RUN).method.fields.items()
+        if key not in BEHAVIOURS and key in settings_of("flexlora").method.fields
     }
     ends = []
     for name, overrides in (
@@ -163,7 +163,7 @@ def test_with_every_behaviour_off_the_optimizer_is_flexlora_s():
         ("flexlora", [f"method.{key}={'null' if value is None else value}" for key, value in rules.items()]),
     ):
         settings = settings_of(name, *RUN, *overrides, "training.weight_decay=0.0")
-        method = build_method({**settings.method, "max_rank": 16}, context("bert", STEPS))
+        method = build_method(settings.method.with_fields(max_rank=16), context("bert", STEPS))
         model = method.wrap(tiny("bert"))
         loop = make_loop(method, model, settings, STEPS)
         loop.run()
@@ -181,7 +181,7 @@ def test_flexlora_itself_keeps_moments_decay_and_schedule():
     assert [s.rates[0] for s in seen] == pytest.approx([RATE * factor(step) for step in range(STEPS)])
     assert [max(s.steps_counted) for s in seen] == list(range(STEPS))
     assert [set(s.decays) for s in seen] == [{DECAY}] * STEPS
-    assert not set(BEHAVIOURS) & set(settings.method)
+    assert not set(BEHAVIOURS) & set(settings.method.fields)
 
 
 def test_the_tuner_s_part_of_the_released_code():
@@ -209,7 +209,7 @@ def test_no_rank_limit_unless_one_is_given():
 
 @pytest.mark.parametrize("name", BEHAVIOURS)
 def test_a_behaviour_is_true_or_false(name):
-    settings = {**settings_of("flexlora_released").method, name: "maybe"}
+    settings = settings_of("flexlora_released").method.with_fields(**{name: "maybe"})
     with pytest.raises(UserError, match=f"method.{name}: 'maybe' is not bool"):
         build_method(settings, context("bert"))
 

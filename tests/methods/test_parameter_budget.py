@@ -14,10 +14,8 @@ MODEL = tiny("bert")
 
 
 def active(method: str, **changed: int) -> int:
-    fields = {**settings_of(method).method, **changed}
-    return build_method(fields, context("bert")).parameters(build_method(fields, context("bert")).wrap(tiny("bert")))[
-        "adapter_active"
-    ]
+    built = build_method(settings_of(method).method.with_fields(**changed), context("bert"))
+    return built.parameters(built.wrap(tiny("bert")))["adapter_active"]
 
 
 @given(budget=st.integers(1_000, 40_000))

@@ -42,7 +42,7 @@ def wrapped(backbone, method: str = "lora", **changes) -> torch.nn.Module:
         head_modules=backbone.head_modules,
         task_type=backbone.task_type,
     )
-    method_ = build_method({**run.method, **changes}, context)
+    method_ = build_method(run.method.with_fields(**changes), context)
     model = method_.wrap(backbone.model)
     return method_, model
 

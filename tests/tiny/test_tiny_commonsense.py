@@ -7,7 +7,6 @@ import pytest
 import torch
 from vtab_helpers import composed
 
-from flexlora.conf_path import conf_dir
 from flexlora.errors import UserError
 from flexlora.models import load_backbone
 from flexlora.results.record import read_record
@@ -82,14 +81,6 @@ def test_the_answer_follows_from_what_things_are(name):
                 found.setdefault(option, []).append(kind(word))
         assert tuple(found) == options_of(row)
         assert [option for option, (quality,) in found.items() if quality == wanted] == [row["answer"]]
-
-
-def test_every_method_of_the_benchmark_has_a_rate_here():
-    methods, here = (
-        {path.name for path in (conf_dir() / folder / "commonsense170k").glob("*.yaml")}
-        for folder in ("benchmark_recipe", "scale_recipe/tiny")
-    )
-    assert methods == here
 
 
 def test_no_option_is_right_more_often_than_another():

@@ -229,7 +229,7 @@ def test_the_counts_are_those_that_table_2_prints(row, words):
 
 def test_the_recipe_is_table_9():
     run = composed("task=commonsense170k", "method=flexlora")
-    training, method = run.training, run.method
+    training, method = run.training, run.method.fields
     assert (training.learning_rate, training.batch_size, training.epochs, training.warmup_steps) == (3e-4, 16, 3, 100)
     assert (method["r"], method["lora_alpha"], method["lora_dropout"], method["init_b"]) == (8, 16, 0.05, 4)
     assert (method["tinit"], method["tfinal"], method["deltaT"]) == (5000, 5000, 1000)

