@@ -286,7 +286,7 @@ def test_layers_without_a_matrix_are_left_out(recwarn):
 
 def test_middle_layers(folder):
     one = read(folder)
-    named = [i for i, place in enumerate(one.places) if place.kind in claims.PRESERVED and 4 <= place.layer < 9]
+    named = [i for i, place in enumerate(one.places) if place.kind in paper_claims.PRESERVED and 4 <= place.layer < 9]
     one.ranks[-1][named] += 1
     assert verdicts([one])["in the middle layers"] == "holds"
     one.ranks[-1][named] -= 2
