@@ -8,7 +8,7 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .after_import import call_after_import
+from .import_hook import call_after_import
 
 if TYPE_CHECKING:
     from .tuner import (

@@ -24,7 +24,7 @@ from flexlora.errors import UserError, one_line, printable
 from flexlora.results.record import Ending
 from flexlora.settings import RunSettings, register_schemas, resolve
 from flexlora.training.progress import is_main_process
-from flexlora.training.stop import raise_interrupted
+from flexlora.training.signals import raise_interrupted
 
 REFUSED, FAILED = 2, 1
 PRINTS = ("-h", "--h", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")  # options that print and run nothing

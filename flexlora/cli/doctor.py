@@ -10,13 +10,13 @@ from hydra import compose
 
 from flexlora.cli.command import FAILED, REFUSED, call_with_settings
 from flexlora.cli.explain import method_files
+from flexlora.doctor.run_check import Finding, Mark, check_run
 from flexlora.results.record import Ending
 from flexlora.settings import RunSettings, resolve_method
-from flexlora.training.checkup import Finding, Mark, checkup
 from flexlora.training.progress import is_main_process, show_log
 
 if TYPE_CHECKING:
-    from flexlora.training.method_overview import Described
+    from flexlora.doctor.method_list import Described
 
 PROGRAM = "flexlora-doctor"
 WIDTH = 100
@@ -52,7 +52,7 @@ def _examine(settings: RunSettings, plain: dict[str, Any], overrides: list[str])
     from flexlora.training.job import run_path
 
     path = run_path(settings, overrides)
-    findings = checkup(settings, plain, path)
+    findings = check_run(settings, plain, path)
     problems = [finding.text for finding in findings if finding.mark is Mark.problem]
     if is_main_process():
         model, method = path.parents[2].name, settings.method.name
@@ -63,7 +63,7 @@ def _examine(settings: RunSettings, plain: dict[str, Any], overrides: list[str])
 
 def _list_methods(settings: RunSettings, plain: dict[str, Any], overrides: list[str]) -> Ending:
     """Every method of `conf/method` and of a `--config-dir`, on the model of the command line."""
-    from flexlora.training.method_overview import STEPS, current_backbone, describe
+    from flexlora.doctor.method_list import STEPS, current_backbone, describe
     from flexlora.training.plan import run_context
 
     files = method_files()

@@ -9,7 +9,7 @@ from hydra.types import RunMode
 from flexlora.cli.command import FAILED, REFUSED, call_with_settings
 from flexlora.results.record import Ending
 from flexlora.settings import RunSettings
-from flexlora.training.outlook import Outlook
+from flexlora.training.dry_run import DryRun
 from flexlora.training.progress import show_log
 
 
@@ -19,14 +19,14 @@ def main() -> None:
     2 where every run that did not end well was refused for a setting, a folder or a file, 1 where one failed or
     diverged, 130 or 143 where it was interrupted by SIGINT or SIGTERM. With dry=true nothing runs: 0, or 2.
     """
-    outlook = Outlook()
+    dry_run = DryRun()
 
     def run(settings: RunSettings, plain: dict[str, Any], overrides: list[str]) -> Ending:
         from flexlora.training.job import run_job, run_path
 
         show_log()
         if settings.dry:
-            ending = outlook.look(run_path(settings, overrides), plain)
+            ending = dry_run.look(run_path(settings, overrides), plain)
             if HydraConfig.get().mode is RunMode.RUN:  # a sweep lists its runs itself
                 print(": ".join(part for part in ending if part))
             return ending
@@ -34,8 +34,8 @@ def main() -> None:
 
     endings = call_with_settings("flexlora-run", run)
     bad = {ending.status for ending in endings} - {"done", "skipped"}
-    if outlook.asked:
-        print(outlook)
+    if dry_run.asked:
+        print(dry_run)
         sys.exit(REFUSED if "refused" in bad else 0)
     sys.exit(0 if not bad else REFUSED if bad == {"refused"} else FAILED)
 

@@ -19,10 +19,10 @@ from torch import nn
 from flexlora.errors import UserError, did_you_mean
 from flexlora.hub import trouble_with, what_failed
 from flexlora.settings import CommonsenseTask, EvaluationMode
-from flexlora.tasks.answers import IGNORED, answer_log_probabilities, generate, token_loss
 from flexlora.tasks.base import Split, Task
 from flexlora.tasks.commonsense_prompts import RESPONSE, answer_sentence, evaluation_prompt, training_text
 from flexlora.tasks.commonsense_rows import FORMATS, TEST_SETS, Row, extract, format_of, options_of, read_rows
+from flexlora.tasks.language_model import IGNORED, answer_log_probabilities, generate, token_loss
 from flexlora.tasks.rows import held_out
 from flexlora.tasks.tokens import Examples, TokenCache, Tokens, cache_folder, pad, smallest
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from flexlora.tasks.answers import IGNORED
+from flexlora.tasks.language_model import IGNORED
 from flexlora.tiny.english.words import other_forms
 
 Text = tuple[str, ...]

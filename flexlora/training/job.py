@@ -26,11 +26,11 @@ from flexlora.results.folder import (
 from flexlora.results.predictions import Predictions
 from flexlora.results.record import Ending, RunRecord, read_record
 from flexlora.settings import Precision, RunSettings
-from flexlora.training.alarms import rank_alarms
-from flexlora.training.fits import refuse_what_cannot_fit
+from flexlora.training.distributed import begin_together, ends_together
+from flexlora.training.memory_check import refuse_what_cannot_fit
 from flexlora.training.plan import make_method, plan_steps, windows_line
 from flexlora.training.progress import duration, rank_range
-from flexlora.training.together import begin_together, ends_together
+from flexlora.training.rank_alarms import rank_alarms
 from flexlora.training.trackers import require_trackers, tracked
 
 if TYPE_CHECKING:

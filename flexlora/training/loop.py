@@ -30,11 +30,11 @@ from flexlora.training.checkpoint import (
     restore_random_state,
     restore_tensors,
 )
+from flexlora.training.distributed import largest, shared_failure
 from flexlora.training.plan import warmup_steps
 from flexlora.training.progress import Progress
 from flexlora.training.schedule import warmup_and_decay
-from flexlora.training.stop import Interrupted, StopRequest
-from flexlora.training.together import largest, shared_failure
+from flexlora.training.signals import Interrupted, StopRequest
 from flexlora.training.trackers import scalars
 from flexlora.tuner.sharding import average_gradients, shard_base
 

@@ -15,11 +15,11 @@ from method_helpers import METHODS
 from runner_helpers import COMMAND, run_command
 
 from flexlora.conf_path import conf_dir
+from flexlora.doctor.run_check import Mark, check_run
 from flexlora.results.folder import RunFolder
 from flexlora.results.record import read_record
 from flexlora.settings import register_schemas, resolve
 from flexlora.training import memory
-from flexlora.training.checkup import Mark, checkup
 from flexlora.training.memory import step_memory
 
 DOCTOR = COMMAND.with_name("flexlora-doctor")
@@ -225,7 +225,7 @@ def test_memory_that_does_not_fit(arguments, cola, tiny_bert, tmp_path, monkeypa
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         composed = compose("config", overrides=[*arguments, "method=full", "training.eval_batch_size=1"])
     settings, plain = resolve(composed)
-    findings = checkup(settings, plain, tmp_path / "run")
+    findings = check_run(settings, plain, tmp_path / "run")
     marked = [f for f in findings if f.section == "memory" and f.mark in (Mark.problem, Mark.warning)]
     assert [f.mark for f in marked] == ([mark] if mark else [])
     assert all(words in f.text for f in marked)

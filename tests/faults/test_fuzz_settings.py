@@ -31,13 +31,13 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from flexlora.cli.command import Job, Task, refusal
 from flexlora.cli.doctor import page
 from flexlora.conf_path import conf_dir
+from flexlora.doctor.run_check import Mark, check_run
 from flexlora.hub import hub_is_offline
 from flexlora.methods import check_method
 from flexlora.models import check_model
 from flexlora.results.folder import config_hash
 from flexlora.results.record import Ending
 from flexlora.settings import RunSettings, flat_keys, register_schemas
-from flexlora.training.checkup import Mark, checkup
 from flexlora.training.job import run_path
 
 METHODS = sorted(file.stem for file in (conf_dir() / "method").glob("*.yaml"))
@@ -281,7 +281,7 @@ def examine(settings: RunSettings, plain: dict[str, Any], typed: list[str]) -> E
     """All that the doctor does: data, tokens, model, method and memory; what it says is a page of whole lines."""
     check_model(settings.model)
     check(settings, plain, typed)
-    findings = checkup(settings, plain, run_path(settings, typed))
+    findings = check_run(settings, plain, run_path(settings, typed))
     assert all(finding.text.isprintable() for finding in findings)
     page(findings)
     problems = [finding.text for finding in findings if finding.mark is Mark.problem]

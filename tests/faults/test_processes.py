@@ -28,7 +28,7 @@ from flexlora.conf_path import conf_dir
 from flexlora.errors import UserError
 from flexlora.results.record import RunRecord, read_record
 from flexlora.settings import register_schemas, resolve
-from flexlora.training import batching, job, together
+from flexlora.training import batching, distributed, job
 from flexlora.training.checkpoint import Checkpoints
 from flexlora.training.loop import Loop
 
@@ -190,7 +190,7 @@ def process(rank: int, port: int, folder: str, runs: list[tuple[list[str], list[
     os.environ |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     torch.set_num_threads(1)
     logging.getLogger("flexlora").setLevel(logging.INFO)
-    together.PATIENCE = 2.0
+    distributed.PATIENCE = 2.0
     endings = []
     for arguments, fault in runs:
         undo = FAULTS[fault[0]](rank, *fault[1:]) if fault else lambda: None

@@ -20,8 +20,8 @@ from flexlora.errors import UserError
 from flexlora.methods import build_method
 from flexlora.methods.adalora import AdaLoraMethod
 from flexlora.models.architectures import ARCHITECTURES
-from flexlora.training.alarms import rank_alarms
 from flexlora.training.loop import Loop
+from flexlora.training.rank_alarms import rank_alarms
 
 WEIGHT = 0.3
 

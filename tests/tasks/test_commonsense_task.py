@@ -13,10 +13,10 @@ from flexlora.methods.mask import MaskMethod
 from flexlora.methods.peft import peft_config
 from flexlora.models import causal_lm
 from flexlora.settings import EvaluationMode, Quantization, Schedule
-from flexlora.tasks.answers import IGNORED
 from flexlora.tasks.commonsense import UNPARSED, commonsense
 from flexlora.tasks.commonsense_prompts import answer_sentence, evaluation_prompt, training_text
 from flexlora.tasks.commonsense_rows import FORMATS, format_of, options_of, read_rows
+from flexlora.tasks.language_model import IGNORED
 from flexlora.training.batching import epoch_batches, evaluation_batches
 
 MIXED = [row for words in FORMATS for row in rows_of_format(words, 4)]

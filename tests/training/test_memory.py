@@ -10,11 +10,11 @@ import torch
 from test_plan import training
 from transformers import AutoModelForSequenceClassification, BertConfig, DebertaV2Config
 
+from flexlora.doctor.run_check import size
 from flexlora.methods import RunContext, build_method
 from flexlora.models.architectures import ARCHITECTURES
 from flexlora.models.random_init import DEBERTA_V3_BASE, random_init
 from flexlora.settings import Precision, Schedule
-from flexlora.training.checkup import size
 from flexlora.training.memory import free_memory, step_memory
 
 SHAPE = {"hidden_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 1024}

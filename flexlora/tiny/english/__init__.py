@@ -6,7 +6,7 @@ and pairs of neighbouring words, are about as frequent under one label as under 
 
 import sys
 
-from flexlora.source import files_of, hash_of_files
+from flexlora.source_hash import files_of, hash_of_files
 from flexlora.tiny.english.corpus import corpus, primer
 from flexlora.tiny.english.rows import TASKS, generate
 from flexlora.tiny.english.words import VOCABULARY

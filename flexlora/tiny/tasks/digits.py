@@ -10,7 +10,7 @@ from PIL import Image
 
 from flexlora.errors import UserError
 from flexlora.settings import VtabTask
-from flexlora.source import files_of, hash_of_files
+from flexlora.source_hash import files_of, hash_of_files
 from flexlora.tasks.image_lists import PARTS, ImageRows
 from flexlora.tasks.vtab import Vtab, vtab
 from flexlora.tiny import digit_images

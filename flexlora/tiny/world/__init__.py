@@ -2,7 +2,7 @@
 
 import sys
 
-from flexlora.source import files_of, hash_of_files
+from flexlora.source_hash import files_of, hash_of_files
 from flexlora.tasks import commonsense_prompts, commonsense_rows
 from flexlora.tiny.world.corpus import CURRICULUM, Text, corpus
 from flexlora.tiny.world.questions import ASKED, rows

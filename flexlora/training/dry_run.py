@@ -10,7 +10,7 @@ from flexlora.results.record import Ending, read_record
 from flexlora.training.progress import duration
 
 
-class Outlook:
+class DryRun:
     """Looks at one run after another and adds up what is left to do."""
 
     def __init__(self) -> None:

@@ -8,12 +8,12 @@ from flexlora.errors import UserError
 from flexlora.models import causal_lm, load_backbone, sketch
 from flexlora.settings import Quantization
 from flexlora.tasks import load_task
-from flexlora.training import fits, memory
+from flexlora.training import memory, memory_check
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("fits")
+    folder = tmp_path_factory.mktemp("memory")
     llama, data = write_llama(folder / "llama"), write_rows(folder / "data")
     task = ["task=commonsense170k", "task.test_sets=[boolq,winogrande]", f"task.data_dir={data}"]
     return composed(*task, "method=lora", "model=local", f"model.path={llama}")
@@ -46,18 +46,18 @@ def test_packed_weights_are_counted_as_they_will_be_held(run):
 
 def test_weights_above_the_free_memory_are_refused_and_not_loaded(run, monkeypatch):
     free(monkeypatch, 10_000)
-    monkeypatch.setattr(fits, "GIB", 1024)
+    monkeypatch.setattr(memory_check, "GIB", 1024)
     task = load_task(run.task)
     with pytest.raises(UserError, match=r"does not fit: its weights take .* GiB in \w+, and 9.8 GiB of cpu is free"):
-        fits.refuse_what_cannot_fit(run, task, "cpu")
+        memory_check.refuse_what_cannot_fit(run, task, "cpu")
 
 
 def test_a_step_above_the_free_memory_is_refused_with_what_would_help(run, monkeypatch):
     drawn = sketch(run.model, None)
     assert drawn is not None
-    monkeypatch.setattr(fits, "WORTH_A_LOOK", 0)
+    monkeypatch.setattr(memory_check, "WORTH_A_LOOK", 0)
     free(monkeypatch, drawn.weight_bytes()[0] + 1000)
     with pytest.raises(UserError, match=r"takes .* of it the weights in .*: training\.(eval_)?batch_size below"):
-        fits.refuse_what_cannot_fit(run, load_task(run.task), "cpu")
+        memory_check.refuse_what_cannot_fit(run, load_task(run.task), "cpu")
     free(monkeypatch, 2**40)
-    fits.refuse_what_cannot_fit(run, load_task(run.task), "cpu")
+    memory_check.refuse_what_cannot_fit(run, load_task(run.task), "cpu")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flexlora.training.alarms import rank_alarms
+from flexlora.training.rank_alarms import rank_alarms
 
 
 def event(step: int = 10, ranks: tuple[int, ...] = (3, 4, 5, 6), **changes):

@@ -14,7 +14,7 @@ from flexlora.results import environment
 from flexlora.results.folder import RunFolder, cannot_write, checkpoint_folders, held_by
 from flexlora.results.record import read_record
 from flexlora.settings import LrScheduler, Precision, RunSettings
-from flexlora.training.fits import largest_batch, refuse_what_cannot_fit
+from flexlora.training.memory_check import largest_batch, refuse_what_cannot_fit
 from flexlora.training.plan import Steps, make_method, plan_steps, windows_line
 
 if TYPE_CHECKING:
@@ -45,15 +45,15 @@ class Finding:
     mark: Mark = Mark.told
 
 
-def checkup(settings: RunSettings, config: Mapping[str, Any], path: Path) -> list[Finding]:
+def check_run(settings: RunSettings, config: Mapping[str, Any], path: Path) -> list[Finding]:
     """All there is to say about a run before it starts; its folder `path` is looked at and not touched.
 
     A problem does not end it: what can be said without the part that is missing is said.
     """
-    return _Checkup(settings, config, path).run()
+    return _RunCheck(settings, config, path).run()
 
 
-class _Checkup:
+class _RunCheck:
     def __init__(self, settings: RunSettings, config: Mapping[str, Any], path: Path) -> None:
         self.settings = settings
         self.config = config
