@@ -24,10 +24,10 @@ from flexlora.cli.report_common import (
 )
 from flexlora.cli.terminal import take_any_letter
 from flexlora.errors import UserError, did_you_mean
-from flexlora.report.build import Sheet, build
-from flexlora.report.costs import build_costs
+from flexlora.report.build import build
 from flexlora.report.formats import ENDINGS, WRITERS
 from flexlora.report.formats.text import as_text
+from flexlora.report.sheet import Sheet
 from flexlora.report.table import Table
 from flexlora.report.tables import BENCHMARKS, COSTS, TABLES
 from flexlora.results.collect import Run
@@ -124,11 +124,7 @@ def _tables(options: argparse.Namespace) -> int:
     sheets = [
         sheet
         for table in tables
-        for sheet in (
-            build_costs(table, runs)
-            if table in COSTS
-            else build(table, runs, options.metric, options.all_tasks, options.against, options.intervals)
-        )
+        for sheet in (build(table, runs, options.metric, options.all_tasks, options.against, options.intervals))
     ]
     if not sheets:
         raise UserError(_why_nothing(root, runs, tables))

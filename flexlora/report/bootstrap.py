@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from flexlora.report.cells import number, scores_of
+from flexlora.report.record_values import number, scores_of
 from flexlora.results.collect import Run
 from flexlora.results.predictions import BEST, LAST, read_answers
 

@@ -1,18 +1,17 @@
 """What a table prints, whatever the format: its lines, the parts of their cells, and the legend below."""
 
-import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from flexlora.report.build import Row, Sheet
-from flexlora.report.cells import MARKS, Cell
+from flexlora.report.cells import Cell
+from flexlora.report.marks import MARKS
+from flexlora.report.numbers import cost_digits, count, signed
 from flexlora.report.paired_test import Paired
+from flexlora.report.sheet import Row, Sheet
 from flexlora.report.table import Average, Column, Cost, Count
 
 INTERVAL = "  95 % interval"
 SUPERSCRIPT = str.maketrans("svgdmxfc", "ˢᵛᵍᵈᵐˣᶠᶜ")
-UNITS = {"G": 1e9, "M": 1e6, "k": 1e3}
-PRINTED_UNITS = {**UNITS, "B": 1e9, "": 1.0}
 
 
 class Entry(NamedTuple):
@@ -41,30 +40,26 @@ class Line(NamedTuple):
 def printed_lines(sheet: Sheet, row: Row) -> list[Line]:
     """The row's own line; below it, where it has them, its intervals and its differences from others."""
     own = [_entry(cell, column, row, sheet) for cell, column in zip(row.cells, sheet.columns, strict=True)]
+    below: list[tuple[str, Callable[[Cell], Entry]]] = [
+        (INTERVAL, _interval_entry),
+        (f"  less {sheet.against}'s", lambda cell: _paired_entry(cell.paired, sheet.usual_seeds)),
+        (f"  {INTERVAL}", _paired_interval_entry),
+        ("  to lora's", _ratio_entry),
+        ("  less the paper's", lambda cell: Entry([_signed(cell.difference)])),
+    ]
     lines = [Line(row.label, own, row.kind == "paper")]
-    if any(row.intervals):
-        spans = ("" if pair is None else f"{pair[0]:.1f} to {pair[1]:.1f}" for pair in row.intervals)
-        lines.append(Line(INTERVAL, [Entry([span]) for span in spans], True))
-    if any(row.paired):
-        lines.append(
-            Line(f"  less {sheet.against}'s", [_paired_entry(pair, sheet.usual_seeds) for pair in row.paired], True)
-        )
-    if any(row.paired_intervals):
-        spans = ("" if pair is None else f"{signed(pair[0])} to {signed(pair[1])}" for pair in row.paired_intervals)
-        lines.append(Line(f"  {INTERVAL}", [Entry([span]) for span in spans], True))
-    if any(cell.mean is not None for cell in row.ratios):
-        lines.append(Line("  to lora's", [_ratio_entry(cell) for cell in row.ratios], True))
-    if any(value is not None for value in row.difference):
-        lines.append(Line("  less the paper's", [Entry([signed(value)]) for value in row.difference], True))
+    for name, entry in below:
+        entries = [entry(cell) for cell in row.cells]
+        if any(one.text for one in entries):
+            lines.append(Line(name, entries, True))
     return lines
 
 
 def legend(sheet: Sheet) -> list[str]:
     """What marks and words mean, as far as the table has them; then its notes, each behind a dot."""
-    rows = [row for group in sheet.groups for row in group]
-    used = frozenset[str]().union(*(cell.marks for row in rows for cell in row.cells)) - sheet.common_marks
+    used = frozenset[str]().union(*(cell.marks for row in sheet.rows for cell in row.cells)) - sheet.common_marks
     lines = [f"{mark.translate(SUPERSCRIPT)}  {text}" for mark, text in MARKS.items() if mark in used]
-    words = {cell.word for row in rows for cell in row.cells}
+    words = {cell.word for row in sheet.rows for cell in row.cells}
     if "–" in words:
         lines.append("–  no run, or none that is done")
     if any("/" in word for word in words):
@@ -87,7 +82,7 @@ def blocks_within(
 
     `name` and `text` say how a line's name and an entry are spelled, over several lines where they hold newlines.
     """
-    lines = [line for group in sheet.groups for row in group for line in printed_lines(sheet, row)]
+    lines = [line for row in sheet.rows for line in printed_lines(sheet, row)]
     room = width - max(len(part) for line in lines for part in name(line).split("\n"))
     needed = []
     for i, column in enumerate(sheet.columns):
@@ -113,23 +108,13 @@ def corner(sheet: Sheet, block: list[int]) -> str:
     return (groups.pop() if len(groups) == 1 else "") or "method"
 
 
-def value_of(cell: Cell, column: Column, row: Row) -> float | None:
-    """The figure of a cell; the paper's parameters are known as printed only."""
-    return printed_count(row.params.get(column.metric, "")) if _is_printed_count(column, row) else cell.mean
-
-
-def _is_printed_count(column: Column, row: Row) -> bool:
-    return row.kind == "paper" and isinstance(column, Count)
-
-
 def _entry(cell: Cell, column: Column, row: Row, sheet: Sheet) -> Entry:
-    value = value_of(cell, column, row)
-    if _is_printed_count(column, row):
-        return Entry([row.params.get(column.metric, "")], value=value)
+    if cell.text is not None:
+        return Entry([cell.text], value=cell.mean)
     if cell.mean is None:
         return Entry([cell.word])
     if isinstance(column, Count):
-        return Entry([count(cell.mean)], value=value)
+        return Entry([count(cell.mean)], value=cell.mean)
     digits = cost_digits(cell.mean) if isinstance(column, Cost) else 1
     parts = [f"{round(cell.mean, digits) + 0.0:,.{digits}f}"]  # no -0.0
     if cell.std is not None:
@@ -137,7 +122,11 @@ def _entry(cell: Cell, column: Column, row: Row, sheet: Sheet) -> Entry:
     if row.kind == "ours" and cell.n != sheet.usual_seeds:
         parts.append(f"({cell.n})")
     marks = "".join(mark for mark in MARKS if mark in cell.marks - sheet.common_marks)
-    return Entry([*parts[:-1], parts[-1] + marks.translate(SUPERSCRIPT)], cell.place, value)
+    return Entry([*parts[:-1], parts[-1] + marks.translate(SUPERSCRIPT)], cell.place, cell.mean)
+
+
+def _interval_entry(cell: Cell) -> Entry:
+    return Entry(["" if cell.interval is None else f"{cell.interval[0]:.1f} to {cell.interval[1]:.1f}"])
 
 
 def _paired_entry(pair: Paired | None, usual_seeds: int | None) -> Entry:
@@ -149,33 +138,17 @@ def _paired_entry(pair: Paired | None, usual_seeds: int | None) -> Entry:
     return Entry([*parts, f"({pair.n})"] if pair.n != usual_seeds else parts)
 
 
+def _paired_interval_entry(cell: Cell) -> Entry:
+    span = cell.paired.interval if cell.paired else None
+    return Entry(["" if span is None else f"{signed(span[0])} to {signed(span[1])}"])
+
+
 def _ratio_entry(cell: Cell) -> Entry:
-    if cell.mean is None:
+    ratio = cell.ratio
+    if ratio is None or ratio.mean is None:
         return Entry([""])
-    return Entry([f"× {cell.mean:.3f}", *([f"± {cell.std:.3f}"] if cell.std is not None else [])])
+    return Entry([f"× {ratio.mean:.3f}", *([f"± {ratio.std:.3f}"] if ratio.std is not None else [])])
 
 
-def cost_digits(value: float) -> int:
-    """Decimals of seconds, bytes or operations: about four figures."""
-    return next((digits for digits, least in enumerate((10_000, 100, 10)) if abs(value) >= least), 3)
-
-
-def signed(value: float | None) -> str:
-    """A difference in points."""
-    return "" if value is None else f"{round(value, 1) + 0.0:+.1f}"
-
-
-def count(number: float) -> str:
-    """Three figures, as papers print parameters: 1.33M, 332k, 57."""
-    number = float(f"{number:.3g}")
-    for unit, size in UNITS.items():
-        if number >= size:
-            digits = max(0, 3 - len(str(int(number / size))))
-            return f"{number / size:.{digits}f}{unit}"
-    return f"{number:.0f}"
-
-
-def printed_count(text: str) -> float | None:
-    """The number that a paper prints as 1.3M or 8B; None where it prints none."""
-    match = re.fullmatch(rf"([\d.]+)([{''.join(PRINTED_UNITS)}]?)", text)
-    return float(round(float(match[1]) * PRINTED_UNITS[match[2]])) if match else None
+def _signed(value: float | None) -> str:
+    return "" if value is None else signed(value)

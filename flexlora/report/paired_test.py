@@ -15,6 +15,8 @@ class Paired:
     difference: float
     n: int
     p: float | None
+    interval: tuple[float, float] | None = None
+    """Of a difference in one seed, in points, over the examples, where it was asked for."""
 
 
 def paired(ours: Mapping[int, float], reference: Mapping[int, float]) -> Paired | None:

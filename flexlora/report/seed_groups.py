@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from flexlora.errors import one_line
 from flexlora.report.allocation import Allocation, read_allocation
-from flexlora.report.cells import figure, measures_cost
+from flexlora.report.record_values import figure, measures_cost
 from flexlora.results.collect import Run
 
 MOST_ROWS = 12

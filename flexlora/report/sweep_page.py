@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flexlora.report.build import Sheet
-from flexlora.report.cells import number, scores_of
 from flexlora.report.formats.html import STYLE, sheet_as_html
-from flexlora.report.layout import count
+from flexlora.report.numbers import count
 from flexlora.report.paper_claims import Claim
+from flexlora.report.record_values import number, scores_of
+from flexlora.report.sheet import Sheet
 from flexlora.results.collect import Collection, Run
 from flexlora.results.folder import WHEREABOUTS
 from flexlora.settings import flat_keys

@@ -10,7 +10,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from flexlora.report.cells import Cell, figure, summarise
+from flexlora.report.cells import Cell, summarise
+from flexlora.report.record_values import figure
 from flexlora.results.collect import Run
 from flexlora.settings import flat_keys
 

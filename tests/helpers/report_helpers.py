@@ -1,5 +1,6 @@
 """Result folders for the report's tests: records as the runner writes them, with figures of the test's own."""
 
+import contextlib
 import csv
 import io
 import json
@@ -8,7 +9,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from flexlora.cli.report import main
 from flexlora.results.record import RunRecord
 
 COMMAND = Path(sys.executable).with_name("flexlora-report")
@@ -59,13 +62,24 @@ def write_run(root: Path, value: float | None = 0.5, best: float | None = None, 
     return folder
 
 
-def report(*arguments: object, columns: int = 200, **options) -> subprocess.CompletedProcess[str]:
-    """The installed command in a process of its own."""
-    import os
-
-    environment = {**os.environ, "COLUMNS": str(columns)}
-    words = [str(COMMAND), *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True, timeout=60, env=environment, check=False, **options)
+def report(*arguments: object, columns: int = 200, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """What `flexlora-report` prints, run in this process; one that ends in a traceback raises."""
+    out, err = io.StringIO(), io.StringIO()
+    words = ["flexlora-report", *map(str, arguments)]
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.setattr(sys, "argv", words)
+        patch.setenv("COLUMNS", str(columns))
+        if cwd is not None:
+            patch.chdir(cwd)
+        with pytest.raises(SystemExit) as end:
+            main()
+    code = end.value.code
+    assert isinstance(code, int)
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
 def figures(*arguments: object) -> list[dict[str, str]]:

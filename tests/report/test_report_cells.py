@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_helpers import write_run
 
-from flexlora.report.cells import Cell, average_cell, mark_fewer, score_cell, summarise
-from flexlora.report.layout import count
+from flexlora.report.cells import Cell, average_cell, mark_fewer, seeds_cell, summarise
+from flexlora.report.frame import frame_of, pivot
+from flexlora.report.numbers import count
 from flexlora.report.table import Average, Column
 from flexlora.report.tables import TABLES
 from flexlora.results.collect import collect
@@ -37,12 +38,10 @@ def test_the_average_is_seed_by_seed(tmp_path):
     for seed, value in enumerate((0.2, 0.4, 0.6)):
         write_run(tmp_path, value, task="cola", seed=seed)
         write_run(tmp_path, 0.8 - value, task="rte", seed=seed)
-    runs: dict = {}
-    for run in collect(tmp_path).runs:
-        runs.setdefault(run.record.task, []).append(run)
     columns = tuple(column for column in TABLES["glue"].main if column.task in ("glue/cola", "glue/rte"))
-    cells = [score_cell(runs[column.task], column, "last", None) for column in columns]
-    average = average_cell(runs, Average("average", ("", ""), "average", of=(columns,)), cells, "last")
+    row = pivot(frame_of(collect(tmp_path).runs, columns, "last"))["lora", "default"]
+    cells = [seeds_cell(row[column], None) for column in columns]
+    average = average_cell(row, Average("average", ("", ""), "average", of=(columns,)), cells)
     assert (average.mean, average.std, average.n) == (pytest.approx(40), pytest.approx(0), 3)
     assert [cell.std for cell in cells] == [pytest.approx(20), pytest.approx(20)]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from report_helpers import figures, report, write_run
 
-from flexlora.report.cells import LARGEST, number
+from flexlora.report.record_values import LARGEST, number
 
 HUGE = 10**400
 HISTORY = [{"step": i, "epoch": float(i), "accuracy": i / 4} for i in (1, 2)]

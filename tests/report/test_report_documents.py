@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from report_helpers import SCORES, report, write_run
 
 from flexlora.report.build import build
-from flexlora.report.cells import MARKS, Cell, mark_places
+from flexlora.report.cells import Cell, mark_places
 from flexlora.report.formats.text import as_text
-from flexlora.report.layout import SUPERSCRIPT, printed_count
+from flexlora.report.layout import SUPERSCRIPT
+from flexlora.report.marks import MARKS
+from flexlora.report.numbers import printed_count
 from flexlora.report.tables import TABLES
 from flexlora.results.collect import collect
 

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from flexlora.report.cells import number
 from flexlora.report.figures.style import look, new_figure
-from flexlora.report.layout import count
+from flexlora.report.numbers import count
+from flexlora.report.record_values import number
 from flexlora.report.seed_groups import last_figure
 from flexlora.results.collect import Run
 

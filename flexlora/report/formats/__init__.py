@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from flexlora.report.build import Sheet
 from flexlora.report.formats.csv import as_csv
 from flexlora.report.formats.html import as_html
 from flexlora.report.formats.latex import as_latex
 from flexlora.report.formats.markdown import as_markdown
+from flexlora.report.sheet import Sheet
 
 ENDINGS = {"text": ".txt", "markdown": ".md", "csv": ".csv", "latex": ".tex", "html": ".html"}
 WRITERS: Mapping[str, Callable[[Sequence[Sheet]], str]] = {

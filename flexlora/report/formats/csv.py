@@ -2,11 +2,12 @@
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from flexlora.report.build import Row, Sheet
-from flexlora.report.cells import MARKS
-from flexlora.report.layout import value_of
+from flexlora.report.cells import Cell
+from flexlora.report.marks import MARKS
+from flexlora.report.sheet import Row, Sheet
+from flexlora.report.table import Column
 
 WHERE = ("table", "scale", "model", "source", "method", "variant", "task", "metric", "evaluation")
 CSV_COLUMNS = (*WHERE, "mean", "std", "n", "marks", "status", "paper", "difference")
@@ -20,44 +21,44 @@ def as_csv(sheets: Sequence[Sheet]) -> str:
     """One line a figure. Scores are in percent, parameters in units, costs in the table's own; what is missing is
     empty, `status` says why."""
     file = io.StringIO()
-    rows = [row for sheet in sheets for group in sheet.groups for row in group]
-    columns = CSV_COLUMNS + (INTERVAL_COLUMNS if any(any(row.intervals) for row in rows) else ())
-    columns += (RATIO_COLUMN,) if any(row.ratios for row in rows) else ()
+    cells = [cell for sheet in sheets for row in sheet.rows for cell in row.cells]
+    columns = CSV_COLUMNS + (INTERVAL_COLUMNS if any(cell.interval for cell in cells) else ())
+    columns += (RATIO_COLUMN,) if any(sheet.table.of_costs for sheet in sheets) else ()
     columns += PAIRED_COLUMNS if any(sheet.against for sheet in sheets) else ()
-    columns += PAIRED_INTERVAL_COLUMNS if any(any(row.paired_intervals) for row in rows) else ()
+    columns += PAIRED_INTERVAL_COLUMNS if any(cell.paired and cell.paired.interval for cell in cells) else ()
     writer = csv.DictWriter(file, columns, lineterminator="\n", restval="")
     writer.writeheader()
     for sheet in sheets:
-        for row in (row for group in sheet.groups for row in group):
-            writer.writerows(_csv_lines(sheet, row))
+        for row in sheet.rows:
+            for cell, column in zip(row.cells, sheet.columns, strict=True):
+                if row.kind == "ours" or cell.mean is not None:
+                    writer.writerow(_line(sheet, row, cell, column))
     return file.getvalue()
 
 
-def _csv_lines(sheet: Sheet, row: Row) -> Iterable[dict[str, object]]:
-    shared = {"table": sheet.table.name, "scale": sheet.scale, "model": sheet.model, "method": row.method}
-    for i, (cell, column) in enumerate(zip(row.cells, sheet.columns, strict=True)):
-        value = value_of(cell, column, row)
-        if row.kind == "paper" and value is None:
-            continue
-        figures: dict[str, object] = {
-            "source": row.kind,
-            "variant": row.variant,
-            "task": column.task,
-            "metric": column.metric,
-            "mean": value,
-            "marks": "".join(mark for mark in MARKS if mark in cell.marks),
-        }
-        if row.ratios:
-            figures |= {RATIO_COLUMN: row.ratios[i].mean}
-        if row.kind == "ours":
-            figures |= {"evaluation": sheet.evaluation, "std": cell.std, "n": cell.n, "status": cell.word}
-            figures |= {"paper": row.printed[i] if row.printed else None}
-            figures |= {"difference": row.difference[i] if row.difference else None}
-            if row.intervals and (span := row.intervals[i]):
-                figures |= dict(zip(INTERVAL_COLUMNS, span, strict=True))
-            if row.paired and (pair := row.paired[i]):
-                values = (sheet.against, pair.difference, pair.n, pair.p)
-                figures |= dict(zip(PAIRED_COLUMNS, values, strict=True))
-            if row.paired_intervals and (span := row.paired_intervals[i]):
-                figures |= dict(zip(PAIRED_INTERVAL_COLUMNS, span, strict=True))
-        yield shared | figures
+def _line(sheet: Sheet, row: Row, cell: Cell, column: Column) -> dict[str, object]:
+    """The fields of one figure; those that it does not have are left out."""
+    line: dict[str, object] = {
+        "table": sheet.table.name,
+        "scale": sheet.scale,
+        "model": sheet.model,
+        "source": row.kind,
+        "method": row.method,
+        "variant": row.variant,
+        "task": column.task,
+        "metric": column.metric,
+        "mean": cell.mean,
+        "marks": "".join(mark for mark in MARKS if mark in cell.marks),
+    }
+    if row.kind == "ours":
+        line |= {"evaluation": sheet.evaluation, "std": cell.std, "n": cell.n, "status": cell.word}
+        line |= {"paper": cell.printed, "difference": cell.difference}
+    if cell.ratio:
+        line |= {RATIO_COLUMN: cell.ratio.mean}
+    if cell.interval:
+        line |= dict(zip(INTERVAL_COLUMNS, cell.interval, strict=True))
+    if pair := cell.paired:
+        line |= dict(zip(PAIRED_COLUMNS, (sheet.against, pair.difference, pair.n, pair.p), strict=True))
+        if pair.interval:
+            line |= dict(zip(PAIRED_INTERVAL_COLUMNS, pair.interval, strict=True))
+    return line

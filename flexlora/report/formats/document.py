@@ -1,7 +1,7 @@
 """What Markdown, LaTeX and HTML share: captions, notes and headings of a table, and its marked figures."""
 
-from flexlora.report.build import Sheet
 from flexlora.report.layout import Entry, Line, legend, printed_lines
+from flexlora.report.sheet import Sheet
 
 BULLET = "·  "
 

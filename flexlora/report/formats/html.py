@@ -3,9 +3,9 @@
 import html
 from collections.abc import Sequence
 
-from flexlora.report.build import Sheet
 from flexlora.report.formats.document import captions_of, headings, notes_of, one_line, placed, printed_groups
 from flexlora.report.layout import Entry
+from flexlora.report.sheet import Sheet
 
 STYLE = """\
 body { font: 15px/1.4 system-ui, sans-serif; margin: 2em; color: #222; }

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from flexlora.report.build import Row, Sheet
 from flexlora.report.formats.document import captions_of, notes_of, placed
 from flexlora.report.formats.latex_text import as_tex, breakable, figure_as_tex
 from flexlora.report.layout import Entry, blocks_within, corner, printed_lines
+from flexlora.report.sheet import Row, Sheet
 
 LATEX_WIDTH = 76
 """So many letters of \\footnotesize fit the 345 pt of an article's line; between columns lie three."""

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Sequence
 
-from flexlora.report.build import Sheet
 from flexlora.report.formats.document import captions_of, headings, notes_of, one_line, placed, printed_groups
+from flexlora.report.sheet import Sheet
 
 
 def as_markdown(sheets: Sequence[Sheet]) -> str:

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from flexlora.report.build import Sheet
 from flexlora.report.layout import Entry, Line, blocks_within, corner, legend, printed_lines
+from flexlora.report.sheet import Sheet
 
 PLACES = ("", "bold", "underline")
 

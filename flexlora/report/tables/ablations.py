@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from flexlora.report.table import PaperRow, Table
+from flexlora.report.table import PaperRow, Table, TableRow
 from flexlora.report.tables.glue import GLUE
 
 DEFAULTS = {"importance": "entropy", "direction": "both", "growth_init": "zero_impact"}
@@ -24,7 +24,7 @@ def _table(
         tasks=what,
         paper_title=f"{what}, as Table {number} of the FlexLoRA paper",
         paper_rows=paper_rows,
-        only=tuple(dict.fromkeys(row.method for row in paper_rows)),
+        rows=tuple(TableRow(method) for method in dict.fromkeys(row.method for row in paper_rows)),
         fixed=tuple((f"method.{name}", value) for name, value in DEFAULTS.items() if name != varied),
         varied=varied,
         footnotes=(*footnotes, *(note for note in GLUE.footnotes if str(note[0]).startswith("glue/"))),

@@ -1,0 +1,83 @@
+"""The figures of runs as a tidy frame, one row a figure; every table is a pivot of it.
+
+The report itself holds the frame as a list: importing pandas takes longer than all other work on a thousand runs.
+`read_frame` gives the same as a pandas frame, for analyses of one's own.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from flexlora.report.record_values import COSTS, figure, number, scores_of
+from flexlora.report.table import Average, Column, Count
+from flexlora.results.collect import Run, collect
+from flexlora.results.record import RunRecord
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RowKey = tuple[str, str]
+"""Method and variant."""
+
+
+class Figure(NamedTuple):
+    """What a run has in a column of its task; `value` is None where it has nothing there."""
+
+    run: Run
+    column: Column
+    value: float | None
+
+    @property
+    def row(self) -> RowKey:
+        return self.run.record.method, self.run.record.variant
+
+
+def frame_of(runs: Iterable[Run], columns: Iterable[Column], evaluation: str) -> list[Figure]:
+    """One row for each run and each of these columns of its task; a count of parameters is of every task."""
+    by_task: dict[str | None, list[Column]] = {}
+    for column in columns:
+        if not isinstance(column, Average):
+            by_task.setdefault(None if isinstance(column, Count) else column.task, []).append(column)
+    return [
+        Figure(run, column, column.value(run.record, evaluation))
+        for run in runs
+        for column in (*by_task.get(None, ()), *by_task.get(run.record.task, ()))
+    ]
+
+
+def pivot(frame: Iterable[Figure]) -> dict[RowKey, dict[Column, list[Figure]]]:
+    """The figures of each row and column."""
+    found: dict[RowKey, dict[Column, list[Figure]]] = {}
+    for one in frame:
+        found.setdefault(one.row, {}).setdefault(one.column, []).append(one)
+    return found
+
+
+def read_frame(folder: str | Path) -> "pd.DataFrame":
+    """Every figure of every run under `folder` as a pandas frame, one row a figure.
+
+    Columns: scale, model, task, method, variant, seed, status, evaluation (`last`, `best`, `parameters`, `cost`),
+    metric, value, main (whether it is the task's main metric), path. Scores are shares, costs seconds, bytes and
+    operations. A run without figures has one row, without a value.
+    """
+    import pandas as pd
+
+    about = ("scale", "model", "task", "method", "variant", "seed", "status")
+    rows = [
+        (*(getattr(run.record, name) for name in about), *recorded, str(run.path))
+        for run in collect(Path(folder)).runs
+        for recorded in _recorded(run.record) or [(None, None, None, False)]
+    ]
+    return pd.DataFrame(rows, columns=[*about, "evaluation", "metric", "value", "main", "path"])
+
+
+def _recorded(record: RunRecord) -> Sequence[tuple[str, str, float, bool]]:
+    """Evaluation, metric, value and whether it is the main metric, of every figure of a run."""
+    found: list[tuple[str, str, float | None, bool]] = []
+    for evaluation in ("last", "best"):
+        for metric in scores_of(record, evaluation):
+            found.append((evaluation, metric, figure(record, metric, evaluation), metric == record.main_metric))
+    if record.status == "done":
+        found += [("parameters", name, number(value), False) for name, value in record.parameters.items()]
+        found += [("cost", name, number(read(record)), False) for name, read in COSTS.items()]
+    return [(evaluation, metric, value, main) for evaluation, metric, value, main in found if value is not None]

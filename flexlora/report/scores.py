@@ -1,0 +1,220 @@
+"""Tables of scores: one for each scale and model, as the figures of two never compare."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from flexlora.report.cells import Cell, mark_places
+from flexlora.report.intervals import set_intervals
+from flexlora.report.marks import NO_RIVAL, NOT_COMPARABLE
+from flexlora.report.paired_test import Paired, paired
+from flexlora.report.paper_rows import beside_paper
+from flexlora.report.record_values import figure, is_generated, measures_cost
+from flexlora.report.sheet import (
+    Row,
+    Sheet,
+    common_marks,
+    failures,
+    footnotes_of,
+    label_rows,
+    our_rows,
+    overrides,
+    scores_in,
+    set_column,
+    shows,
+    what_all_share,
+)
+from flexlora.report.table import ADAPTER, TRAINABLE, Average, Column, Count, Table
+from flexlora.results.collect import Run, without_duplicates
+
+HOW_COMPARED = (
+    "Less {}'s: over the seeds that both rows have; p: two-sided paired t test, not corrected for their number."
+)
+HOW_SURE = (
+    "Below a figure of one seed, and a difference in one seed: its 95 % interval over 1,000 bootstrap samples of the "
+    "evaluation's examples; other seeds may differ by more."
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of a table of scores."""
+
+    evaluation: str = "last"
+    all_tasks: bool = False
+    """Whether tasks without a run are shown."""
+    against: str | None = None
+    """The method that the rows are compared with, seed by seed."""
+    intervals: bool = False
+    """Whether figures of one seed, and differences in one, get their intervals over the examples."""
+
+
+def build_scores(table: Table, runs: Iterable[Run], asked: Asked) -> list[Sheet]:
+    """The table of each scale and model that has runs of its tasks; the paper's scale first."""
+    tasks = {column.task for column in table.columns}
+    by_place: dict[tuple[bool, str, str], list[Run]] = {}
+    for run in runs:
+        if run.record.task in tasks and _belongs(run, table):
+            key = (run.record.scale != "paper", run.record.scale, run.record.model)
+            by_place.setdefault(key, []).append(run)
+    return [_sheet(table, by_place[key], asked) for key in sorted(by_place)]
+
+
+def _belongs(run: Run, table: Table) -> bool:
+    record = run.record
+    if measures_cost(record) or record.variant == table.without_variant or not shows(table, record):
+        return False
+    changed = {part.split("-", 1)[0] for part in overrides(record.variant) if part.startswith("method.")}
+    if table.varied and changed - {f"method.{table.varied}"}:
+        return False
+    return all(_setting(record.config, name, value) == value for name, value in table.fixed)
+
+
+def _setting(config: Mapping[str, object], name: str, otherwise: object) -> object:
+    """The setting `method.direction`; where a method does not have it, `otherwise`."""
+    group, key = name.split(".")
+    values = config.get(group)
+    absent = otherwise if group == "method" else None
+    return values.get(key, absent) if isinstance(values, Mapping) else absent
+
+
+def _sheet(table: Table, found: list[Run], asked: Asked) -> Sheet:
+    runs, copies = without_duplicates(found)
+    scale, model = runs[0].record.scale, runs[0].record.model
+    with_runs = _with_runs(table, runs, asked.evaluation)
+    scores = list(table.columns) if asked.all_tasks else with_runs
+    averages = [average for average in table.averages if _is_shown(average, scores)]
+    columns = [ADAPTER, TRAINABLE, *scores, *averages]
+
+    rows = our_rows(table, runs, columns, asked.evaluation)
+    common = common_marks(rows, columns)
+    for i, column in enumerate(columns):
+        if not isinstance(column, Count):
+            set_column(rows, i, mark_places([row.cells[i] for row in rows], common))
+    shared = label_rows(rows)
+    if asked.against:
+        _compare(rows, [row for row in rows if row.method == asked.against], shared, common)
+    if asked.intervals:
+        set_intervals(rows, columns, runs, asked.evaluation)
+    cells = [cell for row in rows for cell in row.cells]
+    compared = any(cell.paired for cell in cells)
+
+    generated = all(is_generated(run.record) for run in runs)
+    is_paper = scale == "paper" and model == table.paper_model and not generated and not common & NOT_COMPARABLE
+    numbers = Counter(cell.n for cell in scores_in(rows, columns)) if table.wide else Counter[int]()
+    usual_seeds = max(numbers, key=lambda n: (numbers[n], n), default=None)
+    return Sheet(
+        table,
+        scale,
+        model,
+        asked.evaluation,
+        _title(table, scale, model, is_paper, generated, asked.evaluation),
+        captions=[
+            f"{len({*table.main} & {*with_runs})} of {len(table.main)} {table.parts}, "
+            f"{asked.evaluation} evaluation of each run, in percent: "
+            f"{_what_a_cell_is(usual_seeds, len(numbers) > 1)}.",
+            *what_all_share(shared, common),
+            *([HOW_COMPARED.format(asked.against)] if compared else []),
+            *([HOW_SURE] if any(cell.interval or (cell.paired and cell.paired.interval) for cell in cells) else []),
+        ],
+        columns=columns,
+        groups=beside_paper(table, rows, columns) if is_paper else [[row] for row in rows],
+        notes=[
+            *(footnotes_of(table, columns) if is_paper else []),
+            *copies,
+            *([_not_compared(asked.against)] if asked.against and not compared else []),
+            *failures(runs),
+        ],
+        common_marks=common,
+        usual_seeds=usual_seeds,
+        against=asked.against if compared else None,
+    )
+
+
+def _with_runs(table: Table, runs: Sequence[Run], evaluation: str) -> list[Column]:
+    """The columns of the tasks that were run; without optional ones that no run has, unless there are no others."""
+    present = {run.record.task for run in runs}
+    columns = [column for column in table.columns if column.task in present]
+
+    def is_there(column: Column) -> bool:
+        of_task = (run.record for run in runs if run.record.task == column.task)
+        return any(figure(record, column.metric, evaluation) is not None for record in of_task)
+
+    return [column for column in columns if not column.optional or is_there(column)] or columns
+
+
+def _is_shown(average: Average, scores: Sequence[Column]) -> bool:
+    there = len({*average.columns} & {*scores})
+    return there == len(average.columns) if average.optional else there > 1
+
+
+def _title(table: Table, scale: str, model: str, is_paper: bool, generated: bool, evaluation: str) -> str:
+    title = f"{table.paper_title} · {model}" if is_paper else _title_of_ours(table, scale, model, generated)
+    if evaluation == "best":
+        title += " · BEST evaluation of each run, chosen on the very data it is measured on"
+    return title
+
+
+def _title_of_ours(table: Table, scale: str, model: str, generated: bool) -> str:
+    """The title of a table whose figures are not the paper's, and why they are not."""
+    place = f"{table.tasks}, {model}, scale={scale}"
+    if scale == "tiny":
+        why = "generated data and a small model" if generated else "a small model"
+    elif generated:
+        why = "generated data"
+    elif table.paper_model is None:
+        return place
+    elif model != table.paper_model:
+        why = f"another model than the paper's {table.paper_model}"
+    elif scale != "paper":
+        why = "not run at scale=paper"
+    else:
+        why = "not the paper's data"
+    return f"{place}: {why}; these figures say nothing about the paper" if table.paper_model else f"{place}: {why}"
+
+
+def _what_a_cell_is(usual_seeds: int | None, with_others: bool) -> str:
+    spread = "mean ± sample standard deviation"
+    if usual_seeds is None:
+        return f"{spread} (seeds)"
+    if usual_seeds == 1:
+        return f"one seed, or {spread} (seeds)" if with_others else "one seed"
+    return f"{spread} of {usual_seeds} seeds{'; other numbers of seeds in brackets' if with_others else ''}"
+
+
+def _compare(rows: Sequence[Row], references: Sequence[Row], shared: set[str], common: frozenset[str]) -> None:
+    """Give the cells of each row their differences from those of its reference."""
+    for row in rows:
+        reference = _reference(row, references, shared)
+        if reference is not None:
+            row.reference = reference
+            pairs = zip(row.cells, reference.cells, strict=True)
+            row.cells = [replace(cell, paired=_paired(cell, other, common)) for cell, other in pairs]
+
+
+def _reference(row: Row, references: Sequence[Row], shared: set[str]) -> Row | None:
+    """What a row is compared with: of another method the row of the same variant, else its default or its only one.
+
+    The default row is the one with nothing of its own: no override but those that all rows of the table share.
+    """
+    same_variant = [other for other in references if other.variant == row.variant and other.method != row.method]
+    default = [other for other in references if not overrides(other.variant) - shared]
+    for found in (same_variant, default, references if len(references) == 1 else []):
+        if found:
+            return found[0] if found[0] is not row else None
+    return None
+
+
+def _paired(cell: Cell, reference: Cell, common: frozenset[str]) -> Paired | None:
+    # Two cells on a part of the data may be compared where others are on the whole: parts of other rows have a `d`.
+    unlike = (cell.marks ^ reference.marks) & NO_RIVAL or (cell.marks & reference.marks - common) & {"d", "m"}
+    if unlike:
+        return None
+    return paired(cell.by_seed, reference.by_seed)
+
+
+def _not_compared(against: str) -> str:
+    return (
+        f"nothing is compared with {against}: it has no row here, or no other, or several and none is its default "
+        "or of the other row's variant"
+    )
