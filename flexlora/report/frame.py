@@ -66,18 +66,18 @@ def read_frame(folder: str | Path) -> "pd.DataFrame":
     rows = [
         (*(getattr(run.record, name) for name in about), *recorded, str(run.path))
         for run in collect(Path(folder)).runs
-        for recorded in _recorded(run.record) or [(None, None, None, False)]
+        for recorded in _recorded(run.record)
     ]
     return pd.DataFrame(rows, columns=[*about, "evaluation", "metric", "value", "main", "path"])
 
 
-def _recorded(record: RunRecord) -> Sequence[tuple[str, str, float, bool]]:
-    """Evaluation, metric, value and whether it is the main metric, of every figure of a run."""
-    found: list[tuple[str, str, float | None, bool]] = []
+def _recorded(record: RunRecord) -> Sequence[tuple[str | None, str | None, float | None, bool]]:
+    """Evaluation, metric, value and whether it is the main metric, of every figure of a run; one row where it has none."""
+    found: list[tuple[str | None, str | None, float | None, bool]] = []
     for evaluation in ("last", "best"):
         for metric in scores_of(record, evaluation):
             found.append((evaluation, metric, figure(record, metric, evaluation), metric == record.main_metric))
     if record.status == "done":
         found += [("parameters", name, number(value), False) for name, value in record.parameters.items()]
         found += [("cost", name, number(read(record)), False) for name, read in COSTS.items()]
-    return [(evaluation, metric, value, main) for evaluation, metric, value, main in found if value is not None]
+    return [one for one in found if one[2] is not None] or [(None, None, None, False)]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from report_helpers import write_run
 
 from flexlora.report.cells import Cell, average_cell, mark_fewer, seeds_cell, summarise
-from flexlora.report.frame import frame_of, pivot
+from flexlora.report.frame import frame_of, pivot, read_frame
 from flexlora.report.numbers import count
 from flexlora.report.table import Average, Column
 from flexlora.report.tables import TABLES
@@ -73,3 +73,18 @@ def test_an_average_is_the_mean_of_its_groups_means(groups):
 )
 def test_counts_have_three_figures(number, text):
     assert count(number) == text
+
+
+def test_the_frame_has_every_figure_of_every_run(tmp_path):
+    write_run(tmp_path, 0.5, best=0.75, task="mrpc", main_metric="accuracy", train_seconds=60.0)
+    write_run(tmp_path, task="mrpc", seed=1, status="failed", value=None, parameters={})
+    frame = read_frame(tmp_path)
+    assert [*frame[frame.seed == 1].status] == ["failed"]
+    assert frame[frame.seed == 1].value.isna().all()
+    done = frame[frame.seed == 0].set_index(["evaluation", "metric"])
+    assert done.value["last", "f1"] == 0.5
+    assert done.value["best", "accuracy"] == 0.75
+    assert done.value["parameters", "adapter_active"] == 1_327_680
+    assert done.value["cost", "train_seconds"] == 60
+    assert [*done[done.main].index] == [("last", "accuracy"), ("best", "accuracy")]
+    assert {*done.task} == {"glue/mrpc"}
