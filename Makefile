@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 WORKERS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format constraints clean
+.PHONY: help setup demo test test-slow test-all lint format constraints clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -137,11 +137,16 @@ ablations: $(STAMP) ## Our ablations of FlexLoRA, on CoLA
 	  $(if $(DRY),,mkdir -p $(RUNS)/tables; for ending in md csv tex html; do \
 	    $(ABLATED) --output $(RUNS)/tables/ablations.$$ending || code=$$?; done;) exit $$code
 
-test: $(STAMP) ## Run all tests (sets up first)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+# Fuzz tests try 200 examples in `make test` and 2,000 in the slow set (docs/testing.md).
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
-test-fast: $(STAMP) ## Run all but the slow end-to-end checks
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m 'not slow'
+test: $(STAMP) ## Run the tests that gate a change, in at most ten minutes (sets up first)
+	$(PYTEST) -m 'not slow'
+
+test-slow: $(STAMP) ## Run the slow tests, which `make test` leaves out, in at most twenty minutes
+	FLEXLORA_FUZZ_EXAMPLES=$${FLEXLORA_FUZZ_EXAMPLES:-2000} $(PYTEST) -m 'slow or fuzz'
+
+test-all: test test-slow ## Run all tests
 
 lint: $(STAMP) ## Check style, formatting and types
 	$(BIN)/ruff check .

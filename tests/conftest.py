@@ -6,7 +6,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from runner_helpers import COMMAND, RunCommand, run_command, write_bert, write_cola
+
+from flexlora.testing.commands import COMMAND, RunCommand, run_command
+from flexlora.testing.small_data import write_bert, write_cola
 
 ROOT = Path(__file__).resolve().parents[1]
 

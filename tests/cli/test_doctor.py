@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from method_helpers import METHODS
-from runner_helpers import COMMAND, run_command
 
 from flexlora.conf_path import conf_dir
 from flexlora.doctor.run_check import Mark, check_run
 from flexlora.results.folder import RunFolder
 from flexlora.results.record import read_record
 from flexlora.settings import register_schemas, resolve
+from flexlora.testing.commands import COMMAND, run_command
 from flexlora.training import memory
 from flexlora.training.memory import step_memory
 

@@ -8,11 +8,11 @@ import pytest
 from filelock import FileLock
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
-from runner_helpers import COMMAND, RunCommand
 
 from flexlora.cli.sweep import DIED, NOT_STARTED, STOPPED, Journal, PatientLauncher, job_of, page
 from flexlora.errors import UserError
 from flexlora.results.record import Ending, read_record
+from flexlora.testing.commands import COMMAND, RunCommand
 
 # A method whose fate, one of its fields, is to meet an accident at its fifth step unless `healed` exists.
 FATED = """

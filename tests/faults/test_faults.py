@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 from fault_helpers import backward_clock, killed_while_it_keeps_tokens, no_opening, no_room_after, strike
-from runner_helpers import COMMAND, differences, one_line, run_command
+from runner_helpers import one_line
 
 from flexlora.results.record import read_record
+from flexlora.testing.commands import COMMAND, run_command
+from flexlora.testing.comparing import differences
 
 METHOD = "flexlora"
 

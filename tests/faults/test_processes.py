@@ -63,7 +63,7 @@ def run(arguments: list[str]) -> str:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     """61 sentences to train on and 39 to evaluate on: neither is a multiple of what two processes take."""
-    from runner_helpers import write_cola
+    from flexlora.testing.small_data import write_cola
 
     return write_cola(tmp_path_factory.mktemp("glue"), train=61, dev=39)
 

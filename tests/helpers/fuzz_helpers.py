@@ -1,6 +1,6 @@
-"""How the fuzz tests are run: 2,000 examples a file in CI, always the same ones; any number of others on request.
+"""How many examples the fuzz tests try: 200 a file in `make test`, 2,000 in `make test-slow`, the same ones every time.
 
-`FLEXLORA_FUZZ_EXAMPLES=20000` asks for more, `FLEXLORA_FUZZ_SEED=7` for others (docs/testing.md).
+`FLEXLORA_FUZZ_EXAMPLES=20000` asks for more examples, `FLEXLORA_FUZZ_SEED=7` for others (docs/testing.md).
 """
 
 import os
@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-IN_CI = 2000
-EXAMPLES = int(os.environ.get("FLEXLORA_FUZZ_EXAMPLES", IN_CI))
+MANY = 2000
+FEW = 200
+EXAMPLES = int(os.environ.get("FLEXLORA_FUZZ_EXAMPLES", FEW))
 SEED = os.environ.get("FLEXLORA_FUZZ_SEED")
 # Of one example. Far more than any takes, and far less than a loop over 2**31 steps.
 SECONDS = 60
@@ -22,7 +23,7 @@ BYTES = 4 * 2**30
 
 
 def fuzz(count: int) -> Callable[[Callable[[int], None]], Callable[[], None]]:
-    """The test with `count` numbers in CI, the same at every run.
+    """Run the test with its share of the examples: with `count` numbers of 2,000, the same at every run.
 
     All that an example tries is drawn from its number: of strategies that draw many times hypothesis repeats parts in
     three examples of four, in search of duplicates that matter nothing here.
@@ -30,7 +31,7 @@ def fuzz(count: int) -> Callable[[Callable[[int], None]], Callable[[], None]]:
 
     def decorate(test: Callable[[int], None]) -> Callable[[], None]:
         bounds = settings(
-            max_examples=max(1, count * EXAMPLES // IN_CI),
+            max_examples=max(1, count * EXAMPLES // MANY),
             deadline=None,
             database=None,
             derandomize=SEED is None,

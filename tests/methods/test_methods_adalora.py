@@ -13,13 +13,14 @@ from accelerate.optimizer import AcceleratedOptimizer
 from method_helpers import Sentences, context, load_saved, logits, make_loop, settings_of, tiny, train, wrapped
 from peft import AdaLoraConfig, PeftModel, get_peft_model
 from peft.tuners.adalora.layer import AdaLoraLayer
-from runner_helpers import COMMAND, one_line
+from runner_helpers import one_line
 from torch import nn
 
 from flexlora.errors import UserError
 from flexlora.methods import build_method
 from flexlora.methods.adalora import AdaLoraMethod
 from flexlora.models.architectures import ARCHITECTURES
+from flexlora.testing.commands import COMMAND
 from flexlora.training.loop import Loop
 from flexlora.training.rank_alarms import rank_alarms
 

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from runner_helpers import RunCommand, one_line
+from runner_helpers import one_line
 from safetensors.torch import load_file
+
+from flexlora.testing.commands import RunCommand
 
 YAML = {
     "my_vera": "name: my_vera\nkind: peft\npeft_type: VERA\nr: 16\nrecipes: {glue: {training.learning_rate: 0.002}}\n",

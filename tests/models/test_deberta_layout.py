@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import sentencepiece
 import torch
-from runner_helpers import one_line, sentences
+from runner_helpers import one_line
 from transformers import DebertaV2Config, DebertaV2ForMaskedLM
 
 from flexlora.models.random_init import DEBERTA_V3_BASE
 from flexlora.results.record import read_record
+from flexlora.testing.small_data import sentences
 
 SMALL = {
     "hidden_size": 32,

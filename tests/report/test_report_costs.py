@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 from method_helpers import settings_of
 from report_helpers import figures, report, write_run
-from runner_helpers import rows_of
 
 from flexlora.errors import UserError
 from flexlora.results.collect import collect
+from flexlora.testing.comparing import rows_of
 from flexlora.training.job import make_accelerator
 
 GPU = {"device": "cuda:0", "accelerator": "NVIDIA A GPU", "torch_threads": 1}

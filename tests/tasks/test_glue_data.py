@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from glue_helpers import settings_of
 from hydra import compose, initialize_config_dir
-from runner_helpers import write_cola
 
 from flexlora.conf_path import conf_dir
 from flexlora.errors import UserError
@@ -15,6 +14,7 @@ from flexlora.tasks import Split, load_task
 from flexlora.tasks.glue import glue
 from flexlora.tasks.glue_tsv import read_tsv
 from flexlora.tasks.rows import Rows
+from flexlora.testing.small_data import write_cola
 
 
 @pytest.fixture(scope="module")

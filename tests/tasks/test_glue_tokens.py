@@ -11,13 +11,13 @@ import torch
 from glue_helpers import settings_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runner_helpers import NOUNS, VERBS
 from transformers import AutoTokenizer
 
 from flexlora.results.folder import config_hash, variant_name
 from flexlora.tasks import load_task
 from flexlora.tasks import tokens as module
 from flexlora.tasks.tokens import Examples, TokenCache, pad, tokenize
+from flexlora.testing.small_data import NOUNS, VERBS
 
 TEXTS = (["the cat sees the dog .", "the dog", "the teacher often helps the sailor ."], ["the cat", ".", "the dog ."])
 

@@ -1,7 +1,6 @@
 """`scripts/prepare_vtab.py`: archives unpacked inside one folder, and the benchmark told from what is not it."""
 
 import errno
-import importlib.util
 import io
 import os
 import re
@@ -14,36 +13,30 @@ import tarfile
 import zipfile
 from collections import namedtuple
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+from fault_helpers import strike
 from hub_helpers import Repository, hub
 from vtab_helpers import settings_of
+
+from flexlora.cli import prepare_vtab
+from flexlora.hub import hub_is_offline
+from flexlora.testing.commands import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "prepare_vtab.py"
 IMAGES = 12
 
 
-@pytest.fixture(scope="module")
-def script():
-    sys.path.append(str(SCRIPT.parent))
-    spec = importlib.util.spec_from_file_location("prepare_vtab", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["prepare_vtab"] = module  # its dataclasses look for themselves there
-    spec.loader.exec_module(module)
-    yield module
-    sys.path.remove(str(SCRIPT.parent))
-    del sys.modules["prepare_vtab"]
-
-
 @pytest.fixture
-def prepare(script, monkeypatch, capsys):
-    """The script in this process: exit code, stdout, and the one line on stderr or none."""
+def prepare(monkeypatch, capsys):
+    """Runs the command in this process: exit code, stdout, and the one line on stderr or none."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["prepare_vtab.py", *map(str, arguments)])
-        code = script.main()
+        code = prepare_vtab.main()
         output = capsys.readouterr()
         lines = output.err.splitlines()
         assert len(lines) == (code not in (0, 1)), output.err
@@ -52,13 +45,10 @@ def prepare(script, monkeypatch, capsys):
     return call
 
 
-def in_a_process(*arguments: object, fault: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
-    """The script in a process of its own, after the code of a `fault`."""
-    code = f"import runpy, sys; sys.path[:0] = {[str(SCRIPT.parent), str(ROOT / 'tests' / 'helpers')]}; {fault}\n"
-    code += f"sys.argv[0] = {str(SCRIPT)!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
-    command = [sys.executable, "-c", code] if fault else [sys.executable, str(SCRIPT)]
+def in_a_process(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs the script itself: huggingface_hub reads the variables of a hub when it is imported."""
     environment = {"HF_HUB_OFFLINE": "1", **os.environ, **variables}
-    words = [*command, *map(str, arguments)]
+    words = [sys.executable, str(SCRIPT), *map(str, arguments)]
     return subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment, check=False)
 
 
@@ -150,8 +140,9 @@ def test_only_the_tasks_asked_for_are_unpacked(prepare, source, tmp_path):
 def test_killed_it_goes_on(prepare, source, tmp_path, name, where):
     archive = pack(tmp_path / name, source)
     arguments = (tmp_path / "data", "--archive", archive, "--tasks", "cifar100,kitti")
-    fault = f"import signal, fault_helpers; fault_helpers.strike({where!r}, [signal.SIGKILL], number=20)"
-    assert in_a_process(*arguments, fault=fault).returncode == -signal.SIGKILL
+    fault = partial(strike, where, [signal.SIGKILL], number=20)
+    killed = run_command(SCRIPT, *map(str, arguments), fault=fault)
+    assert killed.returncode == -signal.SIGKILL
     held = contents(tmp_path / "data")
     whole = contents(source)
     assert len(held.keys() & whole.keys()) == 19
@@ -485,6 +476,7 @@ def test_what_was_typed(prepare, tmp_path, capsys):
     assert (code, line) == (2, f"there is no folder {tmp_path / 'nowhere'}")
 
 
+@pytest.mark.slow
 def test_from_the_hub(source, tmp_path):
     (tmp_path / "hub").mkdir()
     pack(tmp_path / "hub/vtab-1k.zip", source, "vtab-1k/")
@@ -507,11 +499,14 @@ def test_from_the_hub(source, tmp_path):
     assert again.returncode == 0, again.stderr
 
 
-def test_no_hub(tmp_path):
-    result = in_a_process(tmp_path / "data", HF_HOME=str(tmp_path / "home"))
-    assert result.returncode == 2
-    assert result.stderr == (
-        "prepare_vtab.py: XiN0919/VTAB-1k is not in the local cache and the hub cannot be reached (or HF_HUB_OFFLINE=1 "
-        "is set); --archive FILE takes one fetched by other means\n"
+def test_no_hub(prepare, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    hub_is_offline.cache_clear()
+    code, _, line = prepare(tmp_path / "data", "--repo", "nobody/no-such-data")
+    hub_is_offline.cache_clear()
+    assert code == 2
+    assert line == (
+        "nobody/no-such-data is not in the local cache and the hub cannot be reached (or HF_HUB_OFFLINE=1 is set); "
+        "--archive FILE takes one fetched by other means"
     )
     assert not (tmp_path / "data").exists()

@@ -14,12 +14,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from commonsense_helpers import write_llama, write_rows
-from runner_helpers import COMMAND, one_line
+from runner_helpers import one_line
 from vtab_helpers import composed
 
 from flexlora.models import Backbone, outline
 from flexlora.report.published import read_published
 from flexlora.results.record import read_record
+from flexlora.testing.commands import COMMAND
 from flexlora.training.plan import make_method
 
 

@@ -8,13 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
-from runner_helpers import without_clocks
 from sklearn.metrics import matthews_corrcoef
 from test_loop import Regression, Sgd, loop
 from torch import nn
 
 from flexlora.results.predictions import BEST, LAST, Predictions, read_answers
 from flexlora.results.record import read_record
+from flexlora.testing.comparing import without_clocks
 
 CLASSES = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=6)
 NUMBERS = st.lists(st.tuples(st.floats(-5, 5), st.floats(0, 5)), min_size=1, max_size=6)

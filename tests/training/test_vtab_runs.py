@@ -5,13 +5,14 @@ import re
 from pathlib import Path
 
 import pytest
-from runner_helpers import differences, one_line
+from runner_helpers import one_line
 from vtab_helpers import CLASSES, TASKS, composed, write_task, write_vit
 
 from flexlora.conf_path import conf_dir
 from flexlora.results.predictions import LAST, read_answers
 from flexlora.results.record import read_record
 from flexlora.settings import LrScheduler
+from flexlora.testing.comparing import differences
 
 METHODS = ["lora", "adalora", "adalora_r8", "bitfit", "full", "linear", "flexlora", "flexlora_released"]
 
@@ -65,7 +66,7 @@ def test_flexlora_from_settings_to_record(flexlora_run, arguments, tmp_path):
 
 
 def flexlora_run_report(result, root: Path) -> str:
-    from runner_helpers import COMMAND, run_command
+    from flexlora.testing.commands import COMMAND, run_command
 
     report = run_command(COMMAND.with_name("flexlora-report"), str(root))
     assert report.returncode == 0, report.stderr
@@ -109,7 +110,7 @@ def test_augmentation_is_the_same_after_an_interruption(flexlora_run, arguments,
     """Stopped in the middle of an epoch and started again: bit for bit the run that was not."""
     import signal
 
-    from runner_helpers import COMMAND
+    from flexlora.testing.commands import COMMAND
 
     more = ["method=lora", "task.random_resized_crop=0.5", "task.horizontal_flip=0.5", "training.log_every=1"]
     whole = flexlora_run(*arguments, *more, f"output_root={tmp_path / 'whole'}")
@@ -185,7 +186,7 @@ def test_a_bad_list_is_one_line(flexlora_run, arguments, tmp_path, file, row, sa
 
 
 def test_the_doctor(arguments, tmp_path):
-    from runner_helpers import COMMAND, run_command
+    from flexlora.testing.commands import COMMAND, run_command
 
     doctor = COMMAND.with_name("flexlora-doctor")
     local = run_command(doctor, *arguments, "method=flexlora", f"output_root={tmp_path}")

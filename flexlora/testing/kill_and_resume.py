@@ -1,15 +1,16 @@
-"""Kill trainings, start them again, and compare what comes out with trainings that were never stopped, bit for bit.
+"""Kill trainings, resume them, and compare the results with trainings that were never interrupted, bit for bit.
 
-    python scripts/torture.py 100
-    python scripts/torture.py 1000 --methods flexlora,full --seed 7
+    python scripts/kill_and_resume.py 100
+    python scripts/kill_and_resume.py 1000 --methods flexlora,full --seed 7
 
-A blow falls at a random time, or aimed: at any operation on a file of the run's folder (its lock, checkpoints, record,
-adapter), half-way through a checkpoint's file or a line of metrics.jsonl and ranks.jsonl, right after a rank event was
-written, after a step, at the beginning of an evaluation. It is a SIGKILL, or two SIGINTs at once. A run takes up to
-four, so that they also hit it while it resumes. The exit code is 0 if every run ended as the one never stopped.
+A kill comes at a random time, or at a chosen point: at any operation on a file of the run's folder (its lock,
+checkpoints, record, adapter), half-way through a checkpoint's file or a line of metrics.jsonl and ranks.jsonl, right
+after a rank event was written, after a step, at the beginning of an evaluation. It is one SIGKILL, or two SIGINTs at
+once. A run takes up to four kills, so that some of them hit it while it resumes. The exit code is 0 if every run ended
+with the results of the run that was never interrupted.
 
-What it cannot show: a power failure, in which the system itself forgets what it was told to write. Model and data are
-made here, small, and need no network; a kill takes a few seconds.
+The script cannot test a power failure, after which the file system may lack what was written. It generates model and
+data, needs no network, and takes a few seconds a kill.
 """
 
 import argparse
@@ -27,10 +28,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
-from runner_helpers import COMMAND, be, differences, server, write_bert, write_cola
-
 from flexlora.conf_path import conf_dir
+from flexlora.testing.commands import COMMAND, be, server
+from flexlora.testing.comparing import differences
+from flexlora.testing.small_data import write_bert, write_cola
 
 METHODS = ("flexlora", "lora", "adalora", "full", "flexlora_released", "bitfit")
 TIME, FILE, HALF, LINE, EVENT, STEP, EVALUATION = PLACES = (
@@ -51,18 +52,18 @@ SETTINGS = [
     "training.learning_rate=5e-3",
     "training.checkpoint_every=7",
     "training.log_every=3",
-    "variant=torture",
+    "variant=killed",
 ]
-# What fits windows that are given in steps into this training.
+# The windows of these methods are given in steps and have to fit into this short training.
 OWN_SETTINGS = {"lora_dash": ["method.tinit=10"], "lori": ["method.tinit=10"]}
 FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate", "shutil.rmtree"}
-MOST_BLOWS = 4
-SAYS = "torture: "
+MOST_KILLS = 4
+SAYS = "kill_and_resume: "
 
 
 @dataclass
-class Blow:
-    """What meets a process: `action` when `place` is reached for the `number`-th time. At no number nothing does."""
+class Kill:
+    """A process meets `action` when it reaches `place` for the `number`-th time; with number 0 it only counts."""
 
     place: str = ""
     number: int = 0
@@ -70,15 +71,15 @@ class Blow:
     counts: Counter[str] = field(default_factory=Counter)
 
     def reach(self, place: str, what: object) -> None:
-        """The process is at `place`; it may not return."""
+        """Count that the process is at `place`, and kill it if its turn has come."""
         self.counts[place] += 1
         if place == self.place and self.counts[place] == self.number:
             os.write(2, f"{SAYS}{what}\n".encode())
             for number in [signal.SIGKILL] if self.action == "SIGKILL" else [signal.SIGINT] * 2:
                 os.kill(os.getpid(), number)
 
-    def lie_in_wait(self, folder: Path) -> None:
-        """Have this process come by `reach` wherever it is at one of the places; `folder` is where its run is."""
+    def arm(self, folder: Path) -> None:
+        """Have this process call `reach` at each of the places; `folder` is the folder of its run."""
         from flexlora.results.files import JsonLines
         from flexlora.training.loop import Loop
 
@@ -86,7 +87,7 @@ class Blow:
             if event not in FILE_EVENTS or isinstance(arguments[0], int):
                 return
             path = os.fsdecode(arguments[0])
-            # Within a tree that is being removed names are relative to a folder that is open.
+            # While a tree is removed, names are relative to a folder that is open.
             if path.startswith(str(folder)) or (event in {"os.remove", "os.rmdir"} and arguments[-1] != -1):
                 self.reach(FILE, f"{event} {path.removeprefix(f'{folder}{os.sep}')}")
 
@@ -132,8 +133,8 @@ class Blow:
 
 
 @dataclass
-class Struck:
-    """One start of the command, and what became of it."""
+class Start:
+    """The result of one start of the command."""
 
     code: int
     where: str
@@ -149,41 +150,41 @@ class Struck:
             begun = next(line for line in self.stdout.splitlines() if "resumed after step" in line)
             return begun.strip() + (", after falling back" if "is damaged" in self.stdout else "")
         if "is finished: skipped" in self.stdout:
-            return "skipped: it was done"
-        return "began anew" if "optimizer steps" in self.stdout and self.code == 0 else "struck before it said"
+            return "skipped: the run was done"
+        return "began anew" if "optimizer steps" in self.stdout and self.code == 0 else "killed before it said"
 
 
 class Trainings:
-    """Trainings of one small model; `root` gets a folder each."""
+    """Trainings of one small model, each in a folder of its own under `root`."""
 
     def __init__(self, root: Path, model: Path, data: Path) -> None:
         self.root = root
         self.model = model
         self.settings = [*SETTINGS, f"model.path={model}", f"task.data_dir={data}"]
-        self._unbroken: dict[str, tuple[Path, Struck]] = {}
+        self._unbroken: dict[str, tuple[Path, Start]] = {}
 
     def folder(self, method: str, name: str) -> Path:
-        """Where the training `name` has its run."""
-        return self.root / name / "local" / "glue" / "cola" / self.model.name / method / "torture" / "seed0"
+        """The folder of the run of the training `name`."""
+        return self.root / name / "local" / "glue" / "cola" / self.model.name / method / "killed" / "seed0"
 
-    def unbroken(self, method: str) -> tuple[Path, Struck]:
-        """The training never stopped; its `counts` say how often it came by each place."""
+    def unbroken(self, method: str) -> tuple[Path, Start]:
+        """The training that was never interrupted; its `counts` say how often it reached each place."""
         if method not in self._unbroken:
             name = f"unbroken-{method}"
-            struck = self.start(method, name, Blow())
-            if struck.code:
-                raise RuntimeError(f"{method} does not train at all: {struck.stderr}")
-            self._unbroken[method] = self.folder(method, name), struck
+            start = self.start(method, name, Kill())
+            if start.code:
+                raise RuntimeError(f"{method} does not train at all: {start.stderr}")
+            self._unbroken[method] = self.folder(method, name), start
         return self._unbroken[method]
 
-    def start(self, method: str, name: str, blow: Blow, after: float | None = None) -> Struck:
-        """Start the training, or go on with it; `after` so many seconds it is killed from outside."""
+    def start(self, method: str, name: str, kill: Kill, after: float | None = None) -> Start:
+        """Start the training, or resume it; with `after` it is killed from outside after that many seconds."""
         words = [str(COMMAND), *self.settings, f"method={method}", f"output_root={self.root / name}"]
         words += OWN_SETTINGS.get(method, [])
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         with tempfile.NamedTemporaryFile() as stdout, tempfile.NamedTemporaryFile() as stderr:
-            arguments = (words, environment, stdout.name, stderr.name, blow, self.folder(method, name))
-            process = server().Process(target=_be_struck, args=arguments)
+            arguments = (words, environment, stdout.name, stderr.name, kill, self.folder(method, name))
+            process = server().Process(target=_run_armed, args=arguments)
             began = time.monotonic()
             process.start()
             process.join(after)
@@ -194,83 +195,86 @@ class Trainings:
         counts = json.loads(said.pop()) if said and said[-1].startswith("{") else {}
         code = process.exitcode
         assert code is not None
-        return Struck(code, said[0] if said else "", counts, output, errors, time.monotonic() - began)
+        return Start(code, said[0] if said else "", counts, output, errors, time.monotonic() - began)
 
     def differences(self, method: str, name: str) -> list[str]:
-        """Where the training differs from the one never stopped."""
+        """What differs between the training and the one that was never interrupted."""
         return differences(self.unbroken(method)[0], self.folder(method, name))
 
 
-def _be_struck(words: list[str], environment: dict[str, str], stdout: str, stderr: str, blow: Blow, run: Path) -> None:
-    blow.lie_in_wait(run)
+def _run_armed(words: list[str], environment: dict[str, str], stdout: str, stderr: str, kill: Kill, run: Path) -> None:
+    kill.arm(run)
     try:
         be(words, environment, stdout, stderr)
     finally:
-        os.write(2, f"{SAYS}{json.dumps(blow.counts)}\n".encode())
+        os.write(2, f"{SAYS}{json.dumps(kill.counts)}\n".encode())
 
 
 def main() -> int:
+    """The command `python scripts/kill_and_resume.py`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("blows", type=int, metavar="N", help="how many blows fall")
+    parser.add_argument("kills", type=int, metavar="N", help="the number of kills")
     parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated; default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of where they fall; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="for the random times and places; default: %(default)s")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep all folders there; default: those that differ")
     options = parser.parse_args()
     methods = options.methods.split(",")
-    if options.blows < 1:
-        parser.error(f"N is {options.blows}: at least 1")
+    if options.kills < 1:
+        parser.error(f"N is {options.kills}: at least 1")
     known = sorted(file.stem for file in (conf_dir() / "method").glob("*.yaml"))
-    if strange := set(methods) - set(known):
-        parser.error(f"--methods: {', '.join(sorted(strange))} is none of {', '.join(known)}")
-    root = Path(tempfile.mkdtemp(prefix="torture-") if options.keep is None else options.keep).resolve()
+    if unknown := set(methods) - set(known):
+        parser.error(f"--methods: {', '.join(sorted(unknown))} is none of {', '.join(known)}")
+    root = Path(tempfile.mkdtemp(prefix="killed-") if options.keep is None else options.keep).resolve()
     root.mkdir(parents=True, exist_ok=True)
     trainings = Trainings(root, write_bert(root / "tiny-bert"), write_cola(root / "glue"))
-    return torture(trainings, methods, options.blows, random.Random(options.seed), keep=options.keep is not None)
+    return kill_and_resume(trainings, methods, options.kills, random.Random(options.seed), options.keep is not None)
 
 
-def torture(trainings: Trainings, methods: Sequence[str], blows: int, draw: random.Random, keep: bool = False) -> int:
-    """Let so many blows fall, print each and a table of all; 1 where a training ended differently, else 0."""
-    fallen: Counter[tuple[str, str]] = Counter()
+def kill_and_resume(
+    trainings: Trainings, methods: Sequence[str], kills: int, draw: random.Random, keep: bool = False
+) -> int:
+    """Kill and resume trainings, print every kill and a table of all; 1 if a training ended differently, else 0."""
+    done: Counter[tuple[str, str]] = Counter()
     wrong: list[str] = []
     runs = 0
-    while sum(fallen.values()) < blows:
+    while sum(done.values()) < kills:
         method, name = methods[runs % len(methods)], f"run{runs:04d}"
         runs += 1
         counts, seconds = trainings.unbroken(method)[1].counts, trainings.unbroken(method)[1].seconds
         waits = ""
-        for taken in range(MOST_BLOWS + 1):
+        for taken in range(MOST_KILLS + 1):
             place = draw.choice([TIME, *(place for place in PLACES if counts.get(place))])
             action = draw.choices(ACTIONS, [4, 1])[0]
-            blow, after = Blow(), None
-            if taken == MOST_BLOWS or sum(fallen.values()) == blows:
-                pass  # this time it is let through
+            kill, after = Kill(), None
+            if taken == MOST_KILLS or sum(done.values()) == kills:
+                pass  # this start runs to its end
             elif place == TIME:
                 after, action = draw.uniform(0, seconds / (taken + 1)), "SIGKILL"
             else:
-                blow = Blow(place, draw.randint(1, max(1, counts[place] // (taken + 1))), action)
-            struck = trainings.start(method, name, blow, after)
+                kill = Kill(place, draw.randint(1, max(1, counts[place] // (taken + 1))), action)
+            start = trainings.start(method, name, kill, after)
             if waits:
-                print(f"{waits} → {struck.found}", flush=True)
+                print(f"{waits} → {start.found}", flush=True)
                 waits = ""
-            if struck.code == 0:
+            if start.code == 0:
                 break
             expected = -signal.SIGKILL if action == "SIGKILL" else 128 + signal.SIGINT
-            if struck.code != expected or "Traceback" in struck.stderr:
-                wrong.append(f"{method} {name}: exit code {struck.code}: {struck.stderr}")
+            if start.code != expected or "Traceback" in start.stderr:
+                wrong.append(f"{method} {name}: exit code {start.code}: {start.stderr}")
                 break
-            fallen[place, method] += 1
-            where = struck.where or f"{after:.1f} s"
-            waits = f"{sum(fallen.values()):5d}  {method:18s} {action:12s} {place:25s} {where}"
+            done[place, method] += 1
+            where = start.where or f"{after:.1f} s"
+            waits = f"{sum(done.values()):5d}  {method:18s} {action:12s} {place:25s} {where}"
         else:
-            wrong.append(f"{method} {name}: not done after {MOST_BLOWS} blows")
-        different = trainings.differences(method, name) if struck.code == 0 else []
+            wrong.append(f"{method} {name}: not done after {MOST_KILLS} kills")
+        different = trainings.differences(method, name) if start.code == 0 else []
         wrong += [f"{method} {name}: {what} differs" for what in different]
-        if not keep and not different and struck.code == 0:
+        if not keep and not different and start.code == 0:
             shutil.rmtree(trainings.root / name)
-    print(f"\n{sum(fallen.values())} blows in {runs} runs\n")
+    print(f"\n{sum(done.values())} kills in {runs} runs\n")
     print(f"{'':25s}" + "".join(f"{method:>19s}" for method in methods))
     for place in PLACES:
-        print(f"{place:25s}" + "".join(f"{fallen[place, method]:19d}" for method in methods))
+        print(f"{place:25s}" + "".join(f"{done[place, method]:19d}" for method in methods))
     print()
     if wrong:
         print("\n".join(wrong))
@@ -278,9 +282,5 @@ def torture(trainings: Trainings, methods: Sequence[str], blows: int, draw: rand
         return 1
     if not keep:
         shutil.rmtree(trainings.root)
-    print("every run ended bit for bit as the one never stopped")
+    print("every run ended bit for bit like the run that was never interrupted")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,105 @@
+"""Runs an installed command in a process that is forked from one with all imports done: seconds less a command."""
+
+import importlib
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from unittest.mock import patch
+
+RunCommand = Callable[..., subprocess.CompletedProcess[str]]
+
+COMMAND = Path(sys.executable).with_name("flexlora-run")
+# Variables that a command reads when it starts. A library may read others while it is imported.
+READ_LATE = {"COLUMNS", "FLEXLORA_CACHE", "HYDRA_FULL_ERROR", "PYTHONPATH"}
+# What every run imports. The imports take five seconds of CPU time.
+IMPORTED = [
+    "accelerate",
+    "flexlora.cli.doctor",
+    "flexlora.cli.report",
+    "flexlora.cli.run",
+    "flexlora.methods.adalora",
+    "flexlora.methods.flexlora",
+    "flexlora.methods.flexlora_released",
+    "flexlora.methods.mask",
+    "flexlora.models.sequence_classifier",
+    "flexlora.tasks.glue",
+    "flexlora.training.job",
+    "flexlora.training.loop",
+    "flexlora.training.memory",
+    "peft",
+    "safetensors.torch",
+    "scipy.stats",
+    "sklearn.metrics",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.bert.tokenization_bert",
+    "transformers.models.deberta_v2.modeling_deberta_v2",
+]
+
+
+def run_command(
+    command: Path,
+    *arguments: str,
+    timeout: float = 240,
+    fresh: bool = False,
+    fault: Callable[[], None] | None = None,
+    **variables: str,
+) -> subprocess.CompletedProcess[str]:
+    """Run an installed command in a process of its own, offline; an empty variable is removed from its environment.
+
+    The process is forked from the `server`, because imports take most of a short run's time. With `fresh`, or with a
+    variable that a library may read during its import, the file in `bin/` is started instead. A `fault` is a function
+    that the process calls before the command (see tests/helpers/fault_helpers.py).
+    """
+    environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
+    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables}
+    environment = {key: value for key, value in environment.items() if value}
+    words = [str(command), *arguments]
+    if fresh or set(variables) - READ_LATE:
+        assert fault is None, "a fault needs a forked process"
+        return subprocess.run(words, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
+    with tempfile.NamedTemporaryFile() as stdout, tempfile.NamedTemporaryFile() as stderr:
+        process = server().Process(target=be, args=(words, environment, stdout.name, stderr.name, fault))
+        process.start()
+        process.join(timeout)
+        if process.is_alive():
+            process.kill()
+            raise subprocess.TimeoutExpired(words, timeout)
+        output, errors = (Path(file.name).read_text(encoding="utf-8") for file in (stdout, stderr))
+        assert process.exitcode is not None
+        return subprocess.CompletedProcess(words, process.exitcode, output, errors)
+
+
+def server() -> ForkServerContext:
+    """The server that forks processes in which everything in `IMPORTED` is imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+    # The imported libraries read these. The resource tracker would warn of tqdm's semaphores after a kill.
+    quiet = {"PYTHONWARNINGS": "ignore:resource_tracker"}
+    with patch.dict(os.environ, {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **quiet}):
+        forkserver.ensure_running()
+    return context
+
+
+def be(
+    words: list[str],
+    environment: dict[str, str],
+    stdout: str,
+    stderr: str,
+    fault: Callable[[], None] | None = None,
+) -> None:
+    """Run the command `words` in this forked process, after a call of `fault`."""
+    for number, name in ((1, stdout), (2, stderr)):
+        os.dup2(os.open(name, os.O_WRONLY), number)
+    os.environ.clear()
+    os.environ |= environment
+    sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep)
+    sys.argv = words
+    if fault is not None:
+        fault()
+    sys.exit(importlib.import_module(f"flexlora.cli.{Path(words[0]).stem.removeprefix('flexlora-')}").main())
