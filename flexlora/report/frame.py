@@ -72,7 +72,7 @@ def read_frame(folder: str | Path) -> "pd.DataFrame":
 
 
 def _recorded(record: RunRecord) -> Sequence[tuple[str | None, str | None, float | None, bool]]:
-    """Evaluation, metric, value and whether it is the main metric, of every figure of a run; one row where it has none."""
+    """Evaluation, metric, value and whether it is the main metric, of every figure; one row where a run has none."""
     found: list[tuple[str | None, str | None, float | None, bool]] = []
     for evaluation in ("last", "best"):
         for metric in scores_of(record, evaluation):
