@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hydra import compose
+from hydra.core.hydra_config import HydraConfig
 
 from flexlora.cli.command import FAILED, REFUSED, call_with_settings
-from flexlora.cli.explain import method_files
+from flexlora.cli.explain import config_folders, method_files
 from flexlora.doctor.run_check import Finding, Mark, check_run
 from flexlora.results.record import Ending
 from flexlora.settings import RunSettings, resolve_method
+from flexlora.settings.sources import sources
 from flexlora.training.progress import is_main_process, show_log
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "flexlora-doctor"
 WIDTH = 100
+SETTINGS = "settings"
 HEADER = f"""{PROGRAM} says whether a run could start here, and what it would do. It takes what flexlora-run takes.
 
   {PROGRAM} task=glue/cola method=flexlora
@@ -52,13 +55,19 @@ def _examine(settings: RunSettings, plain: dict[str, Any], overrides: list[str])
     from flexlora.training.job import run_path
 
     path = run_path(settings, overrides)
-    findings = check_run(settings, plain, path)
+    findings = [*_settings(settings, plain, overrides), *check_run(settings, plain, path)]
     problems = [finding.text for finding in findings if finding.mark is Mark.problem]
     if is_main_process():
         model, method = path.parents[2].name, settings.method.name
         print(f"{settings.task.name} · {method} · {model} · seed {settings.seed}\n")
         print(page(findings))
     return Ending("not ready", problems[0]) if problems else Ending("ready")
+
+
+def _settings(settings: RunSettings, plain: dict[str, Any], overrides: list[str]) -> list[Finding]:
+    """A line for every setting that is not a plain default: its value, and the file and row that it comes from."""
+    found = sources(settings, plain, overrides, HydraConfig.get().runtime.choices, config_folders())
+    return [Finding(SETTINGS, item.setting, f"{item.value}  ({item.where})", Mark.told) for item in found]
 
 
 def _list_methods(settings: RunSettings, plain: dict[str, Any], overrides: list[str]) -> Ending:
@@ -99,10 +108,11 @@ def method_table(described: "Sequence[Described]", width: int = WIDTH) -> str:
 
 def page(findings: Sequence[Finding], width: int = WIDTH) -> str:
     """The findings in aligned columns of at most `width` characters, and the verdict last."""
-    column = max(len(finding.name) for finding in findings)
     lines: list[str] = []
     for section in dict.fromkeys(finding.section for finding in findings):
         lines.append(section)
+        # The settings have long names; all other sections share one column.
+        column = max(len(f.name) for f in findings if (f.section == SETTINGS) is (section == SETTINGS))
         lines += [line for f in findings if f.section == section for line in _lines(f, column, width)]
         lines.append("")
     problems = [finding for finding in findings if finding.mark is Mark.problem]

@@ -30,10 +30,7 @@ def require_task(config: DictConfig) -> list[Path]:
         UserError: `task` is still the placeholder, or a YAML of the user's own does not say what it is, or a recipe of
             the method or the scale is wrong.
     """
-    # Hydra searches its sources in order and takes the first that has a file.
-    folders = [Path(source.path) for source in HydraConfig.get().runtime.config_sources if source.schema == "file"][
-        ::-1
-    ]
+    folders = config_folders()
     for group, kind in {"task": "family", "method": "kind", "model": "kind"}.items():
         chosen = config.get(group)
         if not isinstance(chosen, DictConfig) or not {"name", kind} <= {str(key) for key in chosen}:
@@ -45,6 +42,12 @@ def require_task(config: DictConfig) -> list[Path]:
     method, scale = (HydraConfig.get().runtime.choices[group] for group in ("method", "scale"))
     check_recipes(method, scale, known, folders)
     return folders
+
+
+def config_folders() -> list[Path]:
+    """The folders of YAML files of this run, the strongest last: Hydra takes a file from the first that has it."""
+    sources = HydraConfig.get().runtime.config_sources
+    return [Path(source.path) for source in reversed(sources) if source.schema == "file"]
 
 
 def choices(group: str, folders: list[Path]) -> list[str]:

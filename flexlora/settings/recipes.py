@@ -127,10 +127,24 @@ def row_file(row: str, method: str, folders: Sequence[Path]) -> Path | None:
 
 def method_fields(method: str, folders: Sequence[Path]) -> dict[str, Any]:
     """A method's fields as its YAML declares them, inherited ones too; of `${recipe:KEY,DEFAULT}` the default."""
+    return {name: _default(value) for name, value in written_fields(method, folders).items()}
+
+
+def written_fields(method: str, folders: Sequence[Path]) -> dict[str, Any]:
+    """A method's fields, inherited ones too, with interpolations as they are written."""
     fields: dict[str, Any] = {}
     for _, content in reversed(list(_lineage(method, tuple(folders)))):
         fields |= content
-    return {name: _default(value) for name, value in fields.items() if name not in {"defaults", "recipes"}}
+    return {name: value for name, value in fields.items() if name not in {"defaults", "recipes"}}
+
+
+def method_table(method: str, folders: Sequence[Path]) -> dict[str, Any]:
+    """A method's recipes, inherited rows too, as Hydra merges them."""
+    table: dict[str, Any] = {}
+    for _, content in reversed(list(_lineage(method, tuple(folders)))):
+        for row, settings in _table(content).items():
+            table[row] = {**table.get(row, {}), **settings}
+    return table
 
 
 def _default(value: Any) -> Any:
@@ -143,7 +157,7 @@ def _lineage(method: str, folders: tuple[Path, ...]) -> Iterator[tuple[Path, Map
     file = file_of("method", method, folders)
     if file is None:
         return
-    content = _read(file, file.stat().st_mtime_ns)
+    content = read(file)
     yield file, content
     for parent in content.get("defaults") or []:
         if isinstance(parent, str) and parent not in {"_self_", method} and not parent.startswith("/"):
@@ -153,6 +167,11 @@ def _lineage(method: str, folders: tuple[Path, ...]) -> Iterator[tuple[Path, Map
 def _table(content: Mapping[str, Any]) -> Mapping[str, Any]:
     table = content.get("recipes")
     return table if isinstance(table, Mapping) else {}
+
+
+def read(file: Path) -> Mapping[str, Any]:
+    """The plain content of a YAML file, with interpolations as they are written; empty where it cannot be read."""
+    return _read(file, file.stat().st_mtime_ns)
 
 
 @cache
@@ -181,7 +200,7 @@ def check_recipes(method: str, scale: str, known: Mapping[str, Sequence[str]], f
     lineage = list(_lineage(method, tuple(folders)))
     file = file_of("scale", scale, folders)
     if file is not None:
-        lineage.append((file, _read(file, file.stat().st_mtime_ns)))
+        lineage.append((file, read(file)))
     everywhere = {key for file, _ in lineage for key in _keys_declared_in(file)}
     for file, content in lineage:
         table = content.get("recipes") or {}

@@ -1,0 +1,99 @@
+"""Where a run's settings come from: the command line, a file, or a row of a file's recipes."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flexlora.settings import recipes
+from flexlora.settings.resolve import flat_keys
+from flexlora.settings.schema import RunSettings
+
+# The strongest first, each with the place of its keys among the settings.
+LAYERS = {"experiment": "", "scale": "", "method": "method.", "task": "task.", "benchmark": "", "model": "model."}
+DEFAULTS = ("method", "model")
+"""Files whose plain values are defaults, as those of `conf/config.yaml` are."""
+
+
+NO_VALUES = {"defaults", "hydra", *recipes.NO_SETTINGS}
+
+
+class Source(NamedTuple):
+    """A setting that is not a plain default."""
+
+    setting: str
+    value: Any
+    where: str
+    """`command line`, or `conf/method/lora.yaml, recipes, row 'glue/cola'`."""
+
+
+def sources(
+    settings: RunSettings,
+    plain: Mapping[str, Any],
+    overrides: Sequence[str],
+    choices: Mapping[str, Any],
+    folders: Sequence[Path],
+) -> list[Source]:
+    """Every setting of a run that is not a plain default, with the place that its value comes from.
+
+    Args:
+        settings: the run's settings.
+        plain: the same as plain data.
+        overrides: the command line's, such as `training.epochs=3`.
+        choices: the chosen file of every group, such as `{"task": "glue/cola"}`.
+        folders: the folders of YAML files, the strongest last.
+    """
+    typed = {item.lstrip("+").partition("=")[0] for item in overrides if "=" in item}
+    layers = list(_layers(choices, folders))
+    with_tables = {
+        **plain,
+        "benchmark": settings.benchmark,
+        "recipes": settings.recipes,
+        "method": {"name": settings.method.name, "recipes": recipes.method_table(settings.method.name, folders)},
+    }
+    found = []
+    for setting, value in flat_keys(plain).items():
+        where = "command line" if setting in typed else _place(setting, layers, with_tables, folders)
+        if where is not None:
+            found.append(Source(setting, value, where))
+    return found
+
+
+class _Layer(NamedTuple):
+    group: str
+    file: Path
+    values: Mapping[str, Any]
+
+
+def _layers(choices: Mapping[str, Any], folders: Sequence[Path]) -> Iterator[_Layer]:
+    for group, prefix in LAYERS.items():
+        name = choices.get(group)
+        file = None if name is None else recipes.file_of(group, str(name), folders)
+        if file is None:
+            continue
+        if group == "method":
+            values = recipes.written_fields(str(name), folders)
+        else:
+            values = {key: value for key, value in recipes.read(file).items() if key not in NO_VALUES}
+        yield _Layer(group, file, flat_keys(values, prefix))
+    for folder in folders[:1]:
+        file = folder / "config.yaml"
+        yield _Layer("config", file, flat_keys(recipes.read(file)))
+
+
+def _place(setting: str, layers: Sequence[_Layer], config: Mapping[str, Any], folders: Sequence[Path]) -> str | None:
+    """Where the value comes from; None where it is a plain default."""
+    holding = [layer for layer in layers if setting in layer.values]
+    if not holding:
+        return None
+    layer = holding[0]
+    key = recipes.declared({setting: layer.values[setting]}).get(setting)
+    row = None if key is None else recipes.look_up(key[0], config)
+    if row is not None:
+        if row.in_method:
+            file = recipes.row_file(row.row, config["method"]["name"], folders)
+        else:
+            file = recipes.file_of("scale", config["scale"], folders)
+        return f"{recipes.shown(file or layer.file)}, recipes, row '{row.row}'"
+    if layer.group in ("config", *DEFAULTS) or (layer.group == "benchmark" and len(holding) == 1):
+        return None
+    return recipes.shown(layer.file)
