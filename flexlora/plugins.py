@@ -5,7 +5,7 @@ import pkgutil
 from types import ModuleType
 from typing import Any
 
-from flexlora.errors import UserError, did_you_mean
+from flexlora.errors import UserError, did_you_mean, one_line
 
 
 def load_plugin(packages: tuple[str, ...], name: str, key: str, entry: str) -> Any:
@@ -43,6 +43,8 @@ def _of_the_user(name: str, key: str, entry: str) -> ModuleType:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise UserError(f"{key}: Python finds no module '{error.name}' (PYTHONPATH names more folders)") from error
+    except Exception as error:  # whatever the module does while it is imported
+        raise UserError(f"{key}: importing '{name}' fails: {type(error).__name__}: {one_line(error)}") from error
     if not hasattr(module, entry):
-        raise UserError(f"{key}: the module '{name}' has no function '{entry}'")
+        raise UserError(f"{key}: the module '{name}' has no '{entry}'")
     return module

@@ -6,7 +6,7 @@ Hydra's own `+key=value` adds a key past a schema without a word, so the schemas
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,9 @@ def task_schema(family: str) -> type:
         UserError: there is no such family, or its module has no `Settings`.
     """
     if "." in family:
-        schema: type = load_plugin((), family, "task.family", "Settings")
+        schema = load_plugin((), family, "task.family", "Settings")
+        if not (isinstance(schema, type) and is_dataclass(schema)):
+            raise UserError(f"task.family: {family}.Settings must be a dataclass: its fields are the keys of task.*")
         return schema
     if family not in TASK_SCHEMAS:
         known = ", ".join(TASK_SCHEMAS)
