@@ -72,12 +72,8 @@ def test_its_settings_are_its_own_dataclass_and_its_task_loads(settings_of):
     [
         ("families_b.parity", MODULE, "rowz: 5\n", r"^there is no setting 'task.rowz'. Did you mean task.rows"),
         ("families_c.parity", MODULE, "rows: many\n", r"^task.rows: "),
-        (
-            "families_d.parity",
-            "import nothing_of_that_name\n",
-            "",
-            "task.family: Python finds no module 'nothing_of_that",
-        ),
+        ("families_d.parity", "import nothing_of_that_name\n", "", "finds no module 'nothing_of_that_name'"),
+        ("families_g.parity", "x = (\n", "", "task.family: importing 'families_g.parity' fails: SyntaxError: "),
         ("families_e.parity", "Settings = 3\n", "", "families_e.parity.Settings must be a dataclass"),
         ("families_f.parity", "x = 3\n", "", "task.family: the module 'families_f.parity' has no"),
     ],
