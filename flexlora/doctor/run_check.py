@@ -93,7 +93,7 @@ class _RunCheck:
     def _machine(self) -> None:
         import torch
 
-        from flexlora.training.job import make_accelerator
+        from flexlora.training.accelerator import make_accelerator
         from flexlora.training.memory import free_memory
         from flexlora.training.trackers import require_trackers
 

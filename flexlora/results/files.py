@@ -67,6 +67,7 @@ class JsonLines:
     """
 
     def __init__(self, path: Path, position: Mapping[str, Any] | None = None) -> None:
+        self._path = path
         self._hash = hashlib.sha256()
         self._bytes = 0
         if position is None:
@@ -85,6 +86,10 @@ class JsonLines:
         self._file.write(line)
         self._file.flush()
         self._count(line)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """All lines so far."""
+        return read_json_lines(self._path)
 
     def position(self) -> dict[str, Any]:
         """Where the file ends now, and the SHA-256 of all before, which is on the disk from here on."""

@@ -30,6 +30,7 @@ from flexlora.results.record import RunRecord, read_record
 from flexlora.settings import register_schemas, resolve
 from flexlora.training import batching, distributed, job
 from flexlora.training.checkpoint import Checkpoints
+from flexlora.training.evaluation import Evaluator
 from flexlora.training.loop import Loop
 
 PROCESSES = 2
@@ -117,17 +118,18 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 def told_once(rank: int, here: int, where: str, number: int) -> Callable[[], None]:
     """From now on process `here`, and it alone, gets SIGTERM in the `number`th call of the loop's `where`."""
-    original, calls = getattr(Loop, where), 0
+    owner = Loop if hasattr(Loop, where) else Evaluator
+    original, calls = getattr(owner, where), 0
 
-    def calling(self: Loop, *rest: Any) -> Any:
+    def calling(self: Any, *rest: Any) -> Any:
         nonlocal calls
         calls += 1
         if rank == here and calls == number:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self, *rest)
 
-    setattr(Loop, where, calling)
-    return lambda: setattr(Loop, where, original)
+    setattr(owner, where, calling)
+    return lambda: setattr(owner, where, original)
 
 
 def disk_full(rank: int, here: int, step: int) -> Callable[[], None]:
@@ -162,14 +164,14 @@ def watch_shards(rank: int, file: str) -> Callable[[], None]:
     """From now on `file` gets the share of the base that the main process holds of each model it trains."""
     original = Loop._train
 
-    def training(self: Loop) -> bool:
+    def training(self: Loop) -> None:
         from torch.distributed.tensor import DTensor
 
         frozen = [p for p in self.adapted.parameters() if not p.requires_grad]
         held = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in frozen)
         if rank == 0:
             Path(file).write_text(str(held / sum(p.numel() for p in frozen)), encoding="utf-8")
-        return original(self)
+        original(self)
 
     Loop._train = training  # type: ignore[method-assign]
     return lambda: setattr(Loop, "_train", original)

@@ -177,7 +177,7 @@ def test_a_training_is_peft_s_own():
 
 
 def epoch(loop: Loop, number: int):
-    return loop._epoch_steps(number)
+    return loop.loader.epoch_steps(number)
 
 
 def test_events_of_the_record():

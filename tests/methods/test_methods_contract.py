@@ -26,6 +26,7 @@ from flexlora.errors import UserError
 from flexlora.methods import build_method
 from flexlora.models.random_init import random_init
 from flexlora.training.checkpoint import Checkpoints
+from flexlora.training.journal import Journal
 
 ARCHITECTURES = ("bert", "roberta", "deberta-v2", "llama")
 QUERY = {"bert": "query", "roberta": "query", "deberta-v2": "query_proj", "llama": "q_proj"}
@@ -216,18 +217,19 @@ def test_a_resumed_training_is_the_one_that_never_stopped(name, tmp_path):
     settings = settings_of(name, "training.checkpoint_every=3", "training.eval_every=6")
     checkpoints = Checkpoints(tmp_path)
     method, straight = wrapped(name, "bert")
-    whole = make_loop(method, straight, settings, checkpoints=checkpoints)
+    whole = make_loop(method, straight, settings, checkpoints=checkpoints, journal=Journal(tmp_path))
     whole.run()
     shutil.rmtree(tmp_path / "checkpoints" / f"step-{TOTAL_STEPS:09d}")
 
     method, model = wrapped(name, "bert")
-    resumed = make_loop(method, model, settings, checkpoints=checkpoints)
+    loaded = checkpoints.load()
+    assert loaded is not None
+    journal = Journal(tmp_path, loaded[1]["files"])
+    resumed = make_loop(method, model, settings, checkpoints=checkpoints, journal=journal)
     with torch.no_grad():  # nothing may be left of a fresh start
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(1.0)
-    loaded = checkpoints.load()
-    assert loaded is not None
     resumed.load_state_dict(*loaded)
     assert resumed.outcome.steps == 3
     resumed.run()
@@ -235,6 +237,7 @@ def test_a_resumed_training_is_the_one_that_never_stopped(name, tmp_path):
     expected = dict(straight.named_parameters())
     assert [key for key, value in model.named_parameters() if not torch.equal(value, expected[key])] == []
     assert resumed.outcome.events == whole.outcome.events
+    assert resumed.outcome.losses == whole.outcome.losses
     assert resumed.method.ranks(model) == whole.method.ranks(straight)
     assert resumed.outcome.last is not None
     assert resumed.outcome.last["eval_loss"] == whole.outcome.last["eval_loss"]

@@ -9,7 +9,7 @@ from report_helpers import figures, report, write_run
 from flexlora.errors import UserError
 from flexlora.results.collect import collect
 from flexlora.testing.comparing import rows_of
-from flexlora.training.job import make_accelerator
+from flexlora.training.accelerator import make_accelerator
 
 GPU = {"device": "cuda:0", "accelerator": "NVIDIA A GPU", "torch_threads": 1}
 CPU = {"device": "cpu", "accelerator": None, "torch_threads": 2}

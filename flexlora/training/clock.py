@@ -1,0 +1,35 @@
+"""The time that a training spends in its steps."""
+
+import time
+
+import torch
+
+from flexlora.training.outcome import Outcome
+
+
+class TrainingClock:
+    """Adds the time in training steps to `outcome.train_seconds`; evaluations and checkpoints are not in it."""
+
+    def __init__(self, outcome: Outcome, device: torch.device) -> None:
+        self._outcome = outcome
+        self._device = device
+        self.restart()
+
+    def restart(self) -> None:
+        """Wait until the device has finished its work, and count from now on: the time before is dropped."""
+        self._wait()
+        self._began = time.perf_counter()
+
+    def seconds(self) -> float:
+        """The time so far."""
+        return self._outcome.train_seconds + time.perf_counter() - self._began
+
+    def pause(self) -> None:
+        """Wait until the device has finished its work, and add the time so far to the outcome."""
+        self._wait()
+        self._outcome.train_seconds = self.seconds()
+        self.restart()
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)

@@ -1,0 +1,84 @@
+"""What a training writes while it runs: `metrics.jsonl`, `ranks.jsonl` and predictions."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from flexlora.errors import UserError
+from flexlora.results.files import JsonLines
+from flexlora.results.predictions import Predictions
+from flexlora.tasks import Split
+from flexlora.training.distributed import shared_failure
+from flexlora.training.outcome import Outcome
+
+
+class Journal:
+    """The files of one run, begun afresh or continued at the `positions` of a checkpoint.
+
+    Only the main process has a `folder`. The others call the same methods, because a write that fails there is raised
+    on all processes.
+
+    Raises:
+        UserError: a file is no longer what it was at its position.
+    """
+
+    def __init__(self, folder: Path | None = None, positions: Mapping[str, Any] | None = None) -> None:
+        self._files: dict[str, JsonLines] = {}
+        self._predictions = None if folder is None else Predictions(folder)
+        if folder is None:
+            return
+        try:
+            for name in ("metrics", "ranks"):
+                position = None if positions is None else positions[name]
+                self._files[name] = JsonLines(folder / f"{name}.jsonl", position)
+        except ValueError as error:
+            self.close()
+            raise UserError(f"{error}: move the run's folder away, or give variant=NAME") from error
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def metrics(self, row: dict[str, Any]) -> None:
+        """Add a line to `metrics.jsonl`."""
+        self._write("metrics", row)
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Add a line to `ranks.jsonl`."""
+        self._write("ranks", event)
+
+    def _write(self, name: str, row: dict[str, Any]) -> None:
+        with shared_failure():
+            if name in self._files:
+                self._files[name].write(row)
+
+    def predictions(self, step: int, found: Mapping[str, list[Any]], splits: list[Split], *, best: bool) -> None:
+        """Keep the predictions of each split as the last ones, and as the best ones."""
+        with shared_failure():
+            if self._predictions is not None:
+                labels = {split.name: split.labels for split in splits}
+                self._predictions.keep(step, found, labels, best=best)
+
+    def positions(self) -> dict[str, Any]:
+        """Where the files end now, for a checkpoint."""
+        return {name: file.position() for name, file in self._files.items()}
+
+    def read_back(self, outcome: Outcome) -> None:
+        """Fill in what a checkpoint leaves to the files (`IN_FILES`); a process without files does not need it."""
+        if not self._files:
+            return
+        rows = list(self._files["metrics"].rows())
+        outcome.losses = [(row["step"], row["loss"]) for row in rows if row["kind"] == "train"]
+        outcome.history = [
+            {name: value for name, value in row.items() if name != "kind"} for row in rows if row["kind"] == "eval"
+        ]
+        outcome.events = list(self._files["ranks"].rows())
