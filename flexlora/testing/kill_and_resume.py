@@ -129,7 +129,7 @@ class Kill:
         Path.write_bytes = half_a_file(Path.write_bytes)  # type: ignore[method-assign, assignment]
         JsonLines.write = half_a_line(JsonLines.write)  # type: ignore[method-assign]
         Loop._step = then(STEP, Loop._step, after=True)  # type: ignore[method-assign]
-        Loop._predict = then(EVALUATION, Loop._predict, after=False)  # type: ignore[method-assign]
+        Loop._evaluate = then(EVALUATION, Loop._evaluate, after=False)  # type: ignore[method-assign]
 
 
 @dataclass

@@ -80,8 +80,8 @@ REWRITES = {"lora_ga", "pissa"}
 # Nothing to adapt in a text model.
 IMAGES_ONLY = {"noah", "noah_supernet", "vpt_deep", "vpt_shallow"}
 TEXT = [name for name in METHODS if name not in IMAGES_ONLY and name not in SECOND_STAGE]
-MASKS = {name for name in METHODS if "trainable" in settings_of(name).method}
-ADAPTERS = [name for name in TEXT if "target_modules" in settings_of(name).method]
+MASKS = {name for name in METHODS if "trainable" in settings_of(name).method.fields}
+ADAPTERS = [name for name in TEXT if "target_modules" in settings_of(name).method.fields]
 
 # Of no use to a LLaMA, for what reason.
 NOT_LLAMA = {

@@ -61,7 +61,7 @@ ADAPTER = {
 STARTS_NEAR = {"houlsby", "pfeiffer", "pissa"}
 STARTS_ELSEWHERE = {"noah", "ssf", "vpt_deep", "vpt_shallow"}
 NOT_MERGEABLE = {"adaptformer", "houlsby", "noah", "pfeiffer", "vpt_deep", "vpt_shallow"}
-MASKS = {name for name in METHODS if "trainable" in settings_of(name).method}
+MASKS = {name for name in METHODS if "trainable" in settings_of(name).method.fields}
 
 every_method = pytest.mark.parametrize("name", ADAPTER)
 

@@ -13,6 +13,8 @@ from flexlora.methods import Method
 from flexlora.settings import LrScheduler, Precision, TrainingSettings
 from flexlora.tasks import Split, Task
 from flexlora.training.batching import epoch_batches
+from flexlora.training.checkpoint import Checkpoints
+from flexlora.training.journal import Journal
 from flexlora.training.loop import Loop
 
 
@@ -85,12 +87,15 @@ def settings(**values) -> TrainingSettings:
     return TrainingSettings(**{**given, **values})
 
 
-def loop(task, method, total_steps: int, model: nn.Module | None = None, **values) -> Loop:
+def loop(task, method, total_steps: int, model: nn.Module | None = None, files=None, **values) -> Loop:
     AcceleratorState._reset_state()
     GradientState._reset_state()
     torch.manual_seed(0)
     model = model or nn.Linear(3, 1)
-    return Loop(model, task, method, settings(**values), Accelerator(cpu=True), total_steps=total_steps, data_seed=0)
+    return Loop(
+        model, task, method, settings(**values), Accelerator(cpu=True),
+        total_steps=total_steps, data_seed=0, **(files or {}),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
@@ -226,6 +231,56 @@ def test_the_step_that_is_counted_is_in_no_clock(monkeypatch):
         trained[counted] = (outcome.train_seconds, model.weight.detach())
     assert (trained[False][0], trained[True][0]) == (5, 4)
     assert torch.equal(trained[False][1], trained[True][1])
+
+
+class Eventful(Sgd):
+    """A rank event of a hundred modules after every step."""
+
+    def after_step(self, step, optimizer):
+        self.events = [{"step": step, "ranks": {f"layer{number}": step % 8 for number in range(100)}}]
+
+    def rank_events(self):
+        return self.events
+
+
+def test_checkpoints_do_not_grow_with_rank_events_log_lines_and_evaluations(tmp_path, monkeypatch):
+    """What checkpoints write over a run with n rank events grows as n: each is as large as the first."""
+    written = []
+    save = Checkpoints.save
+
+    def counted(self, step, tensors, state):
+        save(self, step, tensors, state)
+        written.append(sum(file.stat().st_size for file in (self.folder / f"step-{step:09d}").iterdir()))
+
+    monkeypatch.setattr(Checkpoints, "save", counted)
+    with Journal(tmp_path) as journal:
+        files = {"checkpoints": Checkpoints(tmp_path), "journal": journal}
+        task = Regression(12, [0.5] * 60)
+        outcome = loop(task, Eventful(), 60, files=files, log_every=1, eval_every=2, checkpoint_every=1).run()
+    assert [len(rows) for rows in (outcome.events, outcome.losses, outcome.history)] == [60, 60, 30]
+    assert len(written) == 60
+    after_two_evaluations = written[4:]
+    assert max(after_two_evaluations) - min(after_two_evaluations) < 200  # zip aligns to 64 bytes; one event has 1,300
+    assert sum(written) < 60 * 1.05 * written[4]
+
+
+def test_a_resumed_training_reads_back_what_its_checkpoint_leaves_to_the_files(tmp_path):
+    values = {"log_every": 1, "eval_every": 2, "checkpoint_every": 1}
+    with Journal(tmp_path) as journal:
+        files = {"checkpoints": Checkpoints(tmp_path), "journal": journal}
+        whole = loop(Regression(12, [0.1, 0.9, 0.5]), Eventful(), 6, files=files, **values).run()
+    loaded = Checkpoints(tmp_path).load()
+    assert loaded is not None
+    assert loaded[1]["outcome"]["steps"] == 6
+    assert not {"events", "losses", "history"} & loaded[1]["outcome"].keys()
+    with Journal(tmp_path, loaded[1]["files"]) as journal:
+        resumed = loop(Regression(12, [0.5]), Eventful(), 6, files={"journal": journal}, **values)
+        resumed.load_state_dict(*loaded)
+        assert resumed.outcome.history == whole.history[:2]  # the checkpoint is of before the last evaluation
+        resumed.run()
+    for name in ("events", "losses", "best"):
+        assert getattr(resumed.outcome, name) == getattr(whole, name)
+    assert [row["score"] for row in resumed.outcome.history] == [0.1, 0.9, 0.5]
 
 
 def test_the_loop_names_no_method():
