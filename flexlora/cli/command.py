@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from flexlora.cli import config_loader
 from flexlora.cli.explain import explain, list_choices, require_task
 from flexlora.cli.sweep import list_endings
 from flexlora.cli.terminal import take_any_letter
@@ -77,6 +78,7 @@ def call_with_settings(program: str, job: Job, overrides: Sequence[str] = ()) ->
         sys.exit()
     register_schemas()
     list_endings()
+    config_loader.install()
     OmegaConf.register_new_resolver("choices", list_choices, replace=True)
     signal.signal(signal.SIGTERM, raise_interrupted)
     task = Task(program, job)
