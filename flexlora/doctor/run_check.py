@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flexlora.errors import UserError, one_line, printable
+from flexlora.paths import existing_folder
 from flexlora.results import environment
 from flexlora.results.folder import RunFolder, cannot_write, checkpoint_folders, held_by
 from flexlora.results.record import read_record
@@ -257,7 +258,7 @@ class _RunCheck:
         if self.backbone.processor is None:
             self._say("model", "start", f"{self.settings.adapter}, not looked into without the model", Mark.warning)
             return
-        method.load(model, Path(self.settings.adapter).expanduser())
+        method.load(model, existing_folder("adapter", self.settings.adapter))
         self._say("model", "start", f"from the adapter in {self.settings.adapter}", Mark.good)
         model.to("meta")
 

@@ -1,6 +1,5 @@
 """FlexLoRA: PEFT's way in, and our handle on the optimizer's steps."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ import flexlora
 from flexlora.errors import UserError
 from flexlora.methods.base import Method, PlannedEvents, RunContext
 from flexlora.methods.peft import PeftMethod, peft_config
-from flexlora.results.record import read_record
+from flexlora.results.record import recorded_run
 from flexlora.tuner.packing import specific_first
 
 
@@ -70,10 +69,7 @@ def with_ranks(fields: dict[str, Any]) -> dict[str, Any]:
     folder = fields.pop("ranks_from", None)
     if folder is None:
         return fields
-    try:
-        record = read_record(Path(folder).expanduser() / "result.json")
-    except ValueError as error:
-        raise UserError(f"method.ranks_from: {error}") from error
+    record = recorded_run("method.ranks_from", folder)
     ranks = (record.rank_events or {}).get("final_ranks")
     if record.status != "done" or not ranks:
         raise UserError(f"method.ranks_from: {folder} is {record.status}, of {record.method}: no ranks to take over")

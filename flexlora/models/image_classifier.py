@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from flexlora.errors import UserError, did_you_mean, one_line
 from flexlora.hub import trouble_with, what_failed
 from flexlora.models import Backbone, on_hub
+from flexlora.paths import existing_folder
 from flexlora.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -124,9 +125,7 @@ def outline(settings: ModelSettings, num_labels: int | None) -> tuple[ImageBackb
 
 
 def _in_folder(path: str) -> tuple[Path, Path]:
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"model.path: there is no folder {path}")
+    folder = existing_folder("model.path", path)
     if not (folder / CONFIG).is_file():
         raise UserError(f"model.path: {path} has no {CONFIG}, it is not a model of timm's")
     if not (folder / WEIGHTS).is_file():

@@ -7,6 +7,8 @@ from typing import Any
 
 from flexlora.errors import UserError, one_line
 from flexlora.hub import trouble_with, what_failed
+from flexlora.models import on_hub
+from flexlora.paths import existing_folder
 from flexlora.settings import ModelSettings
 
 
@@ -24,9 +26,8 @@ def pretrained(settings: ModelSettings, hint: str) -> Iterator[tuple[str, dict[s
     if settings.path is None:
         raise UserError("model.path is not set: model=local needs model.path=DIR, a folder with a saved model")
     folder = Path(settings.path).expanduser()
-    if not folder.is_dir() and (settings.name is None or folder.is_absolute()):
-        raise UserError(f"model.path: there is no folder {settings.path}")
-    if folder.is_dir():
+    if not on_hub(settings):
+        existing_folder("model.path", settings.path)
         if not (folder / "config.json").is_file():
             raise UserError(f"model.path: {settings.path} has no config.json, it is not a saved transformers model")
         source, trouble = str(folder), None

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
+from flexlora.errors import UserError
 from flexlora.results.files import to_json, write_text
 
 SCHEMA_VERSION = 1
@@ -105,6 +106,18 @@ def read_record(path: Path) -> RunRecord:
         return record_of(values)
     except (ValueError, OSError, RecursionError) as error:
         raise ValueError(f"{path} is not the record of a run: {error}") from error
+
+
+def recorded_run(key: str, folder: str) -> RunRecord:
+    """Return the record of the run in `folder`, the value of the setting `key`.
+
+    Raises:
+        UserError: `folder` has no `result.json` that can be read.
+    """
+    try:
+        return read_record(Path(folder).expanduser() / "result.json")
+    except ValueError as error:
+        raise UserError(f"{key}: {error}") from error
 
 
 def record_of(values: dict[str, Any]) -> RunRecord:

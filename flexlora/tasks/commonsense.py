@@ -18,6 +18,7 @@ from torch import nn
 
 from flexlora.errors import UserError, did_you_mean
 from flexlora.hub import trouble_with, what_failed
+from flexlora.paths import existing_folder
 from flexlora.settings import CommonsenseTask, EvaluationMode
 from flexlora.tasks.base import Split, Task
 from flexlora.tasks.commonsense_prompts import RESPONSE, answer_sentence, evaluation_prompt, training_text
@@ -275,9 +276,7 @@ def _folder(settings: CommonsenseTask) -> tuple[Path, dict[str, Any]]:
             "task.data_dir is not set: give a folder in LLM-Adapters' layout "
             f"({settings.train_file}, dataset/<set>/test.json), such as a clone of AGI-Edgerunners/LLM-Adapters"
         )
-    root = Path(settings.data_dir).expanduser()
-    if not root.is_dir():
-        raise UserError(f"task.data_dir: there is no folder {root}")
+    root = existing_folder("task.data_dir", settings.data_dir)
     return root, {"source": "folder", "layout": "LLM-Adapters", "path": str(root), "revision": None}
 
 

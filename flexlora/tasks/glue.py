@@ -10,6 +10,7 @@ from torch import nn
 
 from flexlora.errors import UserError, did_you_mean
 from flexlora.hub import NO_WRITING, offline, trouble_with, what_failed
+from flexlora.paths import existing_folder
 from flexlora.settings import GlueTask
 from flexlora.tasks.base import Split, Task
 from flexlora.tasks.glue_columns import find_split, hub_rows, read_files
@@ -98,7 +99,7 @@ def load(settings: GlueTask) -> Glue:
         train, evaluation, provenance = _from_hub(settings)
     else:
         try:
-            train, evaluation, provenance = _from_folder(settings, Path(settings.data_dir).expanduser())
+            train, evaluation, provenance = _from_folder(settings, existing_folder("task.data_dir", settings.data_dir))
         except OSError as error:
             raise UserError(f"task.data_dir: cannot read {error.filename}: {error.strerror}") from error
     return glue(settings, train, evaluation, provenance)
@@ -122,8 +123,6 @@ def glue(settings: GlueTask, train: Rows, evaluation: dict[str, Rows], provenanc
 
 def _from_folder(settings: GlueTask, root: Path) -> tuple[Rows, dict[str, Rows], dict[str, Any]]:
     """From the first of the folders that has a file to train on; what lies there decides how it is read."""
-    if not root.is_dir():
-        raise UserError(f"task.data_dir: there is no folder {root}")
     tsv, hub = settings.tsv, settings.hub
     for folder in dict.fromkeys([root / tsv.folder, root / (hub.name or tsv.folder), root]):
         if not folder.is_dir():

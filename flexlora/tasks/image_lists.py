@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from flexlora.errors import UserError
+from flexlora.paths import existing_folder
 from flexlora.settings import VtabSplit, VtabTask
 
 LISTS = ("train800.txt", "val200.txt", "train800val200.txt", "test.txt")
@@ -58,9 +59,7 @@ def task_folder(settings: VtabTask) -> Path:
             "task.data_dir is not set: VTAB-1K is read from a folder, DIR of DIR/"
             f"{settings.folders[0]}/train800val200.txt (docs/vtab.md)"
         )
-    root = Path(settings.data_dir).expanduser()
-    if not root.is_dir():
-        raise UserError(f"task.data_dir: there is no folder {root}")
+    root = existing_folder("task.data_dir", settings.data_dir)
     needed = PARTS[settings.split][0]
     for folder in (*(root / name for name in settings.folders), root):
         if any((folder / name).is_file() for name in LISTS):

@@ -10,6 +10,7 @@ from accelerate.utils import ProjectConfiguration, parse_flag_from_env
 
 from flexlora.errors import UserError, one_line
 from flexlora.settings import Precision, RunSettings
+from flexlora.training.distributed import WORLD_SIZES
 
 
 def stay_on_cpu() -> bool:
@@ -54,9 +55,9 @@ def _check_launch() -> None:
     Raises:
         UserError: it was given `--cpu` with several processes, of which it starts one, or FSDP, or DeepSpeed.
     """
-    sizes = ("WORLD_SIZE", "LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+    launched = {*WORLD_SIZES, "LOCAL_RANK"} & set(os.environ)
     # With --cpu it names a place to meet, and starts a single process all the same.
-    if parse_flag_from_env("ACCELERATE_USE_CPU") and "MASTER_PORT" in os.environ and not set(sizes) & set(os.environ):
+    if parse_flag_from_env("ACCELERATE_USE_CPU") and "MASTER_PORT" in os.environ and not launched:
         raise UserError(
             "accelerate launch --cpu starts one process, whatever --num_processes says: take --multi_gpu instead of "
             "--cpu, which on a machine without GPUs uses its CPUs, or torchrun --nproc_per_node"

@@ -27,7 +27,15 @@ PATIENCE_AT_EXIT = 10.0
 # One that is done waits as long as the main process writes; a launcher ends it where that one is gone.
 UNTIL_THE_MAIN_PROCESS_IS_DONE = 24 * 3600.0
 
+# Variables in which launchers say how many processes they started.
+WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
 _groups: dict[str, Any] = {}
+
+
+def launched_alone() -> bool:
+    """Whether no launcher started other processes of this run; known before torch is imported."""
+    return all(os.environ.get(name, "1") == "1" for name in WORLD_SIZES)
 
 
 def several() -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flexlora.errors import UserError, one_line
+from flexlora.paths import existing_folder
 from flexlora.results import environment
 from flexlora.results.files import file_sha256
 from flexlora.results.folder import (
@@ -23,9 +24,11 @@ from flexlora.results.folder import (
 )
 from flexlora.results.record import Ending, RunRecord
 from flexlora.settings import RunSettings
-from flexlora.training.distributed import begin_together, ends_together
+from flexlora.training.distributed import begin_together, ends_together, launched_alone
+from flexlora.training.inputs import refuse_missing_inputs
 from flexlora.training.memory_check import refuse_what_cannot_fit
 from flexlora.training.plan import make_method, plan_steps, windows_line
+from flexlora.training.progress import is_main_process
 from flexlora.training.summary import events_summary, fill_in, log_summary
 from flexlora.training.trackers import require_trackers, tracked
 
@@ -60,28 +63,18 @@ def run_job(settings: RunSettings, config: dict[str, Any], overrides: Iterable[s
         UserError: the folder is refused, or something the user can put right went wrong (recorded as `failed`).
         KeyboardInterrupt: the run was interrupted (recorded as `interrupted`).
     """
-    from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
-
-    from flexlora.training.accelerator import stay_on_cpu
-
     require_trackers(settings.trackers)
     path = run_path(settings, overrides)
     folder = RunFolder(path, config)
     with contextlib.ExitStack() as stack:
-        # One process opens the folder and all follow what it finds.
-        verdict: list[Any] = [None]
-        begin_together(cpu=stay_on_cpu())
-        if PartialState().is_main_process:
-            verdict = [_open(folder, stack)]
-        broadcast_object_list(verdict)
-        if isinstance(verdict[0], UserError):
-            raise verdict[0]
-        if verdict[0] == "skipped":
+        verdict = _open(folder, stack) if launched_alone() else _open_together(folder, stack)
+        if isinstance(verdict, UserError):
+            raise verdict
+        if verdict == "skipped":
             log.info("%s is finished: skipped", path)
             return Ending("skipped")
         try:
-            return _Job(settings, config, folder, resume=verdict[0] == "resumed").run()
+            return _Job(settings, config, folder, resume=verdict == "resumed").run()
         except OSError as error:  # the record itself could not be written
             raise cannot_write(path, error) from error
 
@@ -107,6 +100,20 @@ def _open(folder: RunFolder, stack: contextlib.ExitStack) -> str | UserError:
     except OSError as error:
         return cannot_write(folder.path, error)
     return "resumed" if resume else "begun"
+
+
+def _open_together(folder: RunFolder, stack: contextlib.ExitStack) -> str | UserError:
+    """Let the main process open the folder; all processes follow its verdict."""
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    from flexlora.training.accelerator import stay_on_cpu
+
+    begin_together(cpu=stay_on_cpu())
+    verdict: list[Any] = [_open(folder, stack) if PartialState().is_main_process else None]
+    broadcast_object_list(verdict)
+    found: str | UserError = verdict[0]
+    return found
 
 
 class _QuietFileHandler(logging.FileHandler):
@@ -152,7 +159,7 @@ class _Job:
             versions=environment.versions(),
             git=environment.git_state(),
         )
-        self.main = True
+        self.main = is_main_process()
 
     def run(self) -> Ending:
         record = self.record
@@ -201,6 +208,9 @@ class _Job:
         return error.errno in NO_WRITING or str(error.filename).startswith(str(self.path))
 
     def _train(self) -> None:
+        settings, record, training = self.settings, self.record, self.settings.training
+        refuse_missing_inputs(settings)
+
         from accelerate.utils import set_seed
 
         from flexlora.methods import check_method
@@ -212,7 +222,6 @@ class _Job:
         from flexlora.training.loop import Loop
         from flexlora.training.weights import refuse_damaged, refuse_not_finite, save_adapter
 
-        settings, record, training = self.settings, self.record, self.settings.training
         accelerator = make_accelerator(settings, self.path)
         self.main = accelerator.is_main_process
         environment.reset_peak_memory()
@@ -247,8 +256,9 @@ class _Job:
             log.info("%s", windows_line(method.schedule))
         model = method.wrap(backbone.model)
         if settings.adapter is not None:
-            refuse_damaged(Path(settings.adapter).expanduser())
-            method.load(model, Path(settings.adapter).expanduser())
+            adapter = existing_folder("adapter", settings.adapter)
+            refuse_damaged(adapter)
+            method.load(model, adapter)
             refuse_not_finite(model, f"adapter: {settings.adapter}")
             log.info("starting from %s", settings.adapter)
         record.parameters = dict(method.parameters(model))

@@ -93,4 +93,4 @@ def test_an_adapter_of_other_modules_a_damaged_and_an_absent_one_are_refused(
 
     absent = flexlora_run(*arguments, "method=lora", "adapter=/nowhere", f"output_root={tmp_path}", "variant=c")
     assert absent.returncode == 2
-    assert "adapter: /nowhere is no adapter that PEFT saved" in one_line(absent)
+    assert "adapter: there is no folder /nowhere" in one_line(absent)
