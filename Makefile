@@ -137,7 +137,7 @@ ablations: $(STAMP) ## Our ablations of FlexLoRA, on CoLA
 	  $(if $(DRY),,mkdir -p $(RUNS)/tables; for ending in md csv tex html; do \
 	    $(ABLATED) --output $(RUNS)/tables/ablations.$$ending || code=$$?; done;) exit $$code
 
-# Fuzz tests try 200 examples in `make test` and 2,000 in the slow set (docs/testing.md).
+# Fuzz tests try 200 examples in `make test` and 2,000 in the slow set (docs/how-to/run-the-tests.md).
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 test: $(STAMP) ## Run the tests that gate a change, in at most ten minutes (sets up first)

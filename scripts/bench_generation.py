@@ -7,7 +7,7 @@ rows in their file's order and generates to the end; `fast` is the task's own co
 in one run, on the same rows and the same batch size, and every row's answer is compared. In float32 they have to agree
 on every row (the exit code says so); in bfloat16 sums depend on the padding, and what differs is counted.
 
-Measured on two cores of a CPU with stories260k: docs/commonsense.md.
+Measured on two cores of a CPU with stories260k: docs/reference/commonsense.md.
 """
 
 import argparse

@@ -7,7 +7,7 @@ does not grow, which shows what pruning alone does to the loss.
     python scripts/newborn.py                                  # scikit-learn's digits, a small MLP: a minute on a core
     python scripts/newborn.py --encoder DIR --glue DIR ...     # CoLA on a local encoder: minutes
 
-Prints Markdown; docs/newborn.md shows what it found.
+Prints Markdown; docs/explanation/newborn-directions.md shows what it found.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Questions in words with options to choose from: one model trained on all, several test sets (Commonsense170K).
 
-A causal language model is trained on whole texts and asked by the protocol of LLM-Adapters; docs/commonsense.md says
-what of it comes from where.
+A causal language model is trained on whole texts and asked by the protocol of LLM-Adapters;
+docs/reference/commonsense.md
+says where each part of it comes from.
 """
 
 import logging

@@ -57,7 +57,7 @@ def task_folder(settings: VtabTask) -> Path:
     if settings.data_dir is None:
         raise UserError(
             "task.data_dir is not set: VTAB-1K is read from a folder, DIR of DIR/"
-            f"{settings.folders[0]}/train800val200.txt (docs/vtab.md)"
+            f"{settings.folders[0]}/train800val200.txt (docs/reference/vtab.md)"
         )
     root = existing_folder("task.data_dir", settings.data_dir)
     needed = PARTS[settings.split][0]

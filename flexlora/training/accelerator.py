@@ -45,7 +45,9 @@ def make_accelerator(settings: RunSettings, path: Path) -> Accelerator:
     if training.count_flops and accelerator.num_processes > 1:
         raise UserError("training.count_flops=true counts what one process does: start a single one")
     if training.shard_base and accelerator.num_processes == 1:
-        raise UserError("training.shard_base=true needs several processes (docs/scaling.md says how to start them)")
+        raise UserError(
+            "training.shard_base=true needs several processes (docs/how-to/use-several-gpus.md says how to start them)"
+        )
     return accelerator
 
 

@@ -1,6 +1,6 @@
 """How many examples the fuzz tests try: 200 a file in `make test`, 2,000 in `make test-slow`, the same ones every time.
 
-`FLEXLORA_FUZZ_EXAMPLES=20000` asks for more examples, `FLEXLORA_FUZZ_SEED=7` for others (docs/testing.md).
+`FLEXLORA_FUZZ_EXAMPLES=20000` asks for more examples, `FLEXLORA_FUZZ_SEED=7` for others (docs/how-to/run-the-tests.md).
 """
 
 import os

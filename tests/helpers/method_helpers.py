@@ -195,7 +195,7 @@ def logits(model: nn.Module) -> torch.Tensor:
 
 
 def load_saved(base: PreTrainedModel, folder: Path) -> nn.Module:
-    """What docs/methods.md says a user does with `adapter/`, by what lies in it."""
+    """What docs/reference/methods.md says a user does with `adapter/`, by what lies in it."""
     if (folder / "adapter_config.json").is_file():
         return PeftModel.from_pretrained(base, str(folder))
     if (folder / "config.json").is_file():

@@ -75,7 +75,7 @@ def test_two_hundred_rows_are_held_out():
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_figures_of_old_are_of_these_pixels(name):
-    """docs/tiny.md has figures of them: pixels, not files, whose bytes are zlib's affair."""
+    """docs/reference/tiny.md has figures of them: pixels, not files, whose bytes are zlib's affair."""
     made = task(name)
     digest = hashlib.sha256()
     for rows in (made.train_rows, made.evaluation_rows["test"]):

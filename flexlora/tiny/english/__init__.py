@@ -1,7 +1,7 @@
 """A small English, generated: words, clauses, the eight tasks' rows and the text that small models are pretrained on.
 
 Labels hang on agreement over a distance and on how a review is built, never on which words are there: words,
-and pairs of neighbouring words, are about as frequent under one label as under another (docs/tiny.md).
+and pairs of neighbouring words, are about as frequent under one label as under another (docs/reference/tiny.md).
 """
 
 import sys
