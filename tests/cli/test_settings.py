@@ -42,6 +42,13 @@ def test_every_key_is_explained_where_it_is_declared(path: Path):
         before = line
 
 
+@pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(conf_dir())) for path in FILES])
+def test_no_line_is_longer_than_120_characters(path: Path):
+    """A long comment is above its key; a long sweep is one quoted string over several lines."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert [number for number, line in enumerate(lines, start=1) if len(line) > 120] == []
+
+
 def test_flexlora_on_cola_is_the_papers():
     run = settings("task=glue/cola", "method=flexlora")
     assert (run.training.learning_rate, run.training.epochs, run.training.batch_size) == (8e-4, 20, 32)
