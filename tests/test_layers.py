@@ -27,7 +27,7 @@ ROOMS = (
     ("results",),
     ("settings",),
     ("archives",),
-    ("hub", "plugins"),
+    ("hub", "paths", "plugins"),
     ("cache", "conf_path", "errors", "import_hook", "source_hash"),
 )
 DEPTH = {room: depth for depth, rooms in enumerate(ROOMS) for room in rooms}
