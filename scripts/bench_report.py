@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from flexlora.report.tables.glue import GLUE
+from flexlora.report.tables import TABLES
 
 REPORT = Path(sys.executable).with_name("flexlora-report")
 SEEDS = 5
@@ -34,7 +34,7 @@ BESIDE_RECORD = ("ranks.jsonl", "metrics.jsonl", "predictions-last.parquet", "pr
 def scores_of_tasks() -> dict[str, list[str]]:
     """The figures that the GLUE table shows of each task."""
     scores: dict[str, list[str]] = {}
-    for column in GLUE.columns:
+    for column in TABLES["glue"].columns:
         scores.setdefault(column.task, []).append(column.metric)
     return scores
 

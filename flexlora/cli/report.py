@@ -24,12 +24,13 @@ from flexlora.cli.report_common import (
 )
 from flexlora.cli.terminal import take_any_letter
 from flexlora.errors import UserError, did_you_mean
-from flexlora.report.build import build
+from flexlora.report.build import build, default_tables
 from flexlora.report.formats import ENDINGS, WRITERS
 from flexlora.report.formats.text import as_text
 from flexlora.report.sheet import Sheet
 from flexlora.report.table import Table
-from flexlora.report.tables import BENCHMARKS, COSTS, TABLES
+from flexlora.report.table_file import read_table
+from flexlora.report.tables import DEFAULTS, TABLES
 from flexlora.results.collect import Run
 
 SAVED = ("md", "csv", "tex", "html")
@@ -70,8 +71,8 @@ def _parser() -> Parser:
     parser.add_argument(
         "--table",
         metavar="NAME",
-        help=f"one of: {', '.join(TABLES)} (default: those of {', '.join(table.name for table in BENCHMARKS)} that "
-        "have runs)",
+        help=f"one of: {', '.join(TABLES)}; or a YAML file of your own (default: those of "
+        f"{', '.join(table.name for table in DEFAULTS)} that have runs, and a plain table of all other tasks)",
     )
     parser.add_argument("--method", metavar="A,B", help="show these methods only")
     parser.add_argument(
@@ -100,14 +101,12 @@ def _parser() -> Parser:
 
 
 def _tables(options: argparse.Namespace) -> int:
-    if options.table not in (None, *TABLES):
-        near = did_you_mean(options.table, TABLES)
-        raise UserError(f"there is no table '{options.table}'.{near} There are: {', '.join(TABLES)}.")
+    asked = None if options.table is None else _table(options.table)
     if options.save and (options.output or options.format):
         raise UserError("--save writes every format under names of its own: leave --output and --format out")
     if options.tuned is not None:
         _refuse(options, OF_TABLES, "--tuned prints a table of its own, to the terminal")
-    elif options.table in {table.name for table in COSTS}:
+    elif asked is not None and asked.of_costs:
         _refuse(options, OF_SCORES, f"{options.table} is of costs, and not of scores")
     kind = options.format or _format_of(options.output)
     root = Path(options.folder)
@@ -120,7 +119,7 @@ def _tables(options: argparse.Namespace) -> int:
     if options.tuned is not None:
         print(_tuned(once(runs), options.tuned, root), end="", flush=True)
         return BROKEN if found.broken else 0
-    tables = BENCHMARKS if options.table is None else (TABLES[options.table],)
+    tables = default_tables(runs) if asked is None else [asked]
     sheets = [
         sheet
         for table in tables
@@ -133,6 +132,16 @@ def _tables(options: argparse.Namespace) -> int:
     else:
         _show(sheets, kind, options.output)
     return BROKEN if found.broken else 0
+
+
+def _table(name: str) -> Table:
+    """The table of this name, or of this file."""
+    if name in TABLES:
+        return TABLES[name]
+    if name.endswith((".yaml", ".yml")):
+        return read_table(Path(name))
+    near = did_you_mean(name, TABLES)
+    raise UserError(f"there is no table '{name}'.{near} There are: {', '.join(TABLES)}; or a YAML file of your own.")
 
 
 def _why_nothing(root: Path, runs: Sequence[Run], tables: Sequence[Table]) -> str:

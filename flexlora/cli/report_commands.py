@@ -150,10 +150,9 @@ def _html(words: Sequence[str]) -> int:
     options = parser.parse_args(words)
     figures = _load_figures()
 
-    from flexlora.report.build import build
+    from flexlora.report.build import build, default_tables
     from flexlora.report.paper_claims import check
     from flexlora.report.sweep_page import as_page
-    from flexlora.report.tables import BENCHMARKS
 
     found = collect_runs(options.folder)
     runs = _chosen(found.runs, options)
@@ -166,7 +165,7 @@ def _html(words: Sequence[str]) -> int:
     page = as_page(
         options.folder,
         Collection(runs, found.broken),
-        [sheet for table in BENCHMARKS for sheet in build(table, runs, **compared)],
+        [sheet for table in default_tables(runs) for sheet in build(table, runs, **compared)],
         itertools.chain(figures.draw_sweeps(distinct), figures.draw_allocations(groups)),
         [(group.name, check(group.seeds)) for group in groups],
         note if more else None,

@@ -1,12 +1,18 @@
 """From the runs under a folder to tables."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from flexlora.report.costs import build_costs
+from flexlora.report.record_values import measures_cost
 from flexlora.report.scores import Asked, build_scores
 from flexlora.report.sheet import Sheet
-from flexlora.report.table import Table
+from flexlora.report.table import Column, Table
+from flexlora.report.tables import DEFAULTS
 from flexlora.results.collect import Run
+
+OTHER = "other"
+"""The name of the plain table of tasks that no table of the package shows."""
 
 
 def build(
@@ -24,3 +30,20 @@ def build(
     if table.of_costs:
         return build_costs(table, runs)
     return build_scores(table, runs, Asked(evaluation, all_tasks, against, intervals))
+
+
+def default_tables(runs: Sequence[Run]) -> list[Table]:
+    """The tables that are shown where none is asked for: the benchmarks, and a plain one of all other tasks."""
+    known = {column.task for table in DEFAULTS for column in table.columns}
+    metrics: dict[str, Counter[str]] = {}
+    for record in (run.record for run in runs):
+        if record.task not in known and not measures_cost(record):
+            metrics.setdefault(record.task, Counter())[record.main_metric or ""] += 1
+    columns = tuple(_plain_column(task, metrics[task]) for task in sorted(metrics))
+    return [*DEFAULTS, *([Table(OTHER, "Other tasks", columns)] if columns else [])]
+
+
+def _plain_column(task: str, metrics: Counter[str]) -> Column:
+    """The main metric of a task: that of most runs that have one."""
+    metric = max(metrics, key=lambda name: (name != "", metrics[name], name))
+    return Column(task, (task, metric.replace("_", " ")), metric)

@@ -70,7 +70,9 @@ def _sheet(table: Table, found: Sequence[Run], machine: str, part: str) -> Sheet
     why = _why_not_the_papers(table, runs, machine, part)
     groups = [[row] for row in rows]
     title = f"{table.paper_title} · {model}"
-    if why is None:
+    if table.paper_model is None:
+        title = f"{table.tasks}, {model}, scale={scale}{f': {part}' if part else ''}"
+    elif why is None:
         groups = beside_paper(table, rows, columns, with_differences=False)  # the paper's seconds: another machine's
         _set_printed_ratios([row for group in groups for row in group if row.kind == "paper"])
     else:
@@ -84,7 +86,7 @@ def _sheet(table: Table, found: Sequence[Run], machine: str, part: str) -> Sheet
         captions=[f"On {machine}. {HOW}", *what_all_share(shared, common)],
         columns=columns,
         groups=groups,
-        notes=[*(footnotes_of(table, columns) if why is None else []), *copies, *failures(runs)],
+        notes=[*footnotes_of(table, columns, why is None), *copies, *failures(runs)],
         common_marks=common,
     )
 

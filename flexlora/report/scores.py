@@ -120,7 +120,7 @@ def _sheet(table: Table, found: list[Run], asked: Asked) -> Sheet:
         columns=columns,
         groups=beside_paper(table, rows, columns) if is_paper else [[row] for row in rows],
         notes=[
-            *(footnotes_of(table, columns) if is_paper else []),
+            *footnotes_of(table, columns, is_paper),
             *copies,
             *([_not_compared(asked.against)] if asked.against and not compared else []),
             *failures(runs),

@@ -142,8 +142,10 @@ def what_all_share(shared: Iterable[str], common: frozenset[str]) -> list[str]:
     ]
 
 
-def footnotes_of(table: Table, columns: Sequence[Column]) -> list[str]:
-    """What the table says beside the paper's numbers that are shown."""
+def footnotes_of(table: Table, columns: Sequence[Column], is_paper: bool) -> list[str]:
+    """What the table says of the columns that are shown; of a paper's numbers only where these are shown too."""
+    if table.paper_model is not None and not is_paper:
+        return []
     shown = {None, *(column.task for column in columns)}
     return [text for task, text in table.footnotes if task in shown]
 

@@ -99,6 +99,8 @@ class Table:
     rows: tuple[TableRow, ...] = ()
     """The rows it shows, in this order; empty: all, those of `methods` first."""
     paper_title: str = ""
+    paper_table: int = 0
+    """The number of its table in the paper."""
     paper_model: str | None = None
     """The model of the paper's numbers; None where the table has none."""
     published: str = ""

@@ -68,12 +68,12 @@ def test_the_tasks_are_table_10s():
 
 
 def test_the_reports_table_has_these_tasks():
-    from flexlora.report.tables.vtab import VTAB
+    from flexlora.report.tables import TABLES
 
-    assert {column.task: column.group for column in VTAB.columns} == {
+    assert {column.task: column.group for column in TABLES["vtab"].columns} == {
         f"vtab/{name}": group for name, (group, *_) in TABLE_10.items()
     }
-    assert all(column.metric == "accuracy" for column in VTAB.columns)
+    assert all(column.metric == "accuracy" for column in TABLES["vtab"].columns)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,17 @@
-"""The tables there are, as data: another one is another entry, with its file of printed numbers in `published/`."""
+"""The tables of the package: each is one YAML file in this folder and needs no entry anywhere else."""
 
-from flexlora.report.tables.ablations import ABLATIONS
-from flexlora.report.tables.commonsense import COMMONSENSE
-from flexlora.report.tables.cost import COSTS
-from flexlora.report.tables.glue import GLUE
-from flexlora.report.tables.vtab import VTAB, VTAB_TABLE_16
+from pathlib import Path
 
-BENCHMARKS = (GLUE, COMMONSENSE, VTAB, VTAB_TABLE_16)
-"""What is shown, where it has runs, unless another is asked for: each benchmark, VTAB in the paper's two settings."""
+from flexlora.report.table import Table
+from flexlora.report.table_file import read_table
 
-TABLES = {table.name: table for table in (*BENCHMARKS, *ABLATIONS, *COSTS)}
+TABLES: dict[str, Table] = {
+    table.name: table
+    for table in sorted(
+        (read_table(path) for path in Path(__file__).parent.glob("*.yaml")),
+        key=lambda table: (not table.default, table.paper_table, table.name),
+    )
+}
+"""By name: those that are shown where no table is asked for come first, each in the order of the paper."""
+
+DEFAULTS = tuple(table for table in TABLES.values() if table.default)
