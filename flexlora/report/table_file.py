@@ -164,13 +164,14 @@ def _costs(values: _Values) -> list[_Column]:
         if unit not in known:
             raise units.error(key, f"there is no unit {unit!r}. There are: {_list(known)}")
     second, byte = SECONDS[time], BYTES[size]
+    evaluation = "Eval Runtime (s)" if time == "s" else None  # Table 13, in hours, has none
 
     def columns(item: _Values) -> list[Column]:
         task = item.get("task", str)
         name = item.get("heading", str, task.rsplit("/", 1)[-1])
         return [
             Cost(task, (name, f"train {time}"), "train_seconds", f"Train Runtime ({time})", name, unit=second),
-            Cost(task, (name, f"evaluation {time}"), "eval_seconds", f"Eval Runtime ({time})", name, unit=second),
+            Cost(task, (name, f"evaluation {time}"), "eval_seconds", evaluation, name, unit=second),
             Cost(task, (name, f"GPU {size}"), "device_bytes", f"GPU Mem ({size})", name, optional=True, unit=byte),
             Cost(task, (name, f"process {size}"), "process_bytes", None, name, optional=True, unit=byte),
             Cost(task, (name, "GFLOP a step"), "flops", None, name, unit=1e9),

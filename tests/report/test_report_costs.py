@@ -155,7 +155,7 @@ def test_a_run_of_the_experiment_is_measured(flexlora_run, arguments, tmp_path):
 
 
 def test_what_several_processes_do_is_not_counted(monkeypatch, tmp_path):
-    monkeypatch.setattr("accelerate.Accelerator", lambda **_: SimpleNamespace(num_processes=2))
+    monkeypatch.setattr("flexlora.training.accelerator.Accelerator", lambda **_: SimpleNamespace(num_processes=2))
     with pytest.raises(UserError, match="count_flops=true counts what one process does"):
         make_accelerator(settings_of("lora", "training.count_flops=true"), tmp_path)
 
