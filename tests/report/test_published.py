@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
+from glue_helpers import settings_of
 
 from flexlora.report.published import Published, lines_of, printed_value, read_published
 from flexlora.report.tables import TABLES
@@ -114,15 +114,13 @@ def test_the_row_of_flexlora_is_whole():
 
 
 def test_the_glue_tables_columns_are_figures_that_the_tasks_give():
-    """Each task's main figure is the one that its YAML names, every other one is recorded too."""
-    from flexlora.conf_path import conf_dir
+    """Each task's main figure is the one that its settings name, every other one is recorded too."""
     from flexlora.tasks.metrics import METRICS
 
-    for task in TASKS:
-        values = yaml.safe_load((conf_dir() / "task" / "glue" / f"{task}.yaml").read_text(encoding="utf-8"))
-        splits = values["hub"]["evaluation"]
+    for task in map(settings_of, TASKS):
+        splits = task.hub.evaluation
         prefixes = [f"{name}_" for name in splits] if len(splits) > 1 else [""]
-        given = {f"{prefix}{score}" for prefix in prefixes for score in METRICS[values["metric"]].scores}
-        columns = [column for column in TABLES["glue"].columns if column.task == values["name"]]
+        given = {f"{prefix}{score}" for prefix in prefixes for score in METRICS[task.metric].scores}
+        columns = [column for column in TABLES["glue"].columns if column.task == task.name]
         assert {column.metric for column in columns} <= given
-        assert [column.metric for column in columns if column in TABLES["glue"].main] == [values["main_metric"]]
+        assert [column.metric for column in columns if column in TABLES["glue"].main] == [task.main_metric]

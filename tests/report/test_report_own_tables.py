@@ -1,6 +1,10 @@
 """A table of one's own is one YAML file; tasks that no table knows are shown in a plain one."""
 
 import csv
+import re
+import shutil
+import textwrap
+from pathlib import Path
 
 import pytest
 from report_helpers import figures, line_of, report, write_run
@@ -9,15 +13,9 @@ from flexlora.errors import UserError
 from flexlora.report.table_file import FOLDER, read_table
 from flexlora.report.tables import DEFAULTS, TABLES
 
-MINE = """\
-title: My comparison
-columns:
-  - {task: my/task, metric: accuracy}
-  - {task: glue/rte, metric: accuracy, heading: [RTE, Acc.]}
-rows: [lora, {method: flexlora, variant: method.r-4}]
-averages: [average]
-footnotes: [These are mine.]
-"""
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "add-a-report-table.md"
+MINE = textwrap.dedent(re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[0])
+COMMANDS = re.findall(r"^ *flexlora-report (.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +47,29 @@ def test_a_table_of_ones_own(runs, tmp_path):
     assert text.startswith("My comparison, small, scale=local\n2 of 2 tasks, last evaluation of each run, in percent")
     assert line_of(text, "lora")[3:] == ["55.0", "±", "7.1", "(2)"] * 3
     assert "full" not in text
-    assert "·  These are mine." in text
     lines = figures(runs, "--table", tmp_path / "mine.yaml")
     assert {line["table"] for line in lines} == {"mine"}
     rows = list(dict.fromkeys((line["method"], line["variant"]) for line in lines))
     assert rows == [("lora", "default"), ("flexlora", "method.r-4")]
     columns = list(dict.fromkeys((line["task"], line["metric"]) for line in lines if line["task"]))
     assert columns == [("my/task", "accuracy"), ("glue/rte", "accuracy"), ("average", "average")]
+
+
+def test_the_steps_of_the_page(runs, tmp_path):
+    """Its file, and its commands as they stand there."""
+    (tmp_path / "my_table.yaml").write_text(MINE)
+    shutil.copytree(runs, tmp_path / "outputs")
+    assert len(COMMANDS) == 2
+    shown, saved = (report(*command.split(), cwd=tmp_path) for command in COMMANDS)
+    assert shown.stdout.startswith("My comparison")
+    assert saved.stdout == "outputs/tables/my_table.{md,csv,tex,html}: 1 table\n"
+
+
+def test_footnotes_are_shown(runs, tmp_path):
+    (tmp_path / "mine.yaml").write_text(f"{MINE}footnotes: [These are mine., {{for: glue/cola, text: Not here.}}]")
+    text = report(runs, "--table", tmp_path / "mine.yaml").stdout
+    assert "·  These are mine." in text
+    assert "Not here." not in text
 
 
 def test_without_rows_all_are_shown(runs, tmp_path):
