@@ -3,6 +3,8 @@
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ from typing import Any
 PACKAGES = ("flexlora", "torch", "transformers", "peft", "accelerate", "datasets", "evaluate", "hydra-core", "numpy")
 
 
-def versions() -> dict[str, str]:
+@cache
+def versions() -> Mapping[str, str]:
     """Python's version and that of every package a result depends on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
@@ -21,8 +24,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def git_state() -> dict[str, Any]:
-    """The commit of the checkout this package lies in and whether it was changed; both null outside of one."""
+@cache
+def git_state() -> Mapping[str, Any]:
+    """The commit of the checkout this package lies in and whether it was changed; both null outside of one.
+
+    As it was when this process first asked: the process goes on with the code that it has imported.
+    """
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return {"sha": None, "dirty": None}

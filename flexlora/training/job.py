@@ -156,8 +156,8 @@ class _Job:
             config=config,
             config_hash=config_hash(config),
             started=datetime.now(UTC).isoformat(timespec="seconds"),
-            versions=environment.versions(),
-            git=environment.git_state(),
+            versions=dict(environment.versions()),
+            git=dict(environment.git_state()),
         )
         self.main = is_main_process()
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from functools import lru_cache
 from random import Random
 
 from flexlora.errors import UserError
@@ -29,16 +30,18 @@ def load(settings: CommonsenseTask) -> Commonsense:
         raise UserError("scale=tiny generates its data: leave out task.data_dir and task.hub_path, or scale=tiny")
     check_sets(settings)
     log.info("scale=tiny: generated data and a small model; this says nothing about the paper")
+    train, tests, sha256 = _asked(tuple(settings.train_sets or world.ASKED), tuple(settings.test_sets))
+    provenance = {"source": "generated", "path": None, "revision": world.source_hash(), "sha256": {"rows": sha256}}
+    return commonsense(settings, train, tests, provenance)
+
+
+@lru_cache(maxsize=4)
+def _asked(train_sets: tuple[str, ...], test_sets: tuple[str, ...]) -> tuple[list[Row], dict[str, list[Row]], str]:
+    """The rows to train on and to test with, and their hash. They are kept for the next run; nobody changes them."""
     familiar = {quality: things[: world.ASKED_IN_TRAINING] for quality, things in world.QUALITIES.items()}
     others = {quality: things[world.ASKED_IN_TRAINING :] for quality, things in world.QUALITIES.items()}
     train: list[Row] = []
-    for name in settings.train_sets or world.ASKED:
+    for name in train_sets:
         train += world.rows(name, familiar, TRAIN, Random(f"{name} train"))
-    tests = {name: world.rows(name, others, TEST, Random(f"{name} test")) for name in settings.test_sets}
-    provenance = {
-        "source": "generated",
-        "path": None,
-        "revision": world.source_hash(),
-        "sha256": {"rows": hashlib.sha256(json.dumps([train, tests]).encode()).hexdigest()},
-    }
-    return commonsense(settings, train, tests, provenance)
+    tests = {name: world.rows(name, others, TEST, Random(f"{name} test")) for name in test_sets}
+    return train, tests, hashlib.sha256(json.dumps([train, tests]).encode()).hexdigest()
