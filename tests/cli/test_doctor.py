@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from marks import slow_but
 from method_helpers import METHODS
 
 from flexlora.conf_path import conf_dir
@@ -81,7 +82,7 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("given", SETTINGS, ids=lambda given: "-".join(given[:2]))
+@pytest.mark.parametrize("given", slow_but(SETTINGS[::4], SETTINGS), ids=lambda given: "-".join(given[:2]))
 def test_what_it_says_is_what_the_run_does(doctor, flexlora_run, arguments, tmp_path, given):
     spelled = [*arguments, *given, f"output_root={tmp_path}"]
     page = doctor(*spelled)
@@ -149,7 +150,13 @@ def test_a_locked_folder(doctor, arguments, tiny_bert, tmp_path):
     assert doctor(*spelled).returncode == 0
 
 
-@pytest.mark.parametrize("offline", ["1", ""], ids=["HF_HUB_OFFLINE=1", "a hub that does not answer"])
+@pytest.mark.parametrize(
+    "offline",
+    [
+        pytest.param("1", id="HF_HUB_OFFLINE=1"),
+        pytest.param("", id="a hub that does not answer", marks=pytest.mark.slow),
+    ],
+)
 def test_without_the_hub_it_says_in_seconds_what_to_set(doctor, tmp_path, offline):
     """And counts by the exact shapes: baselines' numbers for DeBERTaV3-base."""
     nowhere = {"HF_HUB_OFFLINE": offline, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "cache")}

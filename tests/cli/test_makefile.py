@@ -215,6 +215,7 @@ def test_the_rows_of_an_ablation_are_table_1s(tmp_path):
     assert set(methods.split(",")) <= set(params["method"].split(","))
 
 
+@pytest.mark.slow
 def test_a_figure_runs_what_is_missing_and_is_drawn(tmp_path, tiny_cache):
     words = ("figure3", "SCALE=tiny", "SEEDS=0", "OVERRIDES=training.max_steps=12 schedule=absolute method.tinit=2 "
              "method.tfinal=2 method.deltaT=2 task.max_train_rows=64 task.max_eval_rows=32")  # fmt: skip

@@ -146,6 +146,7 @@ def test_every_run_of_a_sweep_says_what_is_wrong_with_its_data(flexlora_run, arg
         assert message.format(tmp_path / name) in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offline", ["1", ""], ids=["HF_HUB_OFFLINE=1", "a hub that does not answer"])
 def test_without_the_hub_it_says_in_seconds_what_to_set(flexlora_run, cola, tmp_path, offline):
     # Port 9 of this machine refuses at once; an address that never answers is cut off after four seconds.

@@ -58,10 +58,11 @@ def fated(tmp_path: Path) -> Path:
 
 
 def sweep(flexlora_run: RunCommand, fated: Path, arguments: list[str], fates: list[str], *more: str):
+    """A sweep over `fates`; launchers that start processes themselves need a fresh interpreter."""
     rest = [item for item in arguments if not item.startswith("variant=")]
     command = ["-m", "--config-dir", str(fated / "conf"), *rest, f"output_root={fated}/out", "method=fated"]
     command += [f"method.fate={','.join(fates)}", "training.checkpoint_every=2", *more]
-    return flexlora_run(*command, timeout=400, fresh=True, PYTHONPATH=str(fated))
+    return flexlora_run(*command, timeout=400, fresh=bool(more), PYTHONPATH=str(fated))
 
 
 def listed(stdout: str) -> dict[str, tuple[str, str, str]]:

@@ -2,6 +2,7 @@
 
 import shutil
 
+import pytest
 from commonsense_helpers import write_llama, write_rows
 from hub_helpers import COMMIT, Repository, hub
 
@@ -18,6 +19,7 @@ LINES = {
 HINT = "; task.data_dir=DIR takes a folder in the same layout"
 
 
+@pytest.mark.slow
 def test_a_repository_is_read_at_its_commit_and_then_from_the_cache(flexlora_run, tmp_path):
     rows = write_rows(tmp_path / "rows")
     (rows / "dataset" / "boolq" / "others.json").write_text("no rows, and nothing that is asked for")

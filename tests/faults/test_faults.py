@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from fault_helpers import backward_clock, killed_while_it_keeps_tokens, no_opening, no_room_after, strike
+from marks import slow_but
 from runner_helpers import one_line
 
 from flexlora.results.record import read_record
@@ -98,7 +99,7 @@ OPENED = [
 ]
 
 
-@pytest.mark.parametrize(("name", "number"), OPENED)
+@pytest.mark.parametrize(("name", "number"), slow_but({("config.yaml", 1), ("trained.safetensors", 3)}, OPENED))
 def test_no_room_for_one_more_file(run, of, unbroken, tmp_path, name, number):
     folder = of(tmp_path / "out")
     result = run(fault=partial(no_opening, name, errno.ENOSPC, number))
@@ -116,7 +117,10 @@ def test_no_room_for_one_more_file(run, of, unbroken, tmp_path, name, number):
     assert differences(unbroken, folder) == []
 
 
-@pytest.mark.parametrize(("name", "lines", "step"), [("metrics.jsonl", 3, 6), ("ranks.jsonl", 2, 6)])
+ROWS = [("metrics.jsonl", 3, 6), ("ranks.jsonl", 2, 6)]
+
+
+@pytest.mark.parametrize(("name", "lines", "step"), slow_but(ROWS[1:], ROWS))
 def test_no_room_for_one_more_line(run, of, unbroken, tmp_path, name, lines, step):
     folder = of(tmp_path / "out")
     result = run(fault=partial(no_room_after, name, lines))
@@ -145,6 +149,7 @@ def told_on_a_full_disk() -> None:
     no_opening("state.pt", errno.ENOSPC, number=3)
 
 
+@pytest.mark.slow
 def test_a_signal_is_obeyed_though_its_record_finds_no_room(run, of, tmp_path):
     result = run(fault=told_where_no_record_can_be_written)
     assert result.returncode == 130, result.stdout + result.stderr
@@ -171,7 +176,7 @@ PHASES = {
 }
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", slow_but({"adapting the model", "evaluating", "writing the record"}, PHASES))
 def test_sigterm_in_every_phase(run, of, unbroken, tmp_path, phase):
     place, number, step = PHASES[phase]
     folder = of(tmp_path / "out")
@@ -190,6 +195,7 @@ def test_sigterm_in_every_phase(run, of, unbroken, tmp_path, phase):
     assert not (folder / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_two_signals_while_the_adapter_is_saved(run, of, tmp_path):
     result = run(fault=partial(strike, "peft:PeftModel.save_pretrained", [signal.SIGINT, signal.SIGINT]))
     assert result.returncode == 130, result.stdout + result.stderr
@@ -236,7 +242,7 @@ def test_a_file_in_the_place_of_a_folder(run, of, tmp_path):
     assert (tmp_path / "out").read_text() == "mine"
 
 
-@pytest.mark.parametrize("what", ["a file", "read-only"])
+@pytest.mark.parametrize("what", slow_but({"a file"}, ["a file", "read-only"]))
 def test_a_cache_that_cannot_be_written_costs_time_only(run, unbroken, of, read_only, tmp_path, what):
     cache = tmp_path / "cache"
     if what == "a file":
@@ -262,6 +268,7 @@ def test_tokens_half_kept_by_a_killed_process_are_nobodys(run, unbroken, of, tmp
     assert differences(unbroken, of(tmp_path / "out")) == []
 
 
+@pytest.mark.slow
 def test_a_clock_that_goes_backwards(run, unbroken, of, tmp_path):
     """At every look, then by ten years while the run was stopped; what was written last is the oldest by its date."""
     folder = of(tmp_path / "out")
@@ -352,8 +359,13 @@ def test_a_run_does_not_go_on_with_other_data(run, cola, tmp_path):
     assert (again.returncode, "resumed after step 3" in again.stdout) == (0, True)
 
 
-@pytest.mark.parametrize("damage", ["cut", "header", "not a number"])
-@pytest.mark.parametrize("what", ["model", "adapter"])
+@pytest.mark.parametrize(
+    ("what", "damage"),
+    slow_but(
+        {("model", "cut"), ("adapter", "not a number")},
+        [(what, damage) for what in ("model", "adapter") for damage in ("cut", "header", "not a number")],
+    ),
+)
 def test_damaged_weights_are_refused(run, unbroken, tiny_bert, tmp_path, what, damage):
     if what == "model":
         folder = Path(shutil.copytree(tiny_bert, tmp_path / "given"))

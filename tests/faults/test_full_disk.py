@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from marks import slow_but
 from runner_helpers import one_line
 
 from flexlora.results.record import read_record
@@ -31,7 +32,7 @@ def small_disk(tmp_path) -> Iterator[callable]:
 
 
 # Pages are of 4 KiB. Of the run below the configuration takes 3 KiB, a checkpoint about 150, the adapter 50.
-@pytest.mark.parametrize("kib", [8, 60, 200])
+@pytest.mark.parametrize("kib", slow_but({60}, [8, 60, 200]))
 def test_a_full_disk_is_one_line_wherever_it_strikes(small_disk, flexlora_run, arguments, tiny_bert, kib):
     disk = small_disk(kib)
     command = [*arguments, "method=flexlora", f"output_root={disk}"]
@@ -46,6 +47,7 @@ def test_a_full_disk_is_one_line_wherever_it_strikes(small_disk, flexlora_run, a
     assert not list(folder.rglob("*.part"))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_once_there_is_room(small_disk, flexlora_run, arguments, tiny_bert):
     """A checkpoint finds room, the next one beside it does not: what was kept is not lost."""
     disk = small_disk(600)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from doctor_helpers import check, command, examine
 from glue_helpers import RTE, settings_of, write, write_download
-from test_fuzz_settings import check, command, examine, ready
 from transformers import AutoTokenizer
 
 from flexlora.errors import UserError, printable
@@ -20,13 +20,13 @@ from flexlora.models import Backbone, load_backbone
 from flexlora.results.collect import collect
 from flexlora.results.folder import RunFolder, checkpoint_folders, variant_name
 from flexlora.results.record import Ending
-from flexlora.settings import Dtype, ModelSettings, Schedule
+from flexlora.settings import Dtype, MethodSettings, ModelSettings, Schedule
 from flexlora.tasks import load_task
 from flexlora.tasks.tokens import TokenCache
 
-__all__ = ["ready"]  # a fixture of the module it is from, and of this one
+pytestmark = pytest.mark.usefixtures("hydra_in_this_process")
 
-FIELDS: dict[str, Any] = {"name": "lora", "kind": "peft", "peft_type": "LORA", "r": 2}
+LORA = MethodSettings("lora", "peft", {"peft_type": "LORA", "r": 2})
 CONTEXT = RunContext(total_steps=10, schedule=Schedule.absolute, paper_steps=None, seed=0, target_modules=".*")
 
 SETTINGS = {
@@ -96,10 +96,10 @@ def test_adaloras_planned_events_are_those_that_peft_sets_a_mask_at(
     tiny_bert: Path, tinit: int, tfinal: int, interval: int
 ) -> None:
     settings = ModelSettings(None, "sequence_classifier", "local", str(tiny_bert), None, True, Dtype.float32)
-    fields = {"name": "adalora", "kind": "adalora", "peft_type": "ADALORA", "init_r": 4, "target_r": 2}
+    adalora = MethodSettings("adalora", "adalora", {"peft_type": "ADALORA", "init_r": 4, "target_r": 2})
     windows = {"tinit": tinit, "tfinal": tfinal, "deltaT": interval}
     context = replace(CONTEXT, total_steps=20, target_modules=r".*\.query")
-    method = build_method(fields | windows, context)
+    method = build_method(adalora.with_fields(**windows), context)
     method.wrap(load_backbone(settings, 2).model)
     schedule = method._tuner.rankallocator.budget_schedule  # type: ignore[attr-defined]
     events = [(step, schedule(step)[0]) for step in range(1, 20 - tfinal) if schedule(step)[1]]
@@ -234,11 +234,11 @@ def test_a_task_type_other_than_the_models_is_refused_before_peft_wraps_the_mode
     with pytest.raises(
         UserError, match=r"^method\.task_type is SEQ_CLS, as the model is, not CAUSAL_LM: leave it out$"
     ):
-        build_method(FIELDS | {"task_type": "CAUSAL_LM"}, context)
-    build_method(FIELDS | {"task_type": "SEQ_CLS"}, context)
-    build_method(FIELDS, context)
+        build_method(LORA.with_fields(task_type="CAUSAL_LM"), context)
+    build_method(LORA.with_fields(task_type="SEQ_CLS"), context)
+    build_method(LORA, context)
 
 
 def test_a_negative_rank_is_refused_before_a_model_is_loaded() -> None:
     with pytest.raises(UserError, match=r"^method\.r must be at least 1, not -1$"):
-        build_method(FIELDS | {"r": -1}, CONTEXT)
+        build_method(LORA.with_fields(r=-1), CONTEXT)

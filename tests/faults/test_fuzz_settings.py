@@ -5,42 +5,26 @@ and unheard-of ones, and with keys that do not exist. What is accepted is then h
 (`nonsense`), which know nothing of `LIMITS`.
 """
 
-import contextlib
 import dataclasses
-import io
-import math
 import re
 import struct
-import sys
-import warnings
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import pytest
-import yaml
-from fuzz_helpers import bounded, fuzz
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
+from doctor_helpers import check, command, composed, examine
+from fuzz_helpers import fuzz
 from hypothesis import note
-from omegaconf import OmegaConf, open_dict
+from omegaconf import OmegaConf
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-from flexlora.cli.command import Job, Task, refusal
-from flexlora.cli.doctor import page
 from flexlora.conf_path import conf_dir
-from flexlora.doctor.run_check import Mark, check_run
 from flexlora.hub import hub_is_offline
-from flexlora.methods import check_method
-from flexlora.models import check_model
-from flexlora.results.folder import config_hash
 from flexlora.results.record import Ending
-from flexlora.settings import RunSettings, flat_keys, register_schemas
-from flexlora.training.job import run_path
+from flexlora.settings import flat_keys
 
-pytestmark = pytest.mark.fuzz
+pytestmark = [pytest.mark.fuzz, pytest.mark.usefixtures("hydra_in_this_process")]
 
 METHODS = sorted(file.stem for file in (conf_dir() / "method").glob("*.yaml"))
 TASKS = sorted(
@@ -59,47 +43,6 @@ GROUPS = (
     "hydra/sweeper",
 )
 
-# --- the command, without a process of its own ------------------------------------------------------------------------
-
-
-def command(job: Job, overrides: list[str]) -> tuple[Ending, str]:
-    """How `flexlora-doctor <overrides>` ends with `job`, and what it says on stderr; a bug is raised."""
-    program = "flexlora-doctor"
-    with bounded(), contextlib.redirect_stderr(io.StringIO()) as stderr, pytest.MonkeyPatch.context() as patch:
-        warnings.simplefilter("ignore")  # a library's are no line of the command's; pytest puts the filters back
-        patch.setattr(sys, "argv", [program, *overrides])
-        try:
-            config = composed(overrides)
-            ending = Task(program, job)(config)
-        except Exception as error:
-            line = refusal(error)
-            if line is None:
-                raise
-            ending = Ending("refused", line)
-            print(f"{program}: {line}", file=sys.stderr)
-    return ending, stderr.getvalue()
-
-
-def composed(overrides: list[str]) -> Any:
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        config = compose("config", overrides=overrides, return_hydra_config=True)
-    HydraConfig.instance().set_config(config)
-    OmegaConf.set_readonly(config, False)
-    with open_dict(config):
-        del config["hydra"]
-    return config
-
-
-@pytest.fixture(autouse=True, scope="module")
-def ready() -> Iterator[None]:
-    """Hydra as the command prepares it; it reads its 55 files anew for every example, so by the faster loader."""
-    register_schemas()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(yaml, "SafeLoader", getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        yield
-    HydraConfig.instance().cfg = None
-
-
 # --- what is tried ----------------------------------------------------------------------------------------------------
 
 
@@ -108,10 +51,7 @@ def known(method: str) -> dict[str, tuple[bool, list[str]]]:
     """Every key of `method=<method>`, and every field of PEFT's config class beside them: whether the key is composed
     (an override of another is `++key`), and words that may be meant: its value, and what its comments speak of."""
     keys = flat_keys(OmegaConf.to_container(composed(["task=glue/cola", f"method={method}"]), resolve=False))
-    words: dict[str, list[str]] = {}
-    for file in conf_dir().rglob("*.yaml"):
-        for name, text in re.findall(r"^ *(\w+): (.*)", file.read_text(encoding="utf-8"), re.MULTILINE):
-            words.setdefault(name, []).extend(re.findall(r"[\w./-]+", text))
+    words = words_of_conf()
     found = {key: (True, [str(value), *words.get(key.rpartition(".")[2], [])]) for key, value in keys.items()}
     if "method.peft_type" in keys:
         by_name = {str(kind.value): config_class for kind, config_class in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
@@ -121,6 +61,16 @@ def known(method: str) -> dict[str, tuple[bool, list[str]]]:
         }
         found["method.peft_type"] = (True, list(by_name))
     return found
+
+
+@cache
+def words_of_conf() -> dict[str, list[str]]:
+    """By name of a key, the words that stand behind it in any YAML file, comments included."""
+    words: dict[str, list[str]] = {}
+    for file in conf_dir().rglob("*.yaml"):
+        for name, text in re.findall(r"^ *(\w+): (.*)", file.read_text(encoding="utf-8"), re.MULTILINE):
+            words.setdefault(name, []).extend(re.findall(r"[\w./-]+", text))
+    return words
 
 
 # As typed on the command line.
@@ -229,65 +179,6 @@ CHOICES = [
 
 
 # --- what may come of it ----------------------------------------------------------------------------------------------
-
-MAY_BE_NEGATIVE = {
-    "method.growth_lambda", "task.label_range", "method.layers_to_transform", "task.tsv.text", "task.tsv.label",
-}  # fmt: skip
-MAY_BE_ZERO = {
-    "seed", "data_seed", "training.weight_decay", "training.warmup_ratio", "training.warmup_steps",
-    "training.eval_every", "task.tsv.text", "task.tsv.label",
-    "task.tsv.broken_rows", "method.tinit", "method.tfinal", "method.init_b", "method.orth_reg_weight",
-    "method.lora_dropout", "method.modules_to_save", "method.target_modules",
-}  # fmt: skip
-
-
-def nonsense(plain: dict[str, Any]) -> Iterator[str]:
-    """What no run should be given, by rules that know no setting; where one is an exception, it is listed above."""
-    for key, value in flat_keys(plain).items():
-        last = key.rpartition(".")[2]
-        for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, bool) or not isinstance(item, int | float):
-                continue
-            if not math.isfinite(item):
-                yield f"{key} is {item}"
-            elif item < 0 and key not in MAY_BE_NEGATIVE:
-                yield f"{key} is {item}, below 0"
-            elif item == 0 and key not in MAY_BE_NEGATIVE | MAY_BE_ZERO and last not in zero_as_shipped():
-                yield f"{key} is 0"
-
-
-@cache
-def zero_as_shipped() -> frozenset[str]:
-    """Last names of the keys that some YAML sets to 0, such as a dropout."""
-    shipped = (flat_keys(yaml.safe_load(file.read_text(encoding="utf-8")) or {}) for file in conf_dir().rglob("*.yaml"))
-    zeros = (key for keys in shipped for key, value in keys.items() if value == 0 and value is not False)
-    return frozenset(key.rpartition(".")[2] for key in zeros) - {"learning_rate", "epochs", "batch_size"}
-
-
-def check(settings: RunSettings, plain: dict[str, Any], typed: list[str]) -> Ending:
-    """As far as the doctor goes before it loads data and model."""
-    path = run_path(settings, typed)
-    check_method(settings)
-    assert not (found := list(nonsense(plain))), found
-    root = Path(settings.output_root).expanduser()
-    parts = path.relative_to(root).parts
-    assert len(parts) == 5 + len(settings.task.name.split("/")), path
-    assert ".." not in parts
-    # A run that is killed is known by the config.yaml that it wrote.
-    read: Any = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(plain))))
-    assert config_hash(read) == config_hash(plain)
-    return Ending("ready")
-
-
-def examine(settings: RunSettings, plain: dict[str, Any], typed: list[str]) -> Ending:
-    """All that the doctor does: data, tokens, model, method and memory; what it says is a page of whole lines."""
-    check_model(settings.model)
-    check(settings, plain, typed)
-    findings = check_run(settings, plain, run_path(settings, typed))
-    assert all(finding.text.isprintable() for finding in findings)
-    page(findings)
-    problems = [finding.text for finding in findings if finding.mark is Mark.problem]
-    return Ending("not ready", problems[0]) if problems else Ending("ready")
 
 
 def assert_one_line(ending: Ending, stderr: str) -> None:

@@ -3,11 +3,14 @@
 import errno
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from glue_helpers import settings_of
 from hub_helpers import COMMIT, Repository, hub
 
+import flexlora.hub
 from flexlora.errors import UserError
+from flexlora.hub import trouble_with
 from flexlora.tasks import load_task
 
 LINES = {
@@ -38,6 +41,7 @@ def columns(cola: Path, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_trouble_is_a_line_and_what_was_fetched_is_enough(flexlora_run, arguments, tiny_bert, columns, tmp_path):
     rest = [item for item in arguments if not item.startswith(("model", "variant", "task.data_dir", "training.epochs"))]
     rest += ["method=linear", "training.max_steps=2", "model=roberta_base", f"model.revision={COMMIT}"]
@@ -73,6 +77,29 @@ def test_every_trouble_is_a_line_and_what_was_fetched_is_enough(flexlora_run, ar
     with hub(home, good=Repository(tiny_bert, "broken")) as variables:
         result = flexlora_run(*rest, "model.path=org/good", "task.hub.path=org/good", "seed=1", **variables)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("kind", ["model", "dataset"])
+def test_every_trouble_of_a_hub_is_named(tmp_path, monkeypatch, kind):
+    """The cheap part of the test above, in this process: every answer of a hub but silence and half a file."""
+    troubles = {name: Repository(tmp_path, name) for name in ("gated", "unknown", "missing", "refused", "broken")}
+    monkeypatch.setattr(flexlora.hub, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(flexlora.hub, "hub_is_offline", lambda: False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    (tmp_path / "README.md").write_text("here")
+    with hub(tmp_path / "home", **troubles, good=Repository(tmp_path)) as variables:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", variables["HF_ENDPOINT"])
+        monkeypatch.setattr(
+            huggingface_hub.constants,
+            "HUGGINGFACE_CO_URL_TEMPLATE",
+            variables["HF_ENDPOINT"] + "/{repo_id}/resolve/{revision}/{filename}",
+        )
+        for name, repository in troubles.items():
+            said = trouble_with(f"org/{name}", kind)
+            assert said is not None
+            assert LINES[name].format(kind=kind) in said
+            assert repository.asked == (3 if name == "broken" else 1)
+        assert trouble_with("org/good", kind) is None
 
 
 def test_a_cache_that_datasets_cannot_lock_is_no_data_set_that_is_missing(monkeypatch):

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from marks import slow_but
 from runner_helpers import one_line
 
 from flexlora.results.record import read_record
@@ -70,7 +71,10 @@ def unbroken(arguments, tiny_bert, tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+SIGNALS = [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
+
+
+@pytest.mark.parametrize(("number", "code"), slow_but(SIGNALS[:1], SIGNALS))
 def test_a_signal_finishes_the_step_and_the_same_command_goes_on(command, unbroken, tiny_bert, tmp_path, number, code):
     line = command("flexlora", tmp_path)
     folder = run_folder(tmp_path, "flexlora", tiny_bert)
@@ -108,6 +112,7 @@ def test_a_signal_finishes_the_step_and_the_same_command_goes_on(command, unbrok
     assert differences(unbroken(line, "flexlora"), folder) == []
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_newest_whole_checkpoint(command, unbroken, tiny_bert, tmp_path):
     method = "flexlora"
     line = command(method, tmp_path)

@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from hydra import compose, initialize_config_dir
+from process_helpers import start_processes
 from safetensors.torch import load_file
 
 from flexlora.conf_path import conf_dir
@@ -34,6 +35,8 @@ from flexlora.training.evaluation import Evaluator
 from flexlora.training.loop import Loop
 
 PROCESSES = 2
+# The runs of two processes that `make test` looks at.
+FAST = {"equal", "again", "told in a step", "told in an evaluation", "told and done"}
 # Where moments are reset at events, a step is a sign: a large one makes the last digits grow a hundredfold.
 GENTLY = "training.learning_rate=1e-3"
 CLOCKS = {"train_seconds", "eval_seconds"}
@@ -207,7 +210,7 @@ def start(folder: Path, runs: list[tuple[list[str], list[Any] | None]], deadline
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = mp.spawn(process, args=(port, str(folder), runs), nprocs=PROCESSES, join=False)
+    context = start_processes(process, (port, str(folder), runs), PROCESSES, join=False)
     assert context is not None
     end = time.monotonic() + deadline
     try:
@@ -221,8 +224,13 @@ def start(folder: Path, runs: list[tuple[list[str], list[Any] | None]], deadline
 
 
 @pytest.fixture(scope="module")
-def pair(command, tmp_path_factory) -> dict[str, Any]:
-    """All that two processes did in one start: their folders and how each run ended, by process."""
+def pair(command, tmp_path_factory, request) -> dict[str, Any]:
+    """All runs of two processes in one start: their folders and how each run ended, by process.
+
+    The runs that only slow tests look at are left out where no slow test of this file is selected.
+    """
+    ours = (item for item in request.session.items if item.path == request.path)
+    everything = any(item.get_closest_marker("slow") for item in ours)
     folder = tmp_path_factory.mktemp("pair")
     roots = {
         name: folder / name
@@ -246,11 +254,12 @@ def pair(command, tmp_path_factory) -> dict[str, Any]:
         "accumulated": ([*flexlora["accumulated"], "training.gradient_accumulation=2"], None),
         "stopped": (flexlora["stopped"], ["told", 0, "_step", 6]),
     }
+    runs = {name: run for name, run in runs.items() if everything or name in FAST}
     start(folder, list(runs.values()), deadline=400)
     endings = [json.loads((folder / f"endings{rank}.json").read_text()) for rank in range(PROCESSES)]
     return {
         "roots": roots,
-        "share": float((folder / "share").read_text(encoding="utf-8")),
+        "share": float((folder / "share").read_text(encoding="utf-8")) if everything else None,
         "endings": {name: tuple(found[i] for found in endings) for i, name in enumerate(runs)},
     }
 
@@ -304,8 +313,8 @@ def assert_same_run(first: Path, second: Path) -> None:
     ("name", "method", "events", "more"),
     [
         ("equal", "flexlora", 10, []),
-        ("adalora", "adalora", 3, []),
-        ("released", "flexlora_released", 3, [GENTLY]),
+        pytest.param("adalora", "adalora", 3, [], marks=pytest.mark.slow),
+        pytest.param("released", "flexlora_released", 3, [GENTLY], marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_equal_one_on_the_joint_batch(pair, alone, name, method, events, more):
@@ -313,12 +322,14 @@ def test_two_processes_equal_one_on_the_joint_batch(pair, alone, name, method, e
     assert_equal_to_one_process(folder_of(pair["roots"][name], method), alone(method, *more), events)
 
 
+@pytest.mark.slow
 def test_a_sharded_base_changes_nothing(pair, alone):
     assert pair["endings"]["sharded"] == ("done", "done")
     assert pair["share"] == pytest.approx(1 / PROCESSES, rel=0.05)
     assert_equal_to_one_process(folder_of(pair["roots"]["sharded"], "flexlora"), alone("flexlora"), 10)
 
 
+@pytest.mark.slow
 def test_accumulated_batches_are_those_of_one_process(pair, alone):
     accumulated = "training.gradient_accumulation=2"
     joint = folder_of(pair["roots"]["accumulated"], "flexlora")
@@ -338,6 +349,7 @@ def test_one_process_writes_and_the_record_counts_everything_once(pair, alone):
     assert pair["endings"]["again"] == ("skipped", "skipped")
 
 
+@pytest.mark.slow
 def test_a_failure_of_all_processes_is_each_ones_own(pair):
     """The runs after it in the same start show that the sweep went on."""
     for ending in pair["endings"]["missing"]:
@@ -354,6 +366,7 @@ def test_a_signal_to_one_process_makes_all_leave_and_go_on_bit_for_bit(pair):
     assert_same_run(folder, folder_of(pair["roots"]["equal"], "flexlora"))
 
 
+@pytest.mark.slow
 def test_a_disk_full_on_the_main_process_is_told_on_all_and_nothing_is_lost(pair):
     for ending in pair["endings"]["disk full"]:
         assert "No space left on device. Set output_root=DIR." in ending
@@ -363,6 +376,7 @@ def test_a_disk_full_on_the_main_process_is_told_on_all_and_nothing_is_lost(pair
     assert_same_run(folder, folder_of(pair["roots"]["equal"], "flexlora"))
 
 
+@pytest.mark.slow
 def test_checkpoints_of_two_processes_are_refused_by_one(pair, command):
     root = pair["roots"]["stopped"]
     assert pair["endings"]["stopped"] == (f"interrupted: {int(signal.SIGTERM)}",) * PROCESSES
@@ -374,6 +388,7 @@ def test_checkpoints_of_two_processes_are_refused_by_one(pair, command):
     assert sorted((folder / "checkpoints").iterdir()) == held, "the checkpoints are still there"
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_alone_ends_all(command, tmp_path):
     """The other one waits in an exchange for it; the next run of the sweep must not be what it gets."""
     runs = [
@@ -393,6 +408,7 @@ def test_a_process_that_fails_alone_ends_all(command, tmp_path):
 # --- the launcher -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_launcher_passes_a_signal_on_and_the_run_is_kept(command, tmp_path):
     launcher = Path(sys.executable).with_name("accelerate")
     arguments = [item for item in command(tmp_path, "flexlora", 8, PROCESSES) if not item.startswith("training.epochs")]

@@ -150,3 +150,26 @@ def write_training(folder: Path, layers: int = 4, events: int = 5, tilt: int = 1
     (folder / "adapter").mkdir()
     save_file(tensors, folder / "adapter" / "adapter_model.safetensors")
     return folder
+
+
+GPU = {"device": "cuda:0", "accelerator": "NVIDIA A GPU", "torch_threads": 1}
+
+
+CPU = {"device": "cpu", "accelerator": None, "torch_threads": 2}
+
+
+PAPER = {"scale": "paper", "model": "deberta_v3_base"}
+
+
+def write_cost(root, seconds, method="lora", task="cola", hardware=GPU, max_steps=None, counted=True, **fields):
+    training = {"max_steps": max_steps, "count_flops": counted, "batch_size": 32, "learning_rate": 1e-4}
+    last = {"step": 101, "epoch": 2.0, "matthews_correlation": 0.1, "accuracy": 0.1, "eval_seconds": seconds / 100}
+    memory = {"device_bytes": 3 * 2**20 if hardware is GPU else None, "process_bytes": 2**30}
+    given = {
+        "config": {"method": {"name": method}, "training": training},
+        "metrics": {"last": last, "best": last},
+        "samples": {"train": 5050, "evaluation": {"validation": 10}},
+        "variant": "cost", "epochs": 2.0, "steps": 101, "train_seconds": seconds, "eval_seconds": 9e9,
+        "peak_memory": memory, "flops": seconds * 1e9, "hardware": hardware,
+    }  # fmt: skip
+    return write_run(root, 0.1, method=method, task=task, **(given | fields))

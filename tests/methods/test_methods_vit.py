@@ -7,18 +7,17 @@ exact number of parameters at ViT-B/16's shape stands in ADAPTER.
 import shutil
 
 import pytest
-import timm.models.vision_transformer
 import torch
-from method_helpers import IN_TWO_STEPS, METHODS, TOTAL_STEPS, Sentences, context, make_loop, settings_of
+from method_helpers import IN_TWO_STEPS, METHODS, TOTAL_STEPS, make_loop, settings_of
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
+from vit_helpers import Pictures, logits, vit, wrapped
 
-from flexlora.methods import Method, build_method
+from flexlora.methods import Method
 from flexlora.models.random_init import random_init
 from flexlora.training.checkpoint import Checkpoints
 
-LINEARS = r"(.*\.)?blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])"
 # Trainable parameters outside the head: 147,456 a unit of rank for two factors, and 48 more for λ or E.
 ADAPTER = {
     "adalora": 12 * (147_456 + 48),
@@ -66,48 +65,10 @@ MASKS = {name for name in METHODS if "trainable" in settings_of(name).method.fie
 every_method = pytest.mark.parametrize("name", ADAPTER)
 
 
-class Pictures(Sentences):
-    """Twenty images in two classes; the model answers with logits alone, as timm's do."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        draw = torch.Generator().manual_seed(4)
-        for rows in (self.train.examples, self.evaluation[0].examples):
-            for row in rows:
-                row.setdefault("images", torch.randn(3, 32, 32, generator=draw))
-                row.pop("input_ids", None)
-
-    def loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return nn.functional.cross_entropy(model(batch["images"]), batch["labels"])
-
-    def predict(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = model(batch["images"])
-        return nn.functional.cross_entropy(logits, batch["labels"]), logits.argmax(-1)
-
-
-def vit() -> nn.Module:
-    torch.manual_seed(0)
-    return timm.models.vision_transformer.VisionTransformer(
-        img_size=32, patch_size=16, embed_dim=32, depth=2, num_heads=2, num_classes=2
-    )
-
-
-def wrapped(name: str, *overrides: str, base: nn.Module | None = None) -> tuple[Method, nn.Module]:
-    told = context("bert", target_modules=LINEARS, head_modules=["head"], task_type=None)
-    method = build_method(settings_of(name, *overrides).method, told)
-    return method, method.wrap(base or vit())
-
-
 def train(name: str, total_steps: int = TOTAL_STEPS) -> tuple[Method, nn.Module]:
     method, model = wrapped(name)
     assert make_loop(method, model, settings_of(name), total_steps, task=Pictures()).run().status == "done"
     return method, model
-
-
-@torch.no_grad()
-def logits(model: nn.Module) -> torch.Tensor:
-    rows = Pictures().evaluation[0].examples
-    return model.eval()(torch.stack([row["images"] for row in rows]))
 
 
 @every_method

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from method_helpers import make_loop, settings_of
 from peft import PeftModel, get_peft_model
-from test_methods_vit import Pictures, logits, vit, wrapped
+from vit_helpers import Pictures, logits, vit, wrapped
 from vtab_helpers import composed, write_task, write_vit
 
 import flexlora

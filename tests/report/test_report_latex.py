@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report_helpers import SCORES, report, write_run
-from test_report_costs import write_cost
+from report_helpers import SCORES, report, write_cost, write_run
 
 from flexlora.report.formats.latex_text import as_tex, breakable, figure_as_tex
 from flexlora.report.tables import TABLES

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from marks import slow_but
 from runner_helpers import one_line
 
 from flexlora.errors import UserError
@@ -113,7 +114,7 @@ def test_the_hash_is_of_everything_that_matters(monkeypatch):
     assert len(hashes) == len(dataclasses.fields(Pretraining)) + 6
 
 
-@pytest.mark.parametrize("harm", ["cut", "flipped", "gone", "checksum"])
+@pytest.mark.parametrize("harm", slow_but({"flipped"}, ["cut", "flipped", "gone", "checksum"]))
 def test_a_damaged_encoder_is_made_anew(short, caplog, harm):
     load_backbone(model_settings(), 2)
     (folder,) = encoders(short)
@@ -165,6 +166,7 @@ def test_a_model_of_ones_own_is_refused(short, changes):
     assert not short.exists()
 
 
+@pytest.mark.slow
 def test_the_command_runs_offline(flexlora_run, tiny_cache, tmp_path):
     """No socket may be opened at all: `sitecustomize` is read by the command's interpreter before anything else."""
     (tmp_path / "sitecustomize.py").write_text(

@@ -232,15 +232,14 @@ def unadapted_average() -> float:
 
 @pytest.mark.slow
 def test_adapting_beats_the_unadapted_model_and_chance_and_ranks_move(flexlora_run, tmp_path):
-    """Three seeds: by a tenth and more, and some matrix ends two above rank 8, some two below.
+    """The average rises by a tenth or more; some matrix ends at rank 10 or above, some at 6 or below.
 
-    It has to know what things are that no training question is about.
+    The model has to know facts that no training question is about.
     """
     sweep = flexlora_run(
         "-m",
         *TINY[:2],
         "method=lora,flexlora",
-        "seed=0,1,2",
         "training.epochs=2",
         f"output_root={tmp_path}",
         timeout=1500,
@@ -249,13 +248,10 @@ def test_adapting_beats_the_unadapted_model_and_chance_and_ranks_move(flexlora_r
     assert sweep.stdout.count("this happens once") <= 1
     chance = sum(1 / len(options_of(test[0])) for test in task().evaluation_rows.values()) / len(TEST_SETS)
     nothing_known = max(unadapted_average(), chance)
-    for seed in range(3):
-        for method in ("lora", "flexlora"):
-            record = read_record(
-                tmp_path / f"tiny/commonsense170k/llama3_8b/{method}/training.epochs-2/seed{seed}/result.json"
-            )
-            assert record.metrics["last"]["average"] >= nothing_known + 0.10, (method, seed)
-        ranks = record.rank_events["final_ranks"].values()
-        assert len(ranks) == 20
-        assert min(ranks) <= 8 - 2
-        assert max(ranks) >= 8 + 2
+    for method in ("lora", "flexlora"):
+        record = read_record(tmp_path / f"tiny/commonsense170k/llama3_8b/{method}/training.epochs-2/seed0/result.json")
+        assert record.metrics["last"]["average"] >= nothing_known + 0.10, method
+    ranks = record.rank_events["final_ranks"].values()
+    assert len(ranks) == 20
+    assert min(ranks) <= 8 - 2
+    assert max(ranks) >= 8 + 2

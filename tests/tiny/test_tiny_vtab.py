@@ -111,20 +111,14 @@ def test_a_model_of_one_s_own_is_not_taken():
 
 @pytest.mark.slow
 def test_adapting_beats_the_linear_probe_and_ranks_move(flexlora_run, tmp_path):
-    """Three seeds: by a tenth and more, and some matrix ends two above rank 8, some two below."""
-    accuracy: dict[str, list[float]] = {}
-    ranks: list[int] = []
+    """Accuracy rises by a tenth or more; some matrix ends at rank 10 or above, some at 6 or below."""
+    accuracy: dict[str, float] = {}
     for method in ("linear", "lora", "flexlora"):
-        for seed in range(3):
-            result = flexlora_run(
-                f"task={TASK}", "scale=tiny", f"method={method}", f"seed={seed}", f"output_root={tmp_path}"
-            )
-            assert result.returncode == 0, result.stderr
-            record = read_record(tmp_path / f"tiny/{TASK}/vit_b16/{method}/default/seed{seed}/result.json")
-            accuracy.setdefault(method, []).append(record.metrics["last"]["accuracy"])
-            if method == "flexlora":
-                ranks += record.rank_events["final_ranks"].values()
-    gains = {method: np.subtract(accuracy[method], accuracy["linear"]) for method in ("lora", "flexlora")}
-    assert min(gains["lora"].min(), gains["flexlora"].min()) >= 0.10, accuracy
+        result = flexlora_run(f"task={TASK}", "scale=tiny", f"method={method}", f"output_root={tmp_path}")
+        assert result.returncode == 0, result.stderr
+        record = read_record(tmp_path / f"tiny/{TASK}/vit_b16/{method}/default/seed0/result.json")
+        accuracy[method] = record.metrics["last"]["accuracy"]
+    ranks = record.rank_events["final_ranks"].values()
+    assert min(accuracy["lora"], accuracy["flexlora"]) >= accuracy["linear"] + 0.10, accuracy
     assert min(ranks) <= 6
     assert max(ranks) >= 10

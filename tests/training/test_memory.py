@@ -4,51 +4,19 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import memory_helpers
 import pytest
 import torch
-from test_plan import training
-from transformers import AutoModelForSequenceClassification, BertConfig, DebertaV2Config
+from loop_helpers import training
+from marks import slow_but
+from memory_helpers import CONFIGS, FLEXLORA, LINEAR, LORA, adapted, batch
 
 from flexlora.doctor.run_check import size
-from flexlora.methods import RunContext, build_method
-from flexlora.models.architectures import ARCHITECTURES
-from flexlora.models.random_init import DEBERTA_V3_BASE, random_init
-from flexlora.settings import Precision, Schedule
+from flexlora.models.random_init import random_init
+from flexlora.settings import Precision
 from flexlora.training.memory import free_memory, step_memory
-
-SHAPE = {"hidden_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 1024}
-CONFIGS = {
-    "bert": BertConfig(**SHAPE, vocab_size=500),
-    "deberta": DebertaV2Config(**(DEBERTA_V3_BASE | SHAPE | {"pooler_hidden_size": 256, "vocab_size": 500})),
-}
-LORA = {"name": "lora", "kind": "peft", "peft_type": "LORA", "r": 8, "lora_alpha": 16}
-FLEXLORA = {"name": "flexlora", "kind": "flexlora", "peft_type": "FLEXLORA", "tinit": 10, "tfinal": 10, "deltaT": 5}
-LINEAR = {"name": "linear", "kind": "mask", "trainable": []}
-FULL = {"name": "full", "kind": "mask", "trainable": [".*"]}
-
-
-def adapted(config, fields, device):
-    """A model as the doctor has it (on meta) or as a run has it, and its method."""
-    architecture = ARCHITECTURES[config.model_type]
-    with torch.device(device):
-        model = AutoModelForSequenceClassification.from_config(config)
-    context = RunContext(
-        total_steps=100,
-        schedule=Schedule.absolute,
-        paper_steps=None,
-        seed=0,
-        target_modules=architecture.target_modules,
-        head_modules=list(architecture.head_modules),
-        task_type="SEQ_CLS",
-    )
-    method = build_method(fields, context)
-    return method.wrap(model), method
-
-
-def batch(rows, tokens):
-    ids = torch.ones(rows, tokens, dtype=torch.long)
-    return {"input_ids": ids, "attention_mask": ids, "labels": torch.zeros(rows, dtype=torch.long)}
 
 
 def estimate(config, fields, rows=32, tokens=64, eval_rows=1, precision=Precision.fp32):
@@ -62,8 +30,8 @@ def estimate(config, fields, rows=32, tokens=64, eval_rows=1, precision=Precisio
 
 MEASURE = """
 import json, sys, torch
-sys.path.insert(0, {tests!r})
-from test_memory import CONFIGS, FULL, LORA, adapted, batch
+sys.path.insert(0, {helpers!r})
+from memory_helpers import CONFIGS, FULL, LORA, adapted, batch
 from pathlib import Path
 
 def resident(key):
@@ -87,12 +55,15 @@ print(json.dumps(resident("VmHWM:") - before))
 """
 
 
-@pytest.mark.parametrize(("name", "fields"), [("bert", "LORA"), ("deberta", "LORA"), ("bert", "FULL")])
+MEASURED = [("bert", "LORA"), ("deberta", "LORA"), ("bert", "FULL")]
+
+
+@pytest.mark.parametrize(("name", "fields"), slow_but(MEASURED[:1], MEASURED))
 def test_the_peak_is_what_a_real_step_holds(name, fields):
-    """Resident bytes of a process whose malloc gives memory back at once, above those before the step."""
+    """Resident bytes above those before the step; a fresh interpreter, whose malloc returns memory at once."""
     if not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("this system does not reset a process's peak of resident memory")
-    program = MEASURE.format(tests=os.path.dirname(__file__), name=name, fields=fields)  # noqa: PTH120
+    program = MEASURE.format(helpers=str(Path(memory_helpers.__file__).parent), name=name, fields=fields)
     variables = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
     result = subprocess.run(
         [sys.executable, "-c", program],

@@ -5,29 +5,10 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from loop_helpers import training
 
-from flexlora.settings import Precision, TrainingSettings
 from flexlora.training.batching import epoch_batches, optimizer_steps
 from flexlora.training.plan import plan_steps, warmup_steps, windows_line
-
-
-def training(batch_size: int, accumulation: int = 1, epochs: int = 3, max_steps: int | None = None) -> TrainingSettings:
-    return TrainingSettings(
-        epochs=epochs,
-        max_steps=max_steps,
-        learning_rate=1e-3,
-        batch_size=batch_size,
-        eval_batch_size=8,
-        gradient_accumulation=accumulation,
-        weight_decay=0.0,
-        warmup_ratio=0.1,
-        warmup_steps=None,
-        max_grad_norm=1.0,
-        precision=Precision.fp32,
-        eval_every=None,
-        log_every=1,
-        count_flops=False,
-    )
 
 
 @given(

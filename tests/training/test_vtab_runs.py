@@ -2,9 +2,12 @@
 
 import json
 import re
+import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
+from fault_helpers import strike
 from runner_helpers import one_line
 from vtab_helpers import CLASSES, TASKS, composed, write_task, write_vit
 
@@ -12,6 +15,7 @@ from flexlora.conf_path import conf_dir
 from flexlora.results.predictions import LAST, read_answers
 from flexlora.results.record import read_record
 from flexlora.settings import LrScheduler
+from flexlora.testing.commands import COMMAND, run_command
 from flexlora.testing.comparing import differences
 
 METHODS = ["lora", "adalora", "adalora_r8", "bitfit", "full", "linear", "flexlora", "flexlora_released"]
@@ -66,8 +70,6 @@ def test_flexlora_from_settings_to_record(flexlora_run, arguments, tmp_path):
 
 
 def flexlora_run_report(result, root: Path) -> str:
-    from flexlora.testing.commands import COMMAND, run_command
-
     report = run_command(COMMAND.with_name("flexlora-report"), str(root))
     assert report.returncode == 0, report.stderr
     return report.stdout
@@ -99,6 +101,7 @@ def test_what_was_saved_is_the_model(arguments, tmp_path, flexlora_run):
     assert scores["accuracy"] == record_of(tmp_path, "flexlora").metrics["last"]["accuracy"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["adalora", "full"])
 def test_other_methods(flexlora_run, arguments, tmp_path, method):
     result = flexlora_run(*arguments, f"method={method}", f"output_root={tmp_path}")
@@ -107,32 +110,18 @@ def test_other_methods(flexlora_run, arguments, tmp_path, method):
 
 
 def test_augmentation_is_the_same_after_an_interruption(flexlora_run, arguments, tmp_path):
-    """Stopped in the middle of an epoch and started again: bit for bit the run that was not."""
-    import signal
-
-    from flexlora.testing.commands import COMMAND
-
+    """A run that is stopped in the middle of an epoch and resumed equals one that was not stopped, bit for bit."""
     more = ["method=lora", "task.random_resized_crop=0.5", "task.horizontal_flip=0.5", "training.log_every=1"]
     whole = flexlora_run(*arguments, *more, f"output_root={tmp_path / 'whole'}")
     assert whole.returncode == 0, whole.stderr
-    import os
-    import subprocess
-    import time
-
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    stopped = [str(COMMAND), *arguments, *more, f"output_root={tmp_path / 'stopped'}"]
-    rows = tmp_path / "stopped/local/vtab/kitti/vit/lora/test/seed0/metrics.jsonl"
-    process = subprocess.Popen(stopped, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (rows.is_file() and rows.read_text().count("\n") >= 8) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(120) == 130
+    stop = partial(strike, "flexlora.training.loop:Loop._step", [signal.SIGINT], 8)
+    stopped = flexlora_run(*arguments, *more, f"output_root={tmp_path / 'stopped'}", fault=stop)
+    assert stopped.returncode == 130, stopped.stderr
     again = flexlora_run(*arguments, *more, f"output_root={tmp_path / 'stopped'}")
     assert again.returncode == 0, again.stderr
     path = "local/vtab/kitti/vit/lora/test/seed0"
     assert differences(tmp_path / "whole" / path, tmp_path / "stopped" / path) == []
-    assert read_record(tmp_path / "stopped" / path / "result.json").resumed_at
+    assert read_record(tmp_path / "stopped" / path / "result.json").resumed_at == [8]
 
 
 @pytest.mark.parametrize(
@@ -186,8 +175,6 @@ def test_a_bad_list_is_one_line(flexlora_run, arguments, tmp_path, file, row, sa
 
 
 def test_the_doctor(arguments, tmp_path):
-    from flexlora.testing.commands import COMMAND, run_command
-
     doctor = COMMAND.with_name("flexlora-doctor")
     local = run_command(doctor, *arguments, "method=flexlora", f"output_root={tmp_path}")
     assert local.returncode == 0, local.stdout + local.stderr

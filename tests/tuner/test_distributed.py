@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from marks import selected, slow_but
+from process_helpers import start_processes
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from training_helpers import adapt_bert, adapted, assert_same, state_of, text_batches, tiny_bert, trainable
@@ -21,7 +22,10 @@ from flexlora import attach
 
 STEPS, SIZE, PROCESSES = 14, 8, 2
 
-pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+pytestmark = [
+    pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo"),
+    pytest.mark.xdist_group("gloo"),  # one worker, or each would start the processes
+]
 
 
 def train(rank: int, processes: int, case: dict[str, Any]) -> dict[str, Any]:
@@ -89,15 +93,16 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    """What both processes found, by case: started once, for starting costs more than training."""
+def results(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[str, list]:
+    """The results of both processes, by case. They start once, because a start costs more than a training."""
     folder: Path = tmp_path_factory.mktemp("gloo")
-    mp.spawn(process, args=(str(folder), list(CASES.values())), nprocs=PROCESSES)
+    names = selected(request, "name")
+    start_processes(process, (str(folder), [CASES[name] for name in names]), PROCESSES)
     found = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
-    return {name: [found[rank][i] for rank in range(PROCESSES)] for i, name in enumerate(CASES)}
+    return {name: [found[rank][i] for rank in range(PROCESSES)] for i, name in enumerate(names)}
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow_but({"entropy"}, CASES))
 def test_processes_decide_alike(name: str, results: dict) -> None:
     first, second = results[name]
     assert first["losses"] != second["losses"], "the processes should have had different data"
@@ -106,12 +111,12 @@ def test_processes_decide_alike(name: str, results: dict) -> None:
     assert_same(first["state"], second["state"])
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow_but({"entropy"}, CASES))
 def test_masked_gradients_are_exactly_zero(name: str, results: dict) -> None:
     assert all(result["clean"] for result in results[name])
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow_but({"entropy"}, CASES))
 def test_equals_one_process_on_the_joint_batch(name: str, results: dict) -> None:
     alone = train(0, 1, CASES[name])
     joint = results[name][0]

@@ -6,15 +6,15 @@ A tiny LLaMA on a CPU stands for the 8B one. What is shown is arithmetic, and wh
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from marks import selected, slow_but
 from peft import PeftModel, get_peft_model
+from process_helpers import start_processes
 from torch import nn
 from torch.distributed.tensor import DTensor
 from training_helpers import trainable
@@ -117,21 +117,20 @@ def train(name: str, rank: int, processes: int, folder: Path) -> dict[str, Any]:
     }
 
 
-def process(rank: int, folder: str) -> None:
-    sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "helpers")]
+def process(rank: int, folder: str, names: list[str]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=PROCESSES)
     try:
-        torch.save({name: train(name, rank, PROCESSES, Path(folder)) for name in CASES}, f"{folder}/{rank}.pt")
+        torch.save({name: train(name, rank, PROCESSES, Path(folder)) for name in names}, f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where both processes left what they found: started once, for starting costs more than training."""
+def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """The folder with the results of both processes. They start once, because a start costs more than a training."""
     folder = tmp_path_factory.mktemp("fsdp")
-    mp.spawn(process, args=(str(folder),), nprocs=PROCESSES)
+    start_processes(process, (str(folder), selected(request, "name")), PROCESSES)
     return folder
 
 
@@ -140,7 +139,7 @@ def results(folder: Path) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow_but({"entropy"}, CASES))
 def test_a_sharded_base_equals_one_process_on_the_joint_batch(name: str, folder: Path, results: list) -> None:
     first, second = (found[name] for found in results)
     alone = train(name, 0, 1, folder)
@@ -154,7 +153,7 @@ def test_a_sharded_base_equals_one_process_on_the_joint_batch(name: str, folder:
     assert alone["losses"][-1] != pytest.approx(alone["losses"][0], abs=1e-2), "it should have learned something"
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow_but({"entropy"}, CASES))
 def test_each_process_holds_half_of_the_base_and_the_whole_adapter(name: str, results: list) -> None:
     whole = frozen_bytes(adapted_llama(name))
     for found in results:
@@ -164,7 +163,7 @@ def test_each_process_holds_half_of_the_base_and_the_whole_adapter(name: str, re
     assert all(first[key].equal(second[key]) for key in first)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow_but({"entropy"}, CASES))
 def test_its_adapter_loads_into_a_base_in_one_piece(name: str, folder: Path, results: list) -> None:
     base = tiny_llama(torch.bfloat16 if name == "bfloat16" else torch.float32)
     before = base(input_ids=probe()).logits

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from builders import SHAPES, adapters, bank, moving, set_spectrum, wrapped
+from decide_helpers import candidates, highest, lowest, situations
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_decide import candidates, highest, lowest, situations
 
 from flexlora.tuner import RankAllocator, decide, decide_by_parameters
 from flexlora.tuner.importance import spread
