@@ -148,7 +148,8 @@ def _why_nothing(root: Path, runs: Sequence[Run], tables: Sequence[Table]) -> st
     tasks = {run.record.task for run in runs}
     names = ", ".join(table.name for table in tables)
     if any(column.task in tasks for table in tables for column in table.columns):
-        return f"{root} has no run of the methods and settings that the table {names} shows (docs/reference/report.md)"
+        page = "docs/reference/flexlora-report.md"
+        return f"{root} has no run of the methods and settings that the table {names} shows ({page})"
     return f"{root} has no run of a task in the table {names}: its runs are of {', '.join(sorted(tasks))}"
 
 

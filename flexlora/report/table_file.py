@@ -1,4 +1,4 @@
-"""A table as a YAML file, of the package (`tables/`) or of one's own. docs/reference/report.md lists the keys."""
+"""A table as a YAML file, of the package (`tables/`) or the user's own; docs/reference/flexlora-report.md: its keys."""
 
 from collections.abc import Callable, Sequence
 from functools import cache

@@ -75,9 +75,8 @@ def _layers(choices: Mapping[str, Any], folders: Sequence[Path]) -> Iterator[_La
         else:
             values = {key: value for key, value in recipes.read(file).items() if key not in NO_VALUES}
         yield _Layer(group, file, flat_keys(values, prefix))
-    for folder in folders[:1]:
-        file = folder / "config.yaml"
-        yield _Layer("config", file, flat_keys(recipes.read(file)))
+    file = next(folder / "config.yaml" for folder in reversed(folders) if (folder / "config.yaml").is_file())
+    yield _Layer("config", file, flat_keys(recipes.read(file)))
 
 
 def _place(setting: str, layers: Sequence[_Layer], config: Mapping[str, Any], folders: Sequence[Path]) -> str | None:

@@ -20,7 +20,7 @@ def refuse_missing_inputs(settings: RunSettings) -> None:
     task, model, method = settings.task, settings.model, settings.method
     if method.fields.get("ranks_from") is not None:
         recorded_run("method.ranks_from", method.fields["ranks_from"])
-    if task.data_dir is not None and _has_module("tasks", task.family):
+    if _has_module("tasks", task.family) and task.data_dir is not None:  # a family from outside may have no such field
         existing_folder("task.data_dir", task.data_dir)
     if model.path is not None and _has_module("models", model.kind) and not on_hub(model):
         existing_folder("model.path", model.path)

@@ -5,8 +5,8 @@ forward, backward and optimizer computes shapes only, and `_Alive` counts the by
 each. No formula of layers or heads: whatever the architecture, the method and the precision save for the backward is
 counted. What an operation allocates and frees inside itself is not seen.
 
-Measured (tests/training/test_memory.py, docs/reference/doctor.md): within 3 % of a real step's resident memory where
-malloc gives memory back at once. By default glibc keeps fragments, and a run on a CPU holds up to about twice the
+Measured (tests/training/test_memory.py, docs/reference/flexlora-doctor.md): within 3 % of a real step's resident memory
+if malloc returns memory at once. By default glibc keeps fragments, and a run on a CPU holds up to about twice the
 bytes that are alive.
 """
 
