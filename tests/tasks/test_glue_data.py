@@ -192,6 +192,7 @@ def test_a_length_without_room_for_a_word_is_refused(settings, cola, tiny_bert):
     assert max(task.train.lengths) == 3
 
 
+@pytest.mark.slow
 def test_the_command_takes_a_score_and_a_pair_to_a_record(shared, tiny_bert, flexlora_run, tmp_path):
     """STS-B through the installed command: a float to learn, both correlations recorded."""
     import json

@@ -181,6 +181,7 @@ def test_no_cache_writes_nothing(cola, tokenizer, tmp_path, monkeypatch, counted
     assert len(list((tmp_path / "cache" / "tokens").iterdir())) == len(list((tmp_path / "own").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_two_processes_may_fill_it_at_once(tiny_bert, tmp_path):
     script = textwrap.dedent(
         f"""

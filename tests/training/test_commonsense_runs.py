@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from commonsense_helpers import write_llama, write_rows
+from marks import slow_but
 from runner_helpers import one_line
 from vtab_helpers import composed
 
@@ -86,6 +87,7 @@ def test_likelihood_and_a_loss_of_the_answer_alone_train_and_name_their_figures(
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_after_training_on_real_rows_both_evaluations_give_their_figures(flexlora_run, shared, tmp_path):
     """The protocol's beams and the options' likelihoods, with a small LLaMA that knows little but stories."""
     rows = shared / "data" / "commonsense"
@@ -195,7 +197,11 @@ def llama3_8b() -> Backbone:
         return outline(composed("task=commonsense170k", "method=lora").model, None)[0]
 
 
-@pytest.mark.parametrize("words", COUNTS)
+# The slow set counts every method; the counts on smaller backbones (tests/methods) are in `make test`.
+COUNTED = {"lora", "full", "adalora", "flexlora", "flexlora method.r=32"}
+
+
+@pytest.mark.parametrize("words", slow_but(COUNTED, COUNTS))
 def test_the_counts_of_llama3_8b(words):
     settings = composed("task=commonsense170k", *f"method={words}".split())
     backbone = copy.deepcopy(llama3_8b())
