@@ -37,14 +37,23 @@ def load_module(packages: tuple[str, ...], name: str, key: str, entry: str) -> M
 
 
 def _of_the_user(name: str, key: str, entry: str) -> ModuleType:
-    if not all(part.isidentifier() for part in name.split(".")):
+    module = import_named(name, key)
+    if not hasattr(module, entry):
+        raise UserError(f"{key}: the module '{name}' has no '{entry}'")
+    return module
+
+
+def import_named(name: Any, key: str) -> ModuleType:
+    """Return the module `name` of the user's own, which the setting `key` names, from wherever Python finds it.
+
+    Raises:
+        UserError: `name` is no module's name, Python finds no such module, or importing it fails.
+    """
+    if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
         raise UserError(f"{key}: '{name}' is no module's name")
     try:
-        module = importlib.import_module(name)
+        return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise UserError(f"{key}: Python finds no module '{error.name}' (PYTHONPATH names more folders)") from error
     except Exception as error:  # whatever the module does while it is imported
         raise UserError(f"{key}: importing '{name}' fails: {type(error).__name__}: {one_line(error)}") from error
-    if not hasattr(module, entry):
-        raise UserError(f"{key}: the module '{name}' has no '{entry}'")
-    return module

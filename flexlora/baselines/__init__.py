@@ -1,69 +1,23 @@
 """The tuners that PEFT lacks, one file each: torch and peft, and what `flexlora.tuner` tells of PEFT's registry.
 
-Importing this registers them with PEFT, as importing `flexlora` does as soon as PEFT is imported.
+Importing this registers them with PEFT, as importing `flexlora` does as soon as PEFT is imported. A file in this folder
+is found by itself, and its classes are names of this package: `from flexlora.baselines import MoSLoraConfig`.
 """
 
-from .adapter_fusion import AdapterFusionConfig, AdapterFusionModel
-from .adaptformer import AdaptFormerConfig, AdaptFormerModel
-from .dynamic_dora import DynamicDoraConfig, DynamicDoraModel
-from .fact import FactConfig, FactModel
-from .flora import FLoraConfig, FLoraModel
-from .houlsby import HoulsbyConfig, HoulsbyModel
-from .liera import LieRAConfig, LieRAModel
-from .lora_dash import LoraDashConfig, LoraDashModel
-from .lori import LoriConfig, LoriModel
-from .low_rank import LowRankConfig, LowRankLayer, LowRankModel
-from .milora import MiLoraConfig, MiLoraModel
-from .mlae import MLAEConfig, MLAEModel
-from .moslora import MoSLoraConfig, MoSLoraModel
-from .noah import NoahConfig, NoahModel
-from .nora_plus import NoRAPlusConfig, NoRAPlusModel
-from .pfeiffer import PfeifferConfig, PfeifferModel
-from .sharelora import ShareLoraConfig, ShareLoraModel
-from .sora import SoRAConfig, SoRAModel
-from .ssf import SsfConfig, SsfModel
-from .vpt import VptConfig, VptModel
+import importlib
+import pkgutil
+from typing import Any
 
-__all__ = [
-    "AdaptFormerConfig",
-    "AdaptFormerModel",
-    "AdapterFusionConfig",
-    "AdapterFusionModel",
-    "DynamicDoraConfig",
-    "DynamicDoraModel",
-    "FLoraConfig",
-    "FLoraModel",
-    "FactConfig",
-    "FactModel",
-    "HoulsbyConfig",
-    "HoulsbyModel",
-    "LieRAConfig",
-    "LieRAModel",
-    "LoraDashConfig",
-    "LoraDashModel",
-    "LoriConfig",
-    "LoriModel",
-    "LowRankConfig",
-    "LowRankLayer",
-    "LowRankModel",
-    "MLAEConfig",
-    "MLAEModel",
-    "MiLoraConfig",
-    "MiLoraModel",
-    "MoSLoraConfig",
-    "MoSLoraModel",
-    "NoRAPlusConfig",
-    "NoRAPlusModel",
-    "NoahConfig",
-    "NoahModel",
-    "PfeifferConfig",
-    "PfeifferModel",
-    "ShareLoraConfig",
-    "ShareLoraModel",
-    "SoRAConfig",
-    "SoRAModel",
-    "SsfConfig",
-    "SsfModel",
-    "VptConfig",
-    "VptModel",
-]
+_MODULES = [importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
+
+
+def __getattr__(name: str) -> Any:
+    for module in _MODULES:
+        found = vars(module).get(name)
+        if isinstance(found, type):
+            return found
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *(name for module in _MODULES for name in vars(module) if name.endswith("Config"))})

@@ -14,26 +14,25 @@ Where the description leaves room, as in AdapterHub's code:
   start the output is the adapters' mixture by Ψ, close to their mean, and not the backbone's.
 - Their K has a bias as well. It adds the same to every score, so that the softmax takes it out again: left out here.
 - The skip goes around the fusion: keys and values are the adapters' updates z_n, not h + z_n.
-- V is drawn to the identity by 0.01 ‖V − I‖²; `add_value_gradient` adds its gradient, once an optimizer step.
+- V is drawn to the identity by 0.01 ‖V − I‖²; `regularise` adds its gradient, once an optimizer step.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from peft import PeftConfig
-from peft.tuners._buffer_dict import BufferDict
 from peft.utils import CONFIG_NAME, load_peft_weights
 from torch import nn
 from torch.nn import functional
 
-from flexlora.tuner.peft_type import register_tuner
+from flexlora import architectures
+from flexlora.tuner.checks import number, require
 
-from . import places
-from .base import BaselineConfig, BaselineLayer, BaselineModel, hint
+from .base import BaselineConfig, BaselineLayer, BaselineModel, setting
 from .bottleneck import ACTIVATIONS
 from .pfeiffer import PfeifferConfig, PfeifferLayer
 
@@ -44,23 +43,19 @@ PARTS = dict(zip(("down", "down_bias", "up", "up_bias"), PfeifferLayer.adapter_l
 class AdapterFusionConfig(BaselineConfig):
     """Configuration of an [`AdapterFusionModel`]."""
 
-    method: ClassVar[str] = "adapter_fusion"
-    default_targets: ClassVar[str] = places.AFTER_MLP
+    default_targets: ClassVar[str] = architectures.AFTER_MLP
 
-    adapters: list[str] = field(
-        default_factory=list,
-        metadata=hint("Folders of saved Pfeiffer adapters of this backbone; they are copied, and saved along."),
+    adapters: list[str] = setting(
+        list, "Folders of saved Pfeiffer adapters of this backbone; they are copied, and saved along."
     )
-    init_std: float = field(default=0.02, metadata=hint("Standard deviation of Q and K at the start."))
-    value_weight: float = field(default=0.01, metadata=hint("Weight of ‖V − I‖²."))
-    bottleneck: int | None = field(default=None, metadata=hint("Widest of the adapters; set when they are read."))
-    non_linearity: str | None = field(default=None, metadata=hint("σ of the adapters; set when they are read."))
+    init_std: float = setting(0.02, "Standard deviation of Q and K at the start.", number, at_least=0)
+    value_weight: float = setting(0.01, "Weight of ‖V − I‖².", number, at_least=0)
+    bottleneck: int | None = setting(None, "Widest of the adapters; set when they are read.")
+    non_linearity: str | None = setting(None, "σ of the adapters; set when they are read.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require(self.init_std >= 0, "init_std", "at least 0")
-        self.require(self.value_weight >= 0, "value_weight", "at least 0")
-        self.require(len(self.adapters) >= 2, "adapters", "the folders of at least two saved Pfeiffer adapters")
+        require(self, "adapters", len(self.adapters) >= 2, "the folders of at least two saved Pfeiffer adapters")
 
 
 class AdapterFusionLayer(BaselineLayer):
@@ -69,21 +64,15 @@ class AdapterFusionLayer(BaselineLayer):
     Trained: Q, K, V (d × d), b_Q (d). In buffers: W_d (N × m × d), b_d (N × m), W_u (N × d × m), b_u (N × d).
     """
 
+    title = "AdapterFusion"
     adapter_layer_names = ("fusion_query", "fusion_query_bias", "fusion_key", "fusion_value")
-    other_param_names = ("settings", *(f"fusion_{part}" for part in PARTS))
+    buffer_names = tuple(f"fusion_{part}" for part in PARTS)
     fusion_query: nn.ParameterDict
     fusion_query_bias: nn.ParameterDict
     fusion_key: nn.ParameterDict
     fusion_value: nn.ParameterDict
-    settings: dict[str, AdapterFusionConfig]
 
-    def __init__(self, base_layer: nn.Module, adapter_name: str) -> None:
-        super().__init__(base_layer, adapter_name)
-        for part in PARTS:
-            setattr(self, f"fusion_{part}", BufferDict({}, persistent=True))
-
-    def update_layer(self, adapter_name: str, config: Any, **place: Any) -> None:
-        self.settings[adapter_name] = config
+    def create(self, adapter_name: str, config: Any, **place: Any) -> None:
         width = int(self.get_base_layer().out_features)  # type: ignore[arg-type]
         for name in ("fusion_query", "fusion_key"):
             self.new_parameter(name, adapter_name, (width, width), lambda w: nn.init.normal_(w, std=config.init_std))
@@ -97,19 +86,10 @@ class AdapterFusionLayer(BaselineLayer):
         }
         for part, shape in shapes.items():
             stacked = torch.zeros(len(config.adapters), *shape, dtype=self._adapter_dtype())
-            for number, held in enumerate(place["adapters"]):
+            for index, held in enumerate(place["adapters"]):
                 own = held[part]  # narrower adapters are padded by units that give nothing
-                stacked[number][tuple(slice(size) for size in own.shape)] = own.to(stacked.dtype)
+                stacked[index][tuple(slice(size) for size in own.shape)] = own.to(stacked.dtype)
             getattr(self, f"fusion_{part}")[adapter_name] = stacked
-        self.finish_update(adapter_name, config)
-
-    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        super()._move_adapter_to_device_of_base_layer(adapter_name, device)
-        home = device or next(self.get_base_layer().parameters()).device
-        for part in PARTS:
-            buffers = getattr(self, f"fusion_{part}")
-            if adapter_name in buffers and buffers[adapter_name].device.type != "meta":
-                buffers[adapter_name] = buffers[adapter_name].to(home)
 
     def adapted(self, adapters: list[str], x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         result = self.base_layer(x, *args, **kwargs)
@@ -121,7 +101,7 @@ class AdapterFusionLayer(BaselineLayer):
         """Σ_n Ψ_n V z_n: (..., d) → (..., d), in the adapter's dtype."""
         down, down_bias, up, up_bias = (getattr(self, f"fusion_{part}")[adapter_name] for part in PARTS)
         activation = ACTIVATIONS[self.settings[adapter_name].non_linearity or ""]
-        h = self.branch_input(h, down)
+        h = self.branch_input(h, down.dtype)
         hidden = activation(torch.einsum("...d,nmd->...nm", h, down) + down_bias)
         updates = torch.einsum("...nm,ndm->...nd", hidden, up) + up_bias
         query = functional.linear(h, self.fusion_query[adapter_name], self.fusion_query_bias[adapter_name])
@@ -131,7 +111,7 @@ class AdapterFusionLayer(BaselineLayer):
         return functional.linear(mixed, self.fusion_value[adapter_name])
 
 
-class AdapterFusionModel(BaselineModel):
+class AdapterFusionModel(BaselineModel, name="adapter_fusion", config=AdapterFusionConfig, layer=AdapterFusionLayer):
     """An attention over frozen adapters, by `peft.get_peft_model(model, AdapterFusionConfig(adapters=[...]))`.
 
     Raises:
@@ -139,12 +119,10 @@ class AdapterFusionModel(BaselineModel):
     """
 
     prefix = "fusion_"
-    tuner_layer_cls = AdapterFusionLayer
-    title = "AdapterFusion"
     made_for = "the output projection of the MLP"
     not_mergeable = "its attention is not linear"
 
-    def prepare(self, model: nn.Module, config: Any) -> None:
+    def look_at(self, model: nn.Module, config: Any) -> None:
         self.sources: list[dict[str, torch.Tensor]] = []
         if config.bottleneck is not None:
             return  # of a saved fusion, which has its adapters with it
@@ -169,8 +147,8 @@ class AdapterFusionModel(BaselineModel):
                 f"{name} is a {type(target).__name__}: AdapterFusion sits on linears. Narrow target_modules."
             )
 
-    def add_value_gradient(self) -> None:
-        """Add the gradient of `value_weight` · ‖V − I‖² to `.grad`: once per optimizer step, after clipping."""
+    def regularise(self, step: int) -> None:
+        """Add the gradient of `value_weight` · ‖V − I‖² to `.grad`."""
         for layer in self.model.modules():
             for name, value in layer.fusion_value.items() if isinstance(layer, AdapterFusionLayer) else ():
                 weight = self.peft_config[name].value_weight
@@ -190,6 +168,3 @@ def _read(folder: str) -> tuple[PfeifferConfig, dict[str, torch.Tensor]]:
 def near_identity(value: torch.Tensor) -> None:
     """1 on the diagonal, 10⁻⁶ beside it."""
     value.fill_(1e-6).fill_diagonal_(1.0)
-
-
-register_tuner("ADAPTER_FUSION", AdapterFusionConfig, AdapterFusionModel)

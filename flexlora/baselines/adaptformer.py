@@ -17,39 +17,35 @@ Where the description leaves room:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from flexlora.tuner.peft_type import register_tuner
+from flexlora import architectures
+from flexlora.tuner.checks import nonzero
 
-from . import places
-from .base import BaselineModel, hint
-from .bottleneck import BottleneckConfig, BottleneckLayer
+from .base import BaselineModel, setting
+from .bottleneck import BottleneckConfig, BottleneckLayer, bottleneck_names
 
 
 @dataclass
 class AdaptFormerConfig(BottleneckConfig):
     """Configuration of an [`AdaptFormerModel`]."""
 
-    method: ClassVar[str] = "adaptformer"
-    default_targets: ClassVar[str] = places.MLP
+    default_targets: ClassVar[str] = architectures.MLP
 
-    bottleneck: int = field(default=8, metadata=hint("Width of the bottleneck."))
-    dropout: float = field(default=0.1, metadata=hint("Dropout on the bottleneck's activations."))
-    scale: float = field(default=0.1, metadata=hint("s, on the branch's output."))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.scale != 0 and math.isfinite(self.scale), "scale", "a number other than 0")
+    bottleneck: int = setting(8, "Width of the bottleneck.")
+    dropout: float = setting(0.1, "Dropout on the bottleneck's activations.")
+    scale: float = setting(0.1, "s, on the branch's output.", nonzero)
 
 
 class AdaptFormerLayer(BottleneckLayer):
     """An MLP with branches beside it."""
 
-    adapter_layer_names = ("adaptformer_down", "adaptformer_down_bias", "adaptformer_up", "adaptformer_up_bias")
+    title = "AdaptFormer"
+    adapter_layer_names = bottleneck_names("adaptformer")
 
     def width(self) -> int:
         return int(_last_linear(self.get_base_layer()).out_features)
@@ -73,12 +69,9 @@ class AdaptFormerLayer(BottleneckLayer):
         return result
 
 
-class AdaptFormerModel(BaselineModel):
+class AdaptFormerModel(BaselineModel, name="adaptformer", config=AdaptFormerConfig, layer=AdaptFormerLayer):
     """A branch beside every MLP, by `peft.get_peft_model(model, AdaptFormerConfig(...))`."""
 
-    prefix = "adaptformer_"
-    tuner_layer_cls = AdaptFormerLayer
-    title = "AdaptFormer"
     made_for = "the MLPs of a transformer"
     not_mergeable = "its branch is not linear"
 
@@ -92,6 +85,3 @@ class AdaptFormerModel(BaselineModel):
 def _last_linear(mlp: nn.Module) -> nn.Linear:
     *_, last = (module for module in mlp.modules() if isinstance(module, nn.Linear))
     return last
-
-
-register_tuner("ADAPTFORMER", AdaptFormerConfig, AdaptFormerModel)

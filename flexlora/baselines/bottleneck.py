@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from .base import BaselineConfig, BaselineLayer, BaselineModel, hint
+from flexlora.tuner.checks import choice, number, probability, whole
+
+from .base import BaselineConfig, BaselineLayer, BaselineModel, setting
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"relu": functional.relu, "gelu": functional.gelu}
 
@@ -19,34 +21,23 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"relu": functi
 class BottleneckConfig(BaselineConfig):
     """The fields of a bottleneck."""
 
-    bottleneck: int = field(default=64, metadata=hint("Width of the bottleneck (m of the papers, h of VTAB's tables)."))
-    non_linearity: str = field(default="relu", metadata=hint("σ: 'relu' or 'gelu' (the exact one)."))
-    dropout: float = field(default=0.0, metadata=hint("Dropout on the bottleneck's activations."))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require_whole("bottleneck")
-        self.require(self.non_linearity in ACTIVATIONS, "non_linearity", f"one of {', '.join(ACTIVATIONS)}")
-        self.require_dropout()
+    bottleneck: int = setting(64, "Width of the bottleneck (m of the papers, h of VTAB's tables).", whole)
+    non_linearity: str = setting("relu", "σ: 'relu' or 'gelu' (the exact one).", choice, options=ACTIVATIONS)
+    dropout: float = setting(0.0, "Dropout on the bottleneck's activations.", probability)
 
 
 class BottleneckLayer(BaselineLayer):
     """A module with bottlenecks of its output's width: W_d (m × d), b_d (m), W_u (d × m), b_u (d)."""
 
-    # In this order: W_d, b_d, W_u, b_u. A subclass puts its method's prefix before each.
     adapter_layer_names: tuple[str, str, str, str]
-    other_param_names = ("settings",)
-    settings: dict[str, Any]
 
-    def update_layer(self, adapter_name: str, config: Any, **place: Any) -> None:
-        self.settings[adapter_name] = config
+    def create(self, adapter_name: str, config: Any, **place: Any) -> None:
         width, bottleneck = self.width(), config.bottleneck
         down, down_bias, up, up_bias = self.adapter_layer_names
         self.new_parameter(down, adapter_name, (bottleneck, width), lambda weight: self.fill_down(weight, config))
         self.new_parameter(down_bias, adapter_name, (bottleneck,))
         self.new_parameter(up, adapter_name, (width, bottleneck), lambda weight: self.fill_up(weight, config))
         self.new_parameter(up_bias, adapter_name, (width,))
-        self.finish_update(adapter_name, config)
 
     def width(self) -> int:
         """d: features of the stream that the bottleneck reads and writes."""
@@ -64,7 +55,7 @@ class BottleneckLayer(BaselineLayer):
         """W_u dropout(σ(W_d x + b_d)) + b_u: (..., d) → (..., d), in the adapter's dtype."""
         config = self.settings[adapter_name]
         down, down_bias, up, up_bias = (getattr(self, name)[adapter_name] for name in self.adapter_layer_names)
-        hidden = ACTIVATIONS[config.non_linearity](functional.linear(self.branch_input(x, down), down, down_bias))
+        hidden = ACTIVATIONS[config.non_linearity](functional.linear(self.branch_input(x, down.dtype), down, down_bias))
         hidden = functional.dropout(hidden, config.dropout, self.training)
         return functional.linear(hidden, up, up_bias)
 
@@ -73,11 +64,7 @@ class BottleneckLayer(BaselineLayer):
 class SerialBottleneckConfig(BottleneckConfig):
     """The fields of a bottleneck with a skip."""
 
-    init_std: float = field(default=1e-3, metadata=hint("Standard deviation of W_d and W_u at the start."))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.init_std >= 0, "init_std", "at least 0")
+    init_std: float = setting(1e-3, "Standard deviation of W_d and W_u at the start.", number, at_least=0)
 
 
 class SerialBottleneckLayer(BottleneckLayer):
@@ -108,6 +95,11 @@ class SerialBottleneckModel(BaselineModel):
             raise ValueError(
                 f"{name} is a {type(target).__name__}: {self.title} sits on linears. Narrow target_modules."
             )
+
+
+def bottleneck_names(prefix: str) -> tuple[str, str, str, str]:
+    """Names of W_d, b_d, W_u and b_u."""
+    return f"{prefix}_down", f"{prefix}_down_bias", f"{prefix}_up", f"{prefix}_up_bias"
 
 
 def truncated_normal(weight: torch.Tensor, std: float) -> None:

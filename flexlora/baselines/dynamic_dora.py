@@ -20,25 +20,18 @@ of them to 0. The penalty's gradient is added after clipping and is the closed f
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
-from peft.utils.peft_types import PeftType
 from torch import nn
 
-from flexlora.baselines.low_rank import (
-    LowRankConfig,
-    LowRankLayer,
-    LowRankModel,
-    hint,
-    require_count,
-    require_number,
-)
-from flexlora.tuner.peft_type import extend_peft_types, register_tuner
+from flexlora.tuner.checks import number, whole
+from flexlora.tuner.events import NO_SIGNS
 
-NAME = "DYNAMIC_DORA"
+from .low_rank import Factors, LowRankConfig, LowRankLayer, LowRankModel, Shapes, setting
+
 EPSILON = 1e-8
 
 
@@ -50,34 +43,27 @@ class DynamicDoraConfig(LowRankConfig):
         ValueError: as [`LowRankConfig`], `total_step` is missing, or the windows leave no step to lower ranks in.
     """
 
-    type_name: ClassVar[PeftType] = extend_peft_types(NAME)
-
-    r: int = field(default=12, metadata=hint("Rank every adapted matrix starts with."))
-    target_r: int = field(default=8, metadata=hint("Average rank at the end."))
-    total_step: int | None = field(default=None, metadata=hint("Optimizer steps of the whole training (T)."))
-    tinit: int | None = field(default=None, metadata=hint("Step of the first pruning; 0.15 T by default."))
-    tfinal: int | None = field(default=None, metadata=hint("Steps at the end with fixed ranks; 0.5 T by default."))
-    deltaT: int = field(default=100, metadata=hint("Steps between two prunings."))
-    beta: float = field(default=0.9, metadata=hint("Smoothing of the importance."))
-    dem_weight: float = field(default=0.1, metadata=hint("Weight of the variance penalty until ranks are fixed."))
+    r: int = setting(12, "Rank every adapted matrix starts with.")
+    target_r: int = setting(8, "Average rank at the end.", whole)
+    total_step: int | None = setting(None, "Optimizer steps of the whole training (T).", whole, or_none=True)
+    tinit: int | None = setting(None, "Step of the first pruning; 0.15 T by default.", whole, at_least=0, or_none=True)
+    tfinal: int | None = setting(
+        None, "Steps at the end with fixed ranks; 0.5 T by default.", whole, at_least=0, or_none=True
+    )
+    deltaT: int = setting(100, "Steps between two prunings.", whole)
+    beta: float = setting(0.9, "Smoothing of the importance.", number, at_least=0, below=1)
+    dem_weight: float = setting(0.1, "Weight of the variance penalty until ranks are fixed.", number, at_least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_count("target_r", self.target_r)
-        require_count("deltaT", self.deltaT)
-        require_number("beta", self.beta, at_least=0, below=1)
-        require_number("dem_weight", self.dem_weight, at_least=0)
         if self.target_r > self.r:
             raise ValueError(f"target_r={self.target_r} must not be above r={self.r}: ranks only fall in sum.")
         if self.total_step is None:
             raise ValueError("`total_step` is missing: ranks are lowered on a timetable over the whole training.")
-        require_count("total_step", self.total_step)
         if self.tinit is None:
             self.tinit = int(0.15 * self.total_step)
         if self.tfinal is None:
             self.tfinal = int(0.5 * self.total_step)
-        require_count("tinit", self.tinit, at_least=0)
-        require_count("tfinal", self.tfinal, at_least=0)
         if self.tinit >= self.last_event:
             raise ValueError(
                 f"tinit={self.tinit} and tfinal={self.tfinal} leave no step to lower the ranks in: the training has "
@@ -108,14 +94,14 @@ class DynamicDoraConfig(LowRankConfig):
 class DynamicDoraLayer(LowRankLayer):
     """ΔW = s · B diag(c) A, with each component's importance and whether the latest pruning kept it."""
 
-    method = "dynamic-rank DoRA"
+    title = "dynamic-rank DoRA"
     adapter_layer_names = ("lora_A", "lora_c", "lora_B")
     buffer_names = ("lora_importance", "lora_active")
     lora_c: nn.ParameterDict
     lora_importance: BufferDict
     lora_active: BufferDict
 
-    def shapes(self, r: int, config: Any) -> dict[str, tuple[int, ...]]:
+    def shapes(self, r: int, config: Any) -> Shapes:
         return {**super().shapes(r, config), "lora_c": (r,)}
 
     def buffers_at_start(self, r: int, config: Any) -> dict[str, torch.Tensor]:
@@ -128,7 +114,7 @@ class DynamicDoraLayer(LowRankLayer):
         nn.init.kaiming_uniform_(self.lora_A[adapter_name])
         nn.init.kaiming_uniform_(self.lora_B[adapter_name])
 
-    def product(self, adapter_name: str, training: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    def product(self, adapter_name: str, training: bool = False) -> Factors:
         left, right = super().product(adapter_name, training)
         return left, self.lora_c[adapter_name].unsqueeze(1) * right
 
@@ -136,8 +122,7 @@ class DynamicDoraLayer(LowRankLayer):
         active = self.lora_active[adapter_name]
         return self.r[adapter_name] if active.device.type == "meta" else int(active.count_nonzero())
 
-    def inactive_parameters(self, adapter_name: str) -> int:
-        return (self.r[adapter_name] - self.rank(adapter_name)) * (self.in_features + self.out_features + 1)
+    inactive_parameters = LowRankLayer.unused_directions
 
     @torch.no_grad()
     def observe(self, adapter_name: str, beta: float) -> None:
@@ -148,11 +133,10 @@ class DynamicDoraLayer(LowRankLayer):
         self.lora_importance[adapter_name].mul_(beta).add_(share, alpha=1 - beta)
 
 
-class DynamicDoraModel(LowRankModel):
+class DynamicDoraModel(LowRankModel, name="dynamic_dora", config=DynamicDoraConfig, layer=DynamicDoraLayer):
     """Dynamic-rank DoRA on a pretrained model: call `regularise` before and `after_step` after every optimizer step."""
 
-    tuner_layer_cls = DynamicDoraLayer
-    linear_cls = DynamicDoraLayer
+    ranks = LowRankModel.ranks_in_use
 
     @torch.no_grad()
     def regularise(self, step: int) -> None:
@@ -197,6 +181,7 @@ class DynamicDoraModel(LowRankModel):
         ranks = {name: layer.rank(adapter_name) for name, layer in layers.items()}
         cost = {name: layer.in_features + layer.out_features + 1 for name, layer in layers.items()}
         return {
+            **NO_SIGNS,
             "step": step,
             "budget": scores.numel() - number,
             "pruned": [name for name in ranks if ranks[name] < before[name]],
@@ -212,6 +197,3 @@ class DynamicDoraModel(LowRankModel):
             layers = {name: layer for name, adapter, layer, _ in self.trained() if adapter == adapter_name}
             if layers:
                 yield adapter_name, config, layers
-
-
-register_tuner(NAME, DynamicDoraConfig, DynamicDoraModel)

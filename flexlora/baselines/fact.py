@@ -22,7 +22,7 @@ Where the description leaves room, as in their code:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -30,35 +30,25 @@ from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_l
 from torch import nn
 from torch.nn import functional
 
-from flexlora.tuner.peft_type import register_tuner
+from flexlora import architectures
+from flexlora.tuner.checks import choice, nonzero, probability, whole
 
-from . import places
-from .base import BaselineConfig, BaselineLayer, BaselineModel, hint
+from .base import BaselineConfig, BaselineLayer, BaselineModel, setting
 
 
 @dataclass
 class FactConfig(BaselineConfig):
     """Configuration of a [`FactModel`]."""
 
-    method: ClassVar[str] = "fact"
-    default_targets: ClassVar[str] = places.ALL_LINEARS
+    default_targets: ClassVar[str] = architectures.ALL_LINEARS
 
-    r: int = field(default=16, metadata=hint("Rank of the shared factors."))
-    factorization: str = field(default="tt", metadata=hint("'tt' (tensor train) or 'tk' (Tucker)."))
-    scale: float = field(default=1.0, metadata=hint("s, on every update."))
-    dropout: float = field(default=0.1, metadata=hint("Dropout between Σ and V."))
-    width: int | None = field(
-        default=None, metadata=hint("d, the side of a piece; by default the width of the residual stream.")
+    r: int = setting(16, "Rank of the shared factors.", whole)
+    factorization: str = setting("tt", "'tt' (tensor train) or 'tk' (Tucker).", choice, options=("tt", "tk"))
+    scale: float = setting(1.0, "s, on every update.", nonzero)
+    dropout: float = setting(0.1, "Dropout between Σ and V.", probability)
+    width: int | None = setting(
+        None, "d, the side of a piece; by default the width of the residual stream.", whole, or_none=True
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require_whole("r")
-        self.require(self.factorization in ("tt", "tk"), "factorization", "'tt' or 'tk'")
-        self.require(self.scale != 0 and math.isfinite(self.scale), "scale", "a number other than 0")
-        self.require_dropout()
-        if self.width is not None:
-            self.require_whole("width")
 
 
 class FactLayer(BaselineLayer):
@@ -68,24 +58,23 @@ class FactLayer(BaselineLayer):
     Shared: `fact_U` (d × r), `fact_V` (r × d), and `fact_core` (r × r × r) of TK.
     """
 
+    title = "FacT"
     adapter_layer_names = ("fact_U", "fact_V", "fact_core", "fact_sigma", "fact_P")
-    other_param_names = ("settings", "holder", "pieces")
+    kept = (*BaselineLayer.kept, "holder", "pieces")
     fact_U: nn.ParameterDict
     fact_V: nn.ParameterDict
     fact_core: nn.ParameterDict
     fact_sigma: nn.ParameterDict
     fact_P: nn.ParameterDict
-    settings: dict[str, FactConfig]
     holder: dict[str, FactLayer]
     """The layer that holds the shared factors. In a dict, which torch does not take for a module inside this one."""
     pieces: dict[str, tuple[int, int]]
     """(n, m)."""
 
-    def update_layer(self, adapter_name: str, config: Any, **place: Any) -> None:
+    def create(self, adapter_name: str, config: Any, **place: Any) -> None:
         r, width = config.r, place["width"]
         base: Any = self.get_base_layer()
         n, m = base.in_features // width, base.out_features // width
-        self.settings[adapter_name] = config
         self.holder[adapter_name] = place["holder"] or self
         self.pieces[adapter_name] = (n, m)
         if place["holder"] is None:
@@ -98,7 +87,6 @@ class FactLayer(BaselineLayer):
         else:
             bound = math.sqrt(6 / (r + place["all_pieces"]))  # Xavier's for the P of all linears, r × all pieces
             self.new_parameter("fact_P", adapter_name, (r, n * m), lambda mixture: uniform(mixture, bound))
-        self.finish_update(adapter_name, config)
 
     def factors(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """U (d × r), the Σ of every piece (n, r, m, r), and V (r × d)."""
@@ -116,7 +104,7 @@ class FactLayer(BaselineLayer):
         for adapter_name in adapters:
             config, (n, m) = self.settings[adapter_name], self.pieces[adapter_name]
             u, sigma, v = self.factors(adapter_name)
-            inside = self.branch_input(x, u).unflatten(-1, (n, -1)) @ u  # (..., n, r)
+            inside = self.branch_input(x, u.dtype).unflatten(-1, (n, -1)) @ u  # (..., n, r)
             hidden = inside.flatten(-2) @ sigma.flatten(0, 1).flatten(1)  # (..., m·r)
             hidden = functional.dropout(hidden, config.dropout, self.training).unflatten(-1, (m, -1))
             result = result + (config.scale * (hidden @ v).flatten(-2)).to(result.dtype)
@@ -133,19 +121,16 @@ class FactLayer(BaselineLayer):
         return {"weight": weight + self.get_delta_weight(adapter_name).to(weight.device)}
 
 
-class FactModel(BaselineModel):
+class FactModel(BaselineModel, name="fact", config=FactConfig, layer=FactLayer):
     """Updates that share their factors over a whole model, by `peft.get_peft_model(model, FactConfig(...))`.
 
     Raises:
         ValueError: a linear is no multiple of the residual stream's width, or that is not known.
     """
 
-    prefix = "fact_"
-    tuner_layer_cls = FactLayer
-    title = "FacT"
     made_for = "the linears of a transformer's layers"
 
-    def prepare(self, model: nn.Module, config: Any) -> None:
+    def look_at(self, model: nn.Module, config: Any) -> None:
         config = _maybe_include_all_linear_layers(config, model)
         config.width = config.width or stream_width(model)
         targets = self._targets(model, config)
@@ -195,6 +180,3 @@ def stream_width(model: nn.Module) -> int:
 def uniform(weight: torch.Tensor, bound: float) -> None:
     """U(-bound, bound)."""
     weight.uniform_(-bound, bound)
-
-
-register_tuner("FACT", FactConfig, FactModel)

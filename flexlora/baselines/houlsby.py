@@ -18,40 +18,33 @@ Where the description leaves room:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
-from flexlora.tuner.peft_type import register_tuner
+from flexlora import architectures
 
-from . import places
-from .base import hint
-from .bottleneck import SerialBottleneckConfig, SerialBottleneckLayer, SerialBottleneckModel
+from .base import setting
+from .bottleneck import SerialBottleneckConfig, SerialBottleneckLayer, SerialBottleneckModel, bottleneck_names
 
 
 @dataclass
 class HoulsbyConfig(SerialBottleneckConfig):
     """Configuration of a [`HoulsbyModel`]."""
 
-    method: ClassVar[str] = "houlsby"
-    default_targets: ClassVar[str] = places.BEFORE_RESIDUAL
+    default_targets: ClassVar[str] = architectures.BEFORE_RESIDUAL
 
-    bottleneck: int = field(default=32, metadata=hint("Width of the bottleneck, m."))
-    non_linearity: str = field(default="gelu", metadata=hint("σ: 'relu' or 'gelu' (the exact one)."))
+    bottleneck: int = setting(32, "Width of the bottleneck, m.")
+    non_linearity: str = setting("gelu", "σ: 'relu' or 'gelu' (the exact one).")
 
 
 class HoulsbyLayer(SerialBottleneckLayer):
     """An output projection with adapters behind it."""
 
-    adapter_layer_names = ("houlsby_down", "houlsby_down_bias", "houlsby_up", "houlsby_up_bias")
+    title = "Houlsby's adapter"
+    adapter_layer_names = bottleneck_names("houlsby")
 
 
-class HoulsbyModel(SerialBottleneckModel):
+class HoulsbyModel(SerialBottleneckModel, name="houlsby", config=HoulsbyConfig, layer=HoulsbyLayer):
     """Adapters behind the attention and behind the MLP, by `peft.get_peft_model(model, HoulsbyConfig(...))`."""
 
-    prefix = "houlsby_"
-    tuner_layer_cls = HoulsbyLayer
-    title = "Houlsby's adapter"
     made_for = "the output projections of attention and MLP"
-
-
-register_tuner("HOULSBY", HoulsbyConfig, HoulsbyModel)

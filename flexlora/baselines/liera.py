@@ -14,29 +14,22 @@ adapter is merged the pretrained W is kept beside it: ΔW is a product with it, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from peft.utils.peft_types import PeftType
 
-from flexlora.baselines.low_rank import LowRankConfig, LowRankLayer, LowRankModel
-from flexlora.tuner.peft_type import extend_peft_types, register_tuner
-
-NAME = "LIERA"
+from .low_rank import LowRankConfig, LowRankLayer, LowRankModel
 
 
 @dataclass
 class LieRAConfig(LowRankConfig):
     """Configuration of a [`LieRAModel`]."""
 
-    type_name: ClassVar[PeftType] = extend_peft_types(NAME)
-
 
 class LieRALayer(LowRankLayer):
     """ΔW = s · W ⊙ (B A), with W the pretrained weight whatever is merged."""
 
-    method = "LieRA"
+    title = "LieRA"
     _before_merge: torch.Tensor | None = None
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
@@ -68,11 +61,5 @@ class LieRALayer(LowRankLayer):
         self.merged_adapters.clear()
 
 
-class LieRAModel(LowRankModel):
+class LieRAModel(LowRankModel, name="liera", config=LieRAConfig, layer=LieRALayer):
     """LieRA on a pretrained model, made by `peft.get_peft_model(model, LieRAConfig(...))`."""
-
-    tuner_layer_cls = LieRALayer
-    linear_cls = LieRALayer
-
-
-register_tuner(NAME, LieRAConfig, LieRAModel)

@@ -13,18 +13,16 @@ the paper.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
-from peft.utils.peft_types import PeftType
 from torch import nn
 
-from flexlora.baselines.low_rank import LowRankConfig, LowRankLayer, LowRankModel, hint, require_count
-from flexlora.tuner.peft_type import extend_peft_types, register_tuner
+from flexlora.tuner.checks import whole
 
-NAME = "LORA_DASH"
+from .low_rank import Factors, LowRankConfig, LowRankLayer, LowRankModel, Shapes, setting
 
 
 @dataclass
@@ -35,18 +33,12 @@ class LoraDashConfig(LowRankConfig):
         ValueError: as [`LowRankConfig`], or the directions would never be launched.
     """
 
-    type_name: ClassVar[PeftType] = extend_peft_types(NAME)
-
-    directions: int = field(default=8, metadata=hint("Task-specific directions of every matrix."))
-    tinit: int = field(default=100, metadata=hint("Optimizer steps before they are chosen."))
-    total_step: int | None = field(
-        default=None, metadata=hint("Optimizer steps of the whole training, where known: to check `tinit`.")
-    )
+    directions: int = setting(8, "Task-specific directions of every matrix.", whole)
+    tinit: int = setting(100, "Optimizer steps before they are chosen.", whole)
+    total_step: int | None = setting(None, "Optimizer steps of the whole training, where known: to check `tinit`.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_count("directions", self.directions)
-        require_count("tinit", self.tinit)
         if self.total_step is not None and self.tinit >= self.total_step:
             raise ValueError(
                 f"tinit={self.tinit} leaves no step for the task-specific directions: the training has "
@@ -57,7 +49,7 @@ class LoraDashConfig(LowRankConfig):
 class LoraDashLayer(LowRankLayer):
     """ΔW = s · B A + U diag(δ) V, U and V zero before the launch."""
 
-    method = "LoRA-Dash"
+    title = "LoRA-Dash"
     adapter_layer_names = ("lora_A", "lora_B", "lora_delta")
     buffer_names = ("lora_U", "lora_V")
     lora_delta: nn.ParameterDict
@@ -67,7 +59,7 @@ class LoraDashLayer(LowRankLayer):
     def _directions(self, config: Any) -> int:
         return min(config.directions, self.in_features, self.out_features)
 
-    def shapes(self, r: int, config: Any) -> dict[str, tuple[int, ...]]:
+    def shapes(self, r: int, config: Any) -> Shapes:
         return {**super().shapes(r, config), "lora_delta": (self._directions(config),)}
 
     def buffers_at_start(self, r: int, config: Any) -> dict[str, torch.Tensor]:
@@ -77,7 +69,7 @@ class LoraDashLayer(LowRankLayer):
             "lora_V": torch.zeros(count, self.in_features, dtype=dtype),
         }
 
-    def product(self, adapter_name: str, training: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    def product(self, adapter_name: str, training: bool = False) -> Factors:
         left, right = super().product(adapter_name, training)
         dash = self.lora_delta[adapter_name].unsqueeze(1) * self.lora_V[adapter_name]
         return torch.cat([left, self.lora_U[adapter_name]], 1), torch.cat([right, dash])
@@ -96,11 +88,8 @@ class LoraDashLayer(LowRankLayer):
         self.lora_V[adapter_name].copy_(vh[chosen])
 
 
-class LoraDashModel(LowRankModel):
+class LoraDashModel(LowRankModel, name="lora_dash", config=LoraDashConfig, layer=LoraDashLayer):
     """LoRA-Dash on a pretrained model: call `after_step` after every optimizer step."""
-
-    tuner_layer_cls = LoraDashLayer
-    linear_cls = LoraDashLayer
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any] | None:
         """Launch the directions after step `tinit`."""
@@ -108,6 +97,3 @@ class LoraDashModel(LowRankModel):
             if step == config.tinit:
                 layer.launch(adapter_name)
         return None
-
-
-register_tuner(NAME, LoraDashConfig, LoraDashModel)

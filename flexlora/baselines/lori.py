@@ -13,25 +13,15 @@ sparsity = 0 it is LoRI-D.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
-from peft.utils.peft_types import PeftType
 
-from flexlora.baselines.low_rank import (
-    LowRankConfig,
-    LowRankLayer,
-    LowRankModel,
-    hint,
-    kaiming,
-    require_count,
-    require_number,
-)
-from flexlora.tuner.peft_type import extend_peft_types, register_tuner
+from flexlora.tuner.checks import number, whole
 
-NAME = "LORI"
+from .low_rank import Factors, LowRankConfig, LowRankLayer, LowRankModel, Shapes, kaiming, setting
 
 
 @dataclass
@@ -42,17 +32,16 @@ class LoriConfig(LowRankConfig):
         ValueError: as [`LowRankConfig`], or the masks would never be taken.
     """
 
-    type_name: ClassVar[PeftType] = extend_peft_types(NAME)
-
-    sparsity: float = field(default=0.9, metadata=hint("Share of B's entries that are left out after calibration."))
-    tinit: int | None = field(
-        default=None, metadata=hint("Optimizer steps of the calibration; a tenth of total_step by default.")
+    sparsity: float = setting(
+        0.9, "Share of B's entries that are left out after calibration.", number, at_least=0, below=1
     )
-    total_step: int | None = field(default=None, metadata=hint("Optimizer steps of the whole training."))
+    tinit: int | None = setting(
+        None, "Optimizer steps of the calibration; a tenth of total_step by default.", whole, or_none=True
+    )
+    total_step: int | None = setting(None, "Optimizer steps of the whole training.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_number("sparsity", self.sparsity, at_least=0, below=1)
         if self.sparsity == 0:
             return
         if self.tinit is None:
@@ -61,7 +50,6 @@ class LoriConfig(LowRankConfig):
                     "`total_step` is missing: a tenth of it is LoRI's calibration. Set it, or tinit, or sparsity=0."
                 )
             self.tinit = max(1, self.total_step // 10)
-        require_count("tinit", self.tinit)
         if self.total_step is not None and self.tinit >= self.total_step:
             raise ValueError(
                 f"tinit={self.tinit} leaves no step after the calibration: the training has {self.total_step} steps."
@@ -71,13 +59,13 @@ class LoriConfig(LowRankConfig):
 class LoriLayer(LowRankLayer):
     """ΔW = s · (M ∘ B) A with a frozen A."""
 
-    method = "LoRI"
+    title = "LoRI"
     adapter_layer_names = ("lora_B",)
     buffer_names = ("lora_A", "lora_mask")
     lora_A: BufferDict
     lora_mask: BufferDict
 
-    def shapes(self, r: int, config: Any) -> dict[str, tuple[int, ...]]:
+    def shapes(self, r: int, config: Any) -> Shapes:
         return {"lora_B": (self.out_features, r)}
 
     def buffers_at_start(self, r: int, config: Any) -> dict[str, torch.Tensor]:
@@ -89,7 +77,7 @@ class LoriLayer(LowRankLayer):
     def reset(self, adapter_name: str, config: Any) -> None:
         kaiming(self.lora_A[adapter_name])
 
-    def product(self, adapter_name: str, training: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    def product(self, adapter_name: str, training: bool = False) -> Factors:
         left, right = super().product(adapter_name, training)
         return left * self.lora_mask[adapter_name], right
 
@@ -98,11 +86,8 @@ class LoriLayer(LowRankLayer):
         return 0 if mask.device.type == "meta" else int(mask.numel() - mask.count_nonzero())
 
 
-class LoriModel(LowRankModel):
+class LoriModel(LowRankModel, name="lori", config=LoriConfig, layer=LoriLayer):
     """LoRI on a pretrained model: call `after_step` after every optimizer step."""
-
-    tuner_layer_cls = LoriLayer
-    linear_cls = LoriLayer
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any] | None:
         """Take the masks after step `tinit`."""
@@ -128,6 +113,3 @@ class LoriModel(LowRankModel):
             for value in (optimizer.state.get(b, {}) if optimizer is not None else {}).values():
                 if torch.is_tensor(value) and value.shape == b.shape:
                     value.zero_()
-
-
-register_tuner(NAME, LoriConfig, LoriModel)

@@ -16,33 +16,27 @@ backbone back. `lora_dropout` acts on B A x, not on B₀ A₀ x, as where W had 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from peft.tuners._buffer_dict import BufferDict
-from peft.utils.peft_types import PeftType
 
-from flexlora.baselines.low_rank import LowRankConfig, LowRankLayer, LowRankModel, hint
-from flexlora.tuner.peft_type import extend_peft_types, register_tuner
-
-NAME = "MILORA"
+from .low_rank import LowRankConfig, LowRankLayer, LowRankModel, setting
 
 
 @dataclass
 class MiLoraConfig(LowRankConfig):
     """Configuration of a [`MiLoraModel`]."""
 
-    type_name: ClassVar[PeftType] = extend_peft_types(NAME)
-
-    lora_alpha: float = field(default=8, metadata=hint("Scale: s = lora_alpha / r; the paper has lora_alpha = r."))
+    lora_alpha: float = setting(8, "Scale: s = lora_alpha / r; the paper has lora_alpha = r.")
 
 
 class MiLoraLayer(LowRankLayer):
     """ΔW = s (B A - B₀ A₀)."""
 
-    method = "MiLoRA"
+    title = "MiLoRA"
     buffer_names = ("lora_A0", "lora_B0")
     lora_A0: BufferDict
     lora_B0: BufferDict
@@ -84,11 +78,5 @@ class MiLoraLayer(LowRankLayer):
         return (result + (moved - taken)).to(result.dtype)
 
 
-class MiLoraModel(LowRankModel):
+class MiLoraModel(LowRankModel, name="milora", config=MiLoraConfig, layer=MiLoraLayer):
     """MiLoRA on a pretrained model, made by `peft.get_peft_model(model, MiLoraConfig(...))`."""
-
-    tuner_layer_cls = MiLoraLayer
-    linear_cls = MiLoraLayer
-
-
-register_tuner(NAME, MiLoraConfig, MiLoraModel)

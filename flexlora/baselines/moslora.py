@@ -9,49 +9,36 @@ with a trainable mixer M (r × r) between LoRA's factors. B = 0, so ΔW = 0 at t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-import torch
-from peft.utils.peft_types import PeftType
 from torch import nn
 
-from flexlora.baselines.low_rank import LowRankConfig, LowRankLayer, LowRankModel, kaiming
-from flexlora.tuner.peft_type import extend_peft_types, register_tuner
-
-NAME = "MOSLORA"
+from .low_rank import Factors, LowRankConfig, LowRankLayer, LowRankModel, Shapes, kaiming
 
 
 @dataclass
 class MoSLoraConfig(LowRankConfig):
     """Configuration of a [`MoSLoraModel`]."""
 
-    type_name: ClassVar[PeftType] = extend_peft_types(NAME)
-
 
 class MoSLoraLayer(LowRankLayer):
     """ΔW = s · B M A."""
 
-    method = "MoSLoRA"
+    title = "MoSLoRA"
     adapter_layer_names = ("lora_A", "lora_M", "lora_B")
     lora_M: nn.ParameterDict
 
-    def shapes(self, r: int, config: Any) -> dict[str, tuple[int, ...]]:
+    def shapes(self, r: int, config: Any) -> Shapes:
         return {**super().shapes(r, config), "lora_M": (r, r)}
 
     def reset(self, adapter_name: str, config: Any) -> None:
         super().reset(adapter_name, config)
         kaiming(self.lora_M[adapter_name])
 
-    def product(self, adapter_name: str, training: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    def product(self, adapter_name: str, training: bool = False) -> Factors:
         left, right = super().product(adapter_name, training)
         return left, self.lora_M[adapter_name] @ right
 
 
-class MoSLoraModel(LowRankModel):
+class MoSLoraModel(LowRankModel, name="moslora", config=MoSLoraConfig, layer=MoSLoraLayer):
     """MoSLoRA on a pretrained model, made by `peft.get_peft_model(model, MoSLoraConfig(...))`."""
-
-    tuner_layer_cls = MoSLoraLayer
-    linear_cls = MoSLoraLayer
-
-
-register_tuner(NAME, MoSLoraConfig, MoSLoraModel)

@@ -23,19 +23,21 @@ Where the description leaves room, as in their code (Davidzhangyuanhan/NOAH e9c5
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from flexlora.tuner.peft_type import register_tuner
+from flexlora import architectures
+from flexlora.tuner.checks import FieldError, is_whole, probability, require
 
-from . import places
-from .base import BaselineConfig, BaselineLayer, BaselineModel, hint
+from .base import BaselineConfig, BaselineLayer, BaselineModel, setting
 from .vpt import replace_prompts, vision_transformer, without_prompts
 
 # What is sized, in this order wherever sizes stand in a row.
@@ -68,31 +70,36 @@ class Subnet:
 class NoahConfig(BaselineConfig):
     """Configuration of a [`NoahModel`]: its sizes are lists of one number a block, or one number for all of them."""
 
-    method: ClassVar[str] = "noah"
-    default_targets: ClassVar[str] = places.BLOCKS
+    default_targets: ClassVar[str] = architectures.BLOCKS
 
-    prompt_dim: list[int] | int = field(default=5, metadata=hint("Prompts before each block."))
-    lora_dim: list[int] | int = field(default=5, metadata=hint("Rank of the LoRA at each block's qkv."))
-    adapter_dim: list[int] | int = field(default=5, metadata=hint("Bottleneck of the adapter behind each block's MLP."))
-    dropout: float = field(
-        default=0.1, metadata=hint("Dropout on prompts, on LoRA's input and on the adapter's activations.")
+    prompt_dim: list[int] | int = setting(5, "Prompts before each block.")
+    lora_dim: list[int] | int = setting(5, "Rank of the LoRA at each block's qkv.")
+    adapter_dim: list[int] | int = setting(5, "Bottleneck of the adapter behind each block's MLP.")
+    dropout: float = setting(0.1, "Dropout on prompts, on LoRA's input and on the adapter's activations.", probability)
+
+    subnet: str | None = setting(
+        None, "A subnet.json of NOAH's search, whose sizes take the place of the three; unset once it is read."
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.subnet is not None:
+            for name, sizes in _read_subnet(Path(self.subnet).expanduser()).items():
+                setattr(self, name, sizes)
+            self.subnet = None  # a saved adapter has its sizes with it
         for name in MODULES:
             sizes = self._listed(name, 1)
-            self.require(
-                bool(sizes) and all(type(size) is int and size >= 0 for size in sizes),
+            require(
+                self,
                 name,
+                bool(sizes) and all(type(size) is int and size >= 0 for size in sizes),
                 "a whole number of at least 0, or a list of them, one a block",
             )
         some = any(any(self._listed(name, 1)) for name in MODULES)
-        self.require(some, "prompt_dim", "above 0 where lora_dim and adapter_dim are 0")
-        self.require_dropout()
+        require(self, "prompt_dim", some, "above 0 where lora_dim and adapter_dim are 0")
         self.require_all_blocks()
 
-    def subnet(self, blocks: int) -> Subnet:
+    def sized(self, blocks: int) -> Subnet:
         """The sizes of a ViT with so many blocks.
 
         Raises:
@@ -107,6 +114,24 @@ class NoahConfig(BaselineConfig):
     def _listed(self, name: str, blocks: int) -> list[int]:
         value = getattr(self, name)
         return value if isinstance(value, list) else [value] * blocks
+
+
+def _read_subnet(file: Path) -> dict[str, list[int]]:
+    """The sizes in a file, a list a module.
+
+    Raises:
+        FieldError: the file cannot be read, or has no such lists.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FieldError("subnet", f"cannot be read: {file}: {error}") from error
+    found = content if isinstance(content, dict) else {}
+    for name in MODULES:
+        sizes = found.get(name)
+        if not isinstance(sizes, list) or not all(is_whole(size) for size in sizes):
+            raise FieldError("subnet", f"has no list of sizes '{name}': {file} is no subnet.json of noah_supernet")
+    return {name: found[name] for name in MODULES}
 
 
 @dataclass
@@ -132,8 +157,9 @@ ENTANGLED: dict[str, tuple[str, int | None]] = {
 class NoahLayer(BaselineLayer):
     """A block of a ViT with prompts (p × d), a LoRA (A: r × d, B: 3d × r) and an adapter (m × d, m, d × m, d)."""
 
+    title = "NOAH"
     adapter_layer_names = tuple(ENTANGLED)
-    other_param_names = ("settings", "choice")
+    kept = (*BaselineLayer.kept, "choice")
     noah_prompt: nn.ParameterDict
     noah_lora_A: nn.ParameterDict
     noah_lora_B: nn.ParameterDict
@@ -141,15 +167,13 @@ class NoahLayer(BaselineLayer):
     noah_down_bias: nn.ParameterDict
     noah_up: nn.ParameterDict
     noah_up_bias: nn.ParameterDict
-    settings: dict[str, NoahConfig]
     choice: dict[str, Choice]
     index: int
     is_last: bool
     prefix_tokens: int
 
-    def update_layer(self, adapter_name: str, config: Any, **place: Any) -> None:
+    def create(self, adapter_name: str, config: Any, **place: Any) -> None:
         self.index, self.is_last, self.prefix_tokens = place["index"], place["is_last"], place["prefix_tokens"]
-        self.settings[adapter_name] = config
         self.choice[adapter_name] = place["choice"]
         width = place["width"]
         prompts, rank, bottleneck = place["choice"].training.sizes(self.index)
@@ -170,7 +194,6 @@ class NoahLayer(BaselineLayer):
             self.new_parameter("noah_down_bias", adapter_name, (bottleneck,), small)
             self.new_parameter("noah_up", adapter_name, (width, bottleneck), xavier)
             self.new_parameter("noah_up_bias", adapter_name, (width,), small)
-        self.finish_update(adapter_name, config)
 
     def cut(self, adapter_name: str, subnet: Subnet) -> None:
         """Keep of the parameters what `subnet` takes."""
@@ -193,6 +216,9 @@ class NoahLayer(BaselineLayer):
 
     def _get_available_adapters(self) -> set[str]:
         return set(self.settings)  # also of those of which this block has no module
+
+    def holds(self, adapter_name: str) -> bool:
+        return adapter_name in self.settings
 
     def _subnet(self, adapter_name: str) -> Subnet:
         choice = self.choice[adapter_name]
@@ -254,7 +280,7 @@ class NoahLayer(BaselineLayer):
         a, b = self._taken("noah_lora_A", adapter_name), self._taken("noah_lora_B", adapter_name)
         if a is None or b is None:
             return x.new_zeros(())
-        x = functional.dropout(self.branch_input(x, a), self.settings[adapter_name].dropout, self.training)
+        x = functional.dropout(self.branch_input(x, a.dtype), self.settings[adapter_name].dropout, self.training)
         return functional.linear(functional.linear(x, a), b)
 
     def _adapter(self, adapter_name: str, x: torch.Tensor) -> torch.Tensor:
@@ -262,31 +288,28 @@ class NoahLayer(BaselineLayer):
         down, up = self._taken("noah_down", adapter_name), self._taken("noah_up", adapter_name)
         if down is None or up is None:
             return x.new_zeros(())
-        hidden = functional.linear(self.branch_input(x, down), down, self._taken("noah_down_bias", adapter_name))
+        hidden = functional.linear(self.branch_input(x, down.dtype), down, self._taken("noah_down_bias", adapter_name))
         hidden = hidden * torch.sigmoid(1.702 * hidden)
         hidden = functional.dropout(hidden, self.settings[adapter_name].dropout, self.training)
         return functional.linear(hidden, up, self._taken("noah_up_bias", adapter_name))
 
 
-class NoahModel(BaselineModel):
+class NoahModel(BaselineModel, name="noah", config=NoahConfig, layer=NoahLayer):
     """Prompts, LoRA and adapters of a size of their own in every block, by `get_peft_model(model, NoahConfig(...))`.
 
     Raises:
         ValueError: the model is not timm's `VisionTransformer`, or has another number of blocks than there are sizes.
     """
 
-    prefix = "noah_"
-    tuner_layer_cls = NoahLayer
-    title = "NOAH"
     made_for = "timm's VisionTransformer"
     not_mergeable = "its prompts are tokens, not weights"
 
-    def prepare(self, model: nn.Module, config: Any) -> None:
+    def look_at(self, model: nn.Module, config: Any) -> None:
         vit = vision_transformer(model, self.title)
         strange = next((block for block in vit.blocks if not hasattr(_plain(block), "mlp")), None)
         if strange is not None or not all(hasattr(_plain(block).attn, "qkv") for block in vit.blocks):
             raise ValueError("NOAH's LoRA sits on a fused attn.qkv, its adapter behind the mlp: these blocks differ.")
-        self._new_choice = Choice(*[config.subnet(len(vit.blocks))] * 2)
+        self._new_choice = Choice(*[config.sized(len(vit.blocks))] * 2)
 
     def place(self, adapter_name: str, config: Any, name: str) -> dict[str, Any]:
         vit = vision_transformer(self.model, self.title)
@@ -319,6 +342,3 @@ class NoahModel(BaselineModel):
 
 def _plain(block: nn.Module) -> Any:
     return block.get_base_layer() if isinstance(block, NoahLayer) else block
-
-
-register_tuner("NOAH", NoahConfig, NoahModel)

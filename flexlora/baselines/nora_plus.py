@@ -14,28 +14,27 @@ input), ε = 1e-2 (PEFT's default) and AdamW beneath. Rows made with it are mark
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from peft.utils.peft_types import PeftType
+from peft.optimizers import create_riemannian_optimizer
 
-from flexlora.baselines.low_rank import LowRankConfig, LowRankLayer, LowRankModel
-from flexlora.tuner.peft_type import extend_peft_types, register_tuner
+from flexlora.tuner.checks import number
 
-NAME = "NORA_PLUS"
+from .low_rank import LowRankConfig, LowRankLayer, LowRankModel, setting
 
 
 @dataclass
 class NoRAPlusConfig(LowRankConfig):
     """Configuration of a [`NoRAPlusModel`]."""
 
-    type_name: ClassVar[PeftType] = extend_peft_types(NAME)
+    reg: float = setting(1e-2, "ε, added to the diagonals before they are inverted.", number, above=0)
 
 
 class NoRAPlusLayer(LowRankLayer):
     """ΔW = s · B A, with B = W Ω at the start."""
 
-    method = "NoRA+"
+    title = "NoRA+"
 
     def reset(self, adapter_name: str, config: Any) -> None:
         """The sketch; nothing where weights are about to be loaded."""
@@ -47,11 +46,12 @@ class NoRAPlusLayer(LowRankLayer):
         self.lora_B[adapter_name].copy_(weight @ sketch.to(weight.device))
 
 
-class NoRAPlusModel(LowRankModel):
-    """NoRA+ on a pretrained model, to be trained by `peft.optimizers.create_riemannian_optimizer`."""
+class NoRAPlusModel(LowRankModel, name="nora_plus", config=NoRAPlusConfig, layer=NoRAPlusLayer):
+    """NoRA+ on a pretrained model, to be trained by its own `optimizer`."""
 
-    tuner_layer_cls = NoRAPlusLayer
-    linear_cls = NoRAPlusLayer
-
-
-register_tuner(NAME, NoRAPlusConfig, NoRAPlusModel)
+    def optimizer(self, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
+        """PEFT's preconditioned AdamW, over everything that trains in one group."""
+        _, _, _, config = next(self.trained())
+        return create_riemannian_optimizer(
+            self, torch.optim.AdamW, lr=learning_rate, reg=config.reg, weight_decay=weight_decay
+        )

@@ -18,33 +18,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from flexlora.tuner.peft_type import register_tuner
+from flexlora import architectures
 
-from . import places
-from .bottleneck import SerialBottleneckConfig, SerialBottleneckLayer, SerialBottleneckModel
+from .bottleneck import SerialBottleneckConfig, SerialBottleneckLayer, SerialBottleneckModel, bottleneck_names
 
 
 @dataclass
 class PfeifferConfig(SerialBottleneckConfig):
     """Configuration of a [`PfeifferModel`]."""
 
-    method: ClassVar[str] = "pfeiffer"
-    default_targets: ClassVar[str] = places.AFTER_MLP
+    default_targets: ClassVar[str] = architectures.AFTER_MLP
 
 
 class PfeifferLayer(SerialBottleneckLayer):
     """An output projection with adapters behind it."""
 
-    adapter_layer_names = ("pfeiffer_down", "pfeiffer_down_bias", "pfeiffer_up", "pfeiffer_up_bias")
+    title = "Pfeiffer's adapter"
+    adapter_layer_names = bottleneck_names("pfeiffer")
 
 
-class PfeifferModel(SerialBottleneckModel):
+class PfeifferModel(SerialBottleneckModel, name="pfeiffer", config=PfeifferConfig, layer=PfeifferLayer):
     """An adapter behind every MLP, by `peft.get_peft_model(model, PfeifferConfig(...))`."""
 
-    prefix = "pfeiffer_"
-    tuner_layer_cls = PfeifferLayer
-    title = "Pfeiffer's adapter"
     made_for = "the output projection of the MLP"
-
-
-register_tuner("PFEIFFER", PfeifferConfig, PfeifferModel)

@@ -12,17 +12,13 @@ layers: A would be sharded with its holder.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-import torch
-from peft.utils.peft_types import PeftType
 from torch import nn
 
-from flexlora.baselines.low_rank import LowRankConfig, LowRankLayer, LowRankModel
-from flexlora.tuner.packing import plain_name
-from flexlora.tuner.peft_type import extend_peft_types, register_tuner
+from flexlora.tuner.names import plain_name
 
-NAME = "SHARELORA"
+from .low_rank import Factors, LowRankConfig, LowRankLayer, LowRankModel
 
 
 @dataclass
@@ -33,8 +29,6 @@ class ShareLoraConfig(LowRankConfig):
         ValueError: as [`LowRankConfig`], or `rank_pattern` is given: linears that share A have one rank.
     """
 
-    type_name: ClassVar[PeftType] = extend_peft_types(NAME)
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.rank_pattern:
@@ -44,32 +38,26 @@ class ShareLoraConfig(LowRankConfig):
 class ShareLoraLayer(LowRankLayer):
     """ΔW = s · B A, with an A that may be another layer's."""
 
-    method = "ShareLoRA"
-    adapter_layer_names = ("lora_B", "lora_A")  # the first is what every layer holds
-    settings = (*LowRankLayer.settings, "holders")
+    title = "ShareLoRA"
+    adapter_layer_names = ("lora_B", "lora_A")
+    kept = (*LowRankLayer.kept, "holders")
     lora_A: nn.ParameterDict
-
-    def update_layer(self, adapter_name: str, r: int, lora_alpha: float, config: Any, **kwargs: Any) -> None:
-        # A plain dictionary: PyTorch does not look into it, so the holder is not a child of this layer.
-        self.holders: dict[str, ShareLoraLayer] = getattr(self, "holders", {})
-        super().update_layer(adapter_name, r, lora_alpha, config=config, **kwargs)
+    holders: dict[str, ShareLoraLayer]
+    """The layer whose A an adapter uses; PyTorch does not look into it, so the holder is not a child of this layer."""
 
     def look_at(self, holder: ShareLoraLayer, adapter_name: str) -> None:
         """Use the A of `holder` from now on."""
         del self.lora_A[adapter_name]
         self.holders[adapter_name] = holder
 
-    def product(self, adapter_name: str, training: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    def product(self, adapter_name: str, training: bool = False) -> Factors:
         left = self.lora_B[adapter_name]
         shared = self.holders.get(adapter_name, self).lora_A[adapter_name]
         return left, self.scaling[adapter_name] * shared.to(left.device)
 
 
-class ShareLoraModel(LowRankModel):
+class ShareLoraModel(LowRankModel, name="sharelora", config=ShareLoraConfig, layer=ShareLoraLayer):
     """ShareLoRA on a pretrained model, made by `peft.get_peft_model(model, ShareLoraConfig(...))`."""
-
-    tuner_layer_cls = ShareLoraLayer
-    linear_cls = ShareLoraLayer
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         super().inject_adapter(model, adapter_name, *args, **kwargs)
@@ -80,6 +68,3 @@ class ShareLoraModel(LowRankModel):
                 holder = holders.setdefault((kind, layer.in_features), layer)
                 if holder is not layer:
                     layer.look_at(holder, adapter_name)
-
-
-register_tuner(NAME, ShareLoraConfig, ShareLoraModel)

@@ -13,47 +13,39 @@ step.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from peft.utils.peft_types import PeftType
 from torch import nn
 
-from flexlora.baselines.low_rank import LowRankConfig, LowRankLayer, LowRankModel, hint, require_number
-from flexlora.tuner.peft_type import extend_peft_types, register_tuner
+from flexlora.tuner.checks import number
 
-NAME = "SORA"
+from .low_rank import Factors, LowRankConfig, LowRankLayer, LowRankModel, Shapes, setting
 
 
 @dataclass
 class SoRAConfig(LowRankConfig):
     """Configuration of a [`SoRAModel`]."""
 
-    type_name: ClassVar[PeftType] = extend_peft_types(NAME)
-
-    xi: float = field(default=3e-4, metadata=hint("ξ: how far every gate is pulled to 0 after an optimizer step."))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_number("xi", self.xi, at_least=0)
+    xi: float = setting(3e-4, "ξ: how far every gate is pulled to 0 after an optimizer step.", number, at_least=0)
 
 
 class SoRALayer(LowRankLayer):
     """ΔW = s · B diag(g) A."""
 
-    method = "SoRA"
+    title = "SoRA"
     adapter_layer_names = ("lora_A", "lora_gate", "lora_B")
     lora_gate: nn.ParameterDict
 
-    def shapes(self, r: int, config: Any) -> dict[str, tuple[int, ...]]:
+    def shapes(self, r: int, config: Any) -> Shapes:
         return {**super().shapes(r, config), "lora_gate": (r,)}
 
     def reset(self, adapter_name: str, config: Any) -> None:
         super().reset(adapter_name, config)
         self.lora_gate[adapter_name].normal_()
 
-    def product(self, adapter_name: str, training: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    def product(self, adapter_name: str, training: bool = False) -> Factors:
         left, right = super().product(adapter_name, training)
         return left, self.lora_gate[adapter_name].unsqueeze(1) * right
 
@@ -61,15 +53,13 @@ class SoRALayer(LowRankLayer):
         gate = self.lora_gate[adapter_name]
         return self.r[adapter_name] if gate.device.type == "meta" else int(gate.count_nonzero())
 
-    def inactive_parameters(self, adapter_name: str) -> int:
-        return (self.r[adapter_name] - self.rank(adapter_name)) * (self.in_features + self.out_features + 1)
+    inactive_parameters = LowRankLayer.unused_directions
 
 
-class SoRAModel(LowRankModel):
+class SoRAModel(LowRankModel, name="sora", config=SoRAConfig, layer=SoRALayer):
     """SoRA on a pretrained model: call `after_step` after every optimizer step."""
 
-    tuner_layer_cls = SoRALayer
-    linear_cls = SoRALayer
+    ranks = LowRankModel.ranks_in_use
 
     @torch.no_grad()
     def after_step(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any] | None:
@@ -78,6 +68,3 @@ class SoRAModel(LowRankModel):
             gate = layer.lora_gate[adapter_name]
             gate.copy_(nn.functional.softshrink(gate, config.xi))
         return None
-
-
-register_tuner(NAME, SoRAConfig, SoRAModel)

@@ -15,40 +15,36 @@ Where the description leaves room:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from flexlora.tuner.peft_type import register_tuner
+from flexlora import architectures
+from flexlora.tuner.checks import number
 
-from . import places
-from .base import BaselineConfig, BaselineLayer, BaselineModel, hint
+from .base import BaselineConfig, BaselineLayer, BaselineModel, setting
 
 
 @dataclass
 class SsfConfig(BaselineConfig):
     """Configuration of an [`SsfModel`]."""
 
-    method: ClassVar[str] = "ssf"
-    default_targets: ClassVar[str] = places.EVERY_OPERATION
+    default_targets: ClassVar[str] = architectures.EVERY_OPERATION
 
-    init_std: float = field(default=0.02, metadata=hint("Standard deviation of γ around 1 and of β around 0."))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.init_std >= 0, "init_std", "at least 0")
+    init_std: float = setting(0.02, "Standard deviation of γ around 1 and of β around 0.", number, at_least=0)
 
 
 class SsfLayer(BaselineLayer):
     """An operation with γ and β (features) behind it."""
 
+    title = "SSF"
     adapter_layer_names = ("ssf_scale", "ssf_shift")
     ssf_scale: nn.ParameterDict
     ssf_shift: nn.ParameterDict
 
-    def update_layer(self, adapter_name: str, config: Any, **place: Any) -> None:
+    def create(self, adapter_name: str, config: Any, **place: Any) -> None:
         features = (len(self.get_base_layer().weight),)  # type: ignore[arg-type]
         self.new_parameter(
             "ssf_scale", adapter_name, features, lambda scale: nn.init.normal_(scale, mean=1.0, std=config.init_std)
@@ -56,7 +52,6 @@ class SsfLayer(BaselineLayer):
         self.new_parameter(
             "ssf_shift", adapter_name, features, lambda shift: nn.init.normal_(shift, std=config.init_std)
         )
-        self.finish_update(adapter_name, config)
 
     def adapted(self, adapters: list[str], x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         result = self.base_layer(x, *args, **kwargs)
@@ -75,12 +70,9 @@ class SsfLayer(BaselineLayer):
         return {"weight": rows * base.weight, "bias": scale * base.bias + shift}
 
 
-class SsfModel(BaselineModel):
+class SsfModel(BaselineModel, name="ssf", config=SsfConfig, layer=SsfLayer):
     """Features scaled and shifted after every operation, by `peft.get_peft_model(model, SsfConfig(...))`."""
 
-    prefix = "ssf_"
-    tuner_layer_cls = SsfLayer
-    title = "SSF"
     made_for = "the linears and norms of a transformer's layers"
 
     def _create_and_replace(
@@ -103,6 +95,3 @@ class SsfModel(BaselineModel):
             if isinstance(layer, SsfLayer) and getattr(layer.get_base_layer(), "bias", None) is None:
                 raise ValueError(f"SSF cannot be merged into the backbone: {name} has no bias to hold its shift.")
         super()._check_merge_allowed()
-
-
-register_tuner("SSF", SsfConfig, SsfModel)

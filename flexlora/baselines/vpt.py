@@ -20,59 +20,56 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from flexlora.tuner.peft_type import register_tuner
+from flexlora import architectures
+from flexlora.tuner.checks import probability, whole
 
-from . import places
-from .base import BaselineConfig, BaselineLayer, BaselineModel, hint
+from .base import BaselineConfig, BaselineLayer, BaselineModel, setting
 
 
 @dataclass
 class VptConfig(BaselineConfig):
     """Configuration of a [`VptModel`]."""
 
-    method: ClassVar[str] = "vpt"
-    default_targets: ClassVar[str] = places.BLOCKS
+    default_targets: ClassVar[str] = architectures.BLOCKS
 
-    num_tokens: int = field(default=50, metadata=hint("Prompts (p), before the first block or before every one."))
-    deep: bool = field(default=True, metadata=hint("New prompts before every block, or before the first one only."))
-    dropout: float = field(default=0.0, metadata=hint("Dropout on the prompts."))
+    num_tokens: int = setting(50, "Prompts (p), before the first block or before every one.", whole)
+    deep: bool = setting(True, "New prompts before every block, or before the first one only.")
+    dropout: float = setting(0.0, "Dropout on the prompts.", probability)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_whole("num_tokens")
-        self.require_dropout()
         self.require_all_blocks()
 
 
 class VptLayer(BaselineLayer):
     """A block of a ViT with `vpt_prompt` (p × d) before it; it has none of its own where prompts come from below."""
 
+    title = "VPT"
     adapter_layer_names = ("vpt_prompt",)
-    other_param_names = ("settings",)
     vpt_prompt: nn.ParameterDict
-    settings: dict[str, VptConfig]
     prefix_tokens: int
     is_first: bool
     is_last: bool
 
-    def update_layer(self, adapter_name: str, config: Any, **place: Any) -> None:
+    def create(self, adapter_name: str, config: Any, **place: Any) -> None:
         self.prefix_tokens, self.is_first, self.is_last = place["prefix_tokens"], place["is_first"], place["is_last"]
-        self.settings[adapter_name] = config
         if config.deep or self.is_first:
             bound = math.sqrt(6 / (3 * place["patch_pixels"] + place["width"]))
             shape = (config.num_tokens, place["width"])
             self.new_parameter("vpt_prompt", adapter_name, shape, lambda prompt: prompt.uniform_(-bound, bound))
-        self.finish_update(adapter_name, config)
 
     def _get_available_adapters(self) -> set[str]:
         return set(self.settings)  # also of those whose prompts only pass through
+
+    def holds(self, adapter_name: str) -> bool:
+        return adapter_name in self.settings
 
     def adapted(self, adapters: list[str], x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """(batch, prefix + prompts + patches, d) in and out; no prompts into the first block and out of the last."""
@@ -116,24 +113,21 @@ def without_prompts(x: torch.Tensor, start: int, count: int) -> torch.Tensor:
     return torch.cat([x[:, :start], x[:, start + count :]], dim=1)
 
 
-class VptModel(BaselineModel):
+class VptModel(BaselineModel, name="vpt", config=VptConfig, layer=VptLayer):
     """Prompts before the first or every block of a ViT, by `peft.get_peft_model(model, VptConfig(...))`.
 
     Raises:
         ValueError: the model is not timm's `VisionTransformer`.
     """
 
-    prefix = "vpt_"
-    tuner_layer_cls = VptLayer
-    title = "VPT"
     made_for = "timm's VisionTransformer"
     not_mergeable = "its prompts are tokens, not weights"
 
-    def prepare(self, model: nn.Module, config: Any) -> None:
-        vision_transformer(model)
+    def look_at(self, model: nn.Module, config: Any) -> None:
+        vision_transformer(model, self.title)
 
     def place(self, adapter_name: str, config: Any, name: str) -> dict[str, Any]:
-        vit = vision_transformer(self.model)
+        vit = vision_transformer(self.model, self.title)
         index = int(name.rpartition(".")[2])
         return {
             "prefix_tokens": vit.num_prefix_tokens,
@@ -144,7 +138,7 @@ class VptModel(BaselineModel):
         }
 
 
-def vision_transformer(model: nn.Module, title: str = VptModel.title) -> Any:
+def vision_transformer(model: nn.Module, title: str) -> Any:
     """The one in `model`, which may be a wrapper of it.
 
     Raises:
@@ -157,6 +151,3 @@ def vision_transformer(model: nn.Module, title: str = VptModel.title) -> Any:
             f"{title} works on timm's VisionTransformer; {type(model).__name__} holds {len(found)} of them."
         )
     return found[0]
-
-
-register_tuner("VPT", VptConfig, VptModel)

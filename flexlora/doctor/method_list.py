@@ -7,28 +7,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
+from flexlora.architectures import CAUSAL_LM, ENCODERS, IMAGE_CLASSIFIER, Architecture
 from flexlora.errors import UserError
 from flexlora.methods import RunContext
 from flexlora.methods.parameter_budget import count_on_shapes
-from flexlora.methods.peft import WINDOWS
+from flexlora.methods.peft import WINDOWS, tuner_classes
 from flexlora.models import Backbone, load_backbone, on_hub, outline
-from flexlora.models.architectures import ARCHITECTURES
-from flexlora.models.causal_lm import TARGETS
-from flexlora.models.image_classifier import BLOCK_LINEARS
 from flexlora.models.random_init import random_init
 from flexlora.settings import MethodSettings, RunSettings
 
 STEPS = 1000
-DEBERTA = ARCHITECTURES["deberta-v2"]
-# One layer of each of the paper's backbones: linears to adapt, head, PEFT's task type.
-BACKBONES: dict[str, tuple[str, str, tuple[str, ...], str | None]] = {
-    "text": ("deberta_v3_base", DEBERTA.target_modules, DEBERTA.head_modules, "SEQ_CLS"),
-    "LLM": ("llama3_8b", TARGETS, (), "CAUSAL_LM"),
-    "vision": ("vit_b16", BLOCK_LINEARS, ("head",), None),
+# One layer of each of the paper's backbones: linears and head, PEFT's task type.
+BACKBONES: dict[str, tuple[str, Architecture, str | None]] = {
+    "text": ("deberta_v3_base", ENCODERS["deberta-v2"], "SEQ_CLS"),
+    "LLM": ("llama3_8b", CAUSAL_LM, "CAUSAL_LM"),
+    "vision": ("vit_b16", IMAGE_CLASSIFIER, None),
 }
 
 
@@ -66,8 +62,10 @@ def describe(
     small = {kind: random_init(name, layers=1, device="meta") for kind, (name, *_) in BACKBONES.items()}
     context = replace(context, held_out=True)  # whatever they are asked to evaluate on
     contexts = {
-        kind: replace(context, target_modules=targets, head_modules=list(heads), task_type=task_type)
-        for kind, (_, targets, heads, task_type) in BACKBONES.items()
+        kind: replace(
+            context, target_modules=at.target_modules, head_modules=list(at.head_modules), task_type=task_type
+        )
+        for kind, (_, at, task_type) in BACKBONES.items()
     }
     return [
         Described(
@@ -98,19 +96,14 @@ def _title(file: Path) -> str:
 
 
 def _source(fields: Mapping[str, Any]) -> str:
-    config_class = _by_name(PEFT_TYPE_TO_CONFIG_MAPPING, fields)
-    if config_class is None:
+    if "peft_type" not in fields:
         return "weights"
+    config_class, _ = tuner_classes(fields)
     return "PEFT" if config_class.__module__.startswith("peft.") else "ours"
 
 
 def _merges(fields: Mapping[str, Any]) -> bool | None:
-    tuner = _by_name(PEFT_TYPE_TO_TUNER_MAPPING, fields)
-    if tuner is None:
+    if "peft_type" not in fields:
         return None
+    _, tuner = tuner_classes(fields)
     return issubclass(tuner, BaseTuner) and getattr(tuner, "not_mergeable", None) is None
-
-
-def _by_name(mapping: Mapping[Any, Any], fields: Mapping[str, Any]) -> Any:
-    wanted = fields.get("peft_type")
-    return next((found for kind, found in mapping.items() if kind.value == wanted), None)

@@ -17,6 +17,7 @@ def build_method(settings: MethodSettings, context: RunContext) -> Method:
         UserError: no such kind, a field the method does not have, a value it does not take.
     """
     method: Method = load_plugin(("flexlora.methods",), settings.kind, "method.kind", "build")(settings.fields, context)
+    method.head_modules = method.head_modules or tuple(context.head_modules)
     return method
 
 

@@ -12,7 +12,10 @@ from torch import nn
 import flexlora
 from flexlora.errors import UserError
 from flexlora.methods.base import Method, PlannedEvents, RunContext
+from flexlora.methods.fields import by_user_names
 from flexlora.methods.peft import PeftMethod, peft_config, scale_windows
+from flexlora.tuner.checks import number, whole
+from flexlora.tuner.events import NO_SIGNS
 from flexlora.tuner.orthogonality import add_orthogonality_gradient, orthogonality_error
 
 ADAPTER = "default"
@@ -29,14 +32,12 @@ class AdaLoraMethod(PeftMethod):
     PEFT's RankAllocator does all that. Steps are counted here: one that a gradient scaler skipped is none.
     """
 
-    _tuner: AdaLoraModel
+    _adalora: AdaLoraModel
     _layers: dict[str, AdaLoraLayer]
 
     def __init__(self, config: AdaLoraConfig, schedule: dict[str, Any] | None) -> None:
         super().__init__(config, schedule)
         self.config: AdaLoraConfig = config
-        self._step = 0
-        self._events: list[dict[str, Any]] = []
 
     @property
     def _last_mask(self) -> int:
@@ -47,14 +48,14 @@ class AdaLoraMethod(PeftMethod):
         wrapped = super().wrap(model)
         assert isinstance(wrapped, PeftModel)
         assert isinstance(wrapped.base_model, AdaLoraModel)
-        self._tuner = wrapped.base_model
-        self._layers = {n: m for n, m in self._tuner.model.named_modules() if isinstance(m, AdaLoraLayer)}
+        self._adalora = wrapped.base_model
+        self._layers = {n: m for n, m in self._adalora.model.named_modules() if isinstance(m, AdaLoraLayer)}
         for layer in self._layers.values():
             # A constant that PEFT keeps as a parameter; moved to another device or type it would begin to train.
             layer.ranknum[ADAPTER].requires_grad_(False)
         # PEFT's forward is the base's, and then adds the penalty to `.loss`: in evaluations too, once for every
         # accumulated batch, and not at all where the output has no loss. `regularise` adds its gradient instead.
-        self._tuner.forward = self._tuner.model.forward
+        self._adalora.forward = self._adalora.model.forward
         return wrapped
 
     def load(self, model: nn.Module, folder: Path) -> None:
@@ -70,7 +71,7 @@ class AdaLoraMethod(PeftMethod):
         self._allocate(self._step)
 
     def finish(self, model: nn.Module) -> None:
-        if self._step < self._last_mask and self._tuner.rankallocator.exp_avg_ipt:  # steps were skipped
+        if self._step < self._last_mask and self._adalora.rankallocator.exp_avg_ipt:  # steps were skipped
             self._allocate(self._last_mask)
 
     def ranks(self, model: nn.Module) -> dict[str, int]:
@@ -79,7 +80,7 @@ class AdaLoraMethod(PeftMethod):
 
     def planned_events(self) -> PlannedEvents:
         """Steps, and the directions that the mask keeps there in all; the last one is frozen."""
-        allocator, interval = self._tuner.rankallocator, self.config.deltaT
+        allocator, interval = self._adalora.rankallocator, self.config.deltaT
         # PEFT sets a mask at every multiple of deltaT after tinit.
         masks = range((self.config.tinit // interval + 1) * interval, self._last_mask, interval)
         last = (self._last_mask, allocator.target_bgt)
@@ -87,13 +88,9 @@ class AdaLoraMethod(PeftMethod):
         second = [*masks[1:2], self._last_mask][0]
         return PlannedEvents(len(masks) + 1, first, last, second - first[0] if masks else None)
 
-    def rank_events(self) -> list[dict[str, Any]]:
-        events, self._events = self._events, []
-        return events
-
     def parameters(self, model: nn.Module) -> dict[str, int]:
         """`adapter_allocated` has init_r directions a module, `adapter_active` those that the latest mask kept."""
-        count = flexlora.count_parameters(model)
+        count = flexlora.count_parameters(model, self.head_modules)
         spare = count.adapter_allocated - self._active_parameters(self.ranks(model))
         ranknum = len(self._layers)  # one constant a module
         return {
@@ -105,14 +102,14 @@ class AdaLoraMethod(PeftMethod):
 
     def state_dict(self) -> dict[str, Any]:
         # PEFT makes new tensors at every step, so these stay what they are.
-        smoothed = {name: dict(getattr(self._tuner.rankallocator, name)) for name in SMOOTHED}
+        smoothed = {name: dict(getattr(self._adalora.rankallocator, name)) for name in SMOOTHED}
         return {"step": self._step, "rank_pattern": self.config.rank_pattern, **smoothed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._step = state["step"]
         self.config.rank_pattern = state["rank_pattern"]
-        allocator = self._tuner.rankallocator
-        parameters = dict(self._tuner.model.named_parameters())
+        allocator = self._adalora.rankallocator
+        parameters = dict(self._adalora.model.named_parameters())
         for name in SMOOTHED:
             setattr(allocator, name, {key: score.to(parameters[key].device) for key, score in state[name].items()})
         # The latest step's own score: read by no later step, but PEFT starts anew where a parameter has none.
@@ -120,20 +117,22 @@ class AdaLoraMethod(PeftMethod):
 
     def _allocate(self, step: int) -> None:
         """PEFT's update at `step`, on the gradients at hand, and an event for the record where it set a mask."""
-        mask, before = self.config.rank_pattern, self.ranks(self._tuner)
-        self._tuner.update_and_allocate(step)
+        mask, before = self.config.rank_pattern, self.ranks(self._adalora)
+        self._adalora.update_and_allocate(step)
         if self.config.rank_pattern is not mask:
             self._events.append(self._event(step, before))
 
     def _event(self, step: int, before: dict[str, int]) -> dict[str, Any]:
         """What the mask of `step` did, by the names of FlexLoRA's `RankEvent` where they mean the same."""
-        ranks = self.ranks(self._tuner)
+        ranks = self.ranks(self._adalora)
         with torch.no_grad():
             energies = [layer.lora_E[ADAPTER].square().sum() for layer in self._layers.values()]
             *energy, error = torch.stack([*energies, orthogonality_error(self._factors())]).tolist()
         return {
+            # init_r is where every module starts, masked directions are meant to come back, the total is meant to fall.
+            **NO_SIGNS,
             "step": step,
-            "budget": self._tuner.rankallocator.budget_schedule(step)[0],
+            "budget": self._adalora.rankallocator.budget_schedule(step)[0],
             "pruned": [name for name, rank in ranks.items() if rank < before[name]],
             "grown": [name for name, rank in ranks.items() if rank > before[name]],
             "ranks": ranks,
@@ -141,12 +140,6 @@ class AdaLoraMethod(PeftMethod):
             "active_parameters": self._active_parameters(ranks),
             "total_rank": sum(ranks.values()),
             "orthogonality_error": error,
-            # Signs that mean nothing here: init_r is where every module starts, masked directions are meant to come
-            # back, and the total is meant to fall.
-            "at_limit": None,
-            "regrown": None,
-            "budget_conserved": None,
-            "skipped": None,
         }
 
     def _factors(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -176,16 +169,12 @@ def build(fields: dict[str, Any], context: RunContext) -> Method:
         )
     config, schedule = peft_config(fields, context)
     assert isinstance(config, AdaLoraConfig)
-    if config.target_r < 1:
-        raise UserError(f"method.target_r must be at least 1, not {config.target_r}")
+    with by_user_names():
+        whole(config, "target_r")
+        number(config, "beta1", "beta2", above=0, below=1)
     if config.target_r >= config.init_r:
         raise UserError(
             f"method.target_r={config.target_r} must be below method.init_r={config.init_r}: AdaLoRA's ranks only fall "
             "in sum (method=lora has fixed ones)"
         )
-    for name in ("beta1", "beta2"):
-        if not 0 < getattr(config, name) < 1:
-            raise UserError(f"method.{name} must lie strictly between 0 and 1, not {getattr(config, name)}")
-    if not 0 <= config.lora_dropout < 1:
-        raise UserError(f"method.lora_dropout must lie in [0, 1), not {config.lora_dropout}")
     return AdaLoraMethod(config, schedule)

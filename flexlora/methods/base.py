@@ -1,6 +1,6 @@
 """What the loop may ask of a method. The loop asks every method the same and knows none by name."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 import flexlora
 from flexlora.errors import UserError
 from flexlora.settings import Schedule
+from flexlora.tuner.events import PlannedEvents
 
 Batch = dict[str, torch.Tensor]
 
@@ -36,21 +37,11 @@ class RunContext:
     """Whether the evaluation is on rows held out of the training set; True where that is not known yet."""
 
 
-@dataclass(frozen=True)
-class PlannedEvents:
-    """The rank events of a training to come."""
-
-    count: int
-    first: tuple[int, int]
-    """Step, and b(t) or budget there."""
-    last: tuple[int, int]
-    every: int | None
-    """Steps from the first to the second, None where there is no second."""
-
-
 class Method:
     """A way to fine-tune a model. Subclasses say how to wrap it and override the hooks they have a use for."""
 
+    head_modules: Collection[str] = ()
+    """Last names of the modules that are the head; `build_method` fills them in where a method has none."""
     schedule: dict[str, Any] | None = None
     """How the windows were scaled to this run, for the record; None where the method has no windows."""
 
@@ -117,8 +108,12 @@ class Method:
         """Clean up after the last step, before the last evaluation."""
 
     def parameters(self, model: nn.Module) -> dict[str, int]:
-        """Trainable parameters: `adapter_active`, `adapter_allocated` and `head`; and `total`, frozen ones included."""
-        count = flexlora.count_parameters(model)
+        """Trainable parameters: `adapter_active`, `adapter_allocated` and `head`; and `total`, frozen ones included.
+
+        The first two are all that trains outside the head: of full fine-tuning the whole encoder, so that they mean the
+        same for every method.
+        """
+        count = flexlora.count_parameters(model, self.head_modules)
         return {
             "adapter_active": count.adapter_active,
             "adapter_allocated": count.adapter_allocated,

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flexlora.baselines.noah import MODULES, Subnet
+from flexlora.tuner.base_config import Checked, setting
+from flexlora.tuner.checks import number, whole
 
 # Draws for one candidate before a small space counts as searched through.
 TRIES = 100
@@ -57,17 +59,17 @@ def crossover(one: Subnet, other: Subnet, draws: random.Random) -> Subnet:
     return Subnet(*(getattr(draws.choice((one, other)), name) for name in MODULES))
 
 
-@dataclass(frozen=True)
-class Evolution:
+@dataclass
+class Evolution(Checked):
     """How the search goes: the published numbers of VTAB-1K."""
 
-    generations: int = 15
-    population: int = 50
-    parents: int = 10
-    mutations: int = 25
-    crossovers: int = 25
-    mutation_probability: float = 0.2
-    depth_probability: float = 0.4
+    generations: int = setting(15, "Generations after the first, which is random.", whole, at_least=0)
+    population: int = setting(50, "Subnets that are scored in a generation.", whole)
+    parents: int = setting(10, "The best so far, of which mutations and crossovers are made.", whole, at_least=0)
+    mutations: int = setting(25, "Mutations of each generation.", whole, at_least=0)
+    crossovers: int = setting(25, "Crossovers of each generation.", whole, at_least=0)
+    mutation_probability: float = setting(0.2, "Of a size being drawn anew.", number, at_least=0, at_most=1)
+    depth_probability: float = setting(0.4, "Of a depth being drawn anew.", number, at_least=0, at_most=1)
 
 
 @dataclass

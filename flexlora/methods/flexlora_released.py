@@ -8,6 +8,7 @@ the real one was in the old groups only. The state it means to carry over is loo
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -15,26 +16,35 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 import flexlora
-from flexlora.errors import UserError
 from flexlora.methods.base import Method, RunContext
-from flexlora.methods.flexlora import FlexLoraMethod, with_ranks
-from flexlora.methods.peft import peft_config
-
-BEHAVIOURS = ("reset_moments", "drop_weight_decay", "rate_to_peak", "schedule_twice")
+from flexlora.methods.fields import take
+from flexlora.methods.peft import PeftMethod, peft_config
 
 
-class FlexLoraReleasedMethod(FlexLoraMethod):
-    """The optimizer is changed in place, which comes to the same: whoever holds it (Accelerate, a scaler) still does.
+@dataclass
+class Behaviours:
+    """What the released code does at a rank event, each behind one setting.
 
-    Each behaviour is one setting:
-
-    - `reset_moments`: an event empties the optimizer's state of all parameters, the head's too, and its step count.
-    - `drop_weight_decay`: from the first event on no parameter decays.
-    - `rate_to_peak`: from the first event on the learning rate is its peak, and the schedule has no say.
-    - `schedule_twice`: the schedule takes a second step at every event. Seen only without `rate_to_peak`.
+    Attributes:
+        reset_moments: an event empties the optimizer's state of all parameters, the head's too, and its step count.
+        drop_weight_decay: from the first event on no parameter decays.
+        rate_to_peak: from the first event on the learning rate is its peak, and the schedule has no say.
+        schedule_twice: the schedule takes a second step at every event. Seen only without `rate_to_peak`.
     """
 
-    def __init__(self, config: Any, schedule: dict[str, Any] | None, behaviours: dict[str, bool]) -> None:
+    reset_moments: bool = True
+    drop_weight_decay: bool = True
+    rate_to_peak: bool = True
+    schedule_twice: bool = True
+
+
+BEHAVIOURS = tuple(field.name for field in fields(Behaviours))
+
+
+class FlexLoraReleasedMethod(PeftMethod):
+    """The optimizer is changed in place, with the same effect: whoever holds it (Accelerate, a scaler) still does."""
+
+    def __init__(self, config: Any, schedule: dict[str, Any] | None, behaviours: Behaviours) -> None:
         super().__init__(config, schedule)
         self.behaviours = behaviours
         self._events_held = 0
@@ -53,21 +63,22 @@ class FlexLoraReleasedMethod(FlexLoraMethod):
 
     def scheduler(self, optimizer: torch.optim.Optimizer, factor: Callable[[int], float]) -> LambdaLR:
         def released(step: int) -> float:
-            if self.behaviours["rate_to_peak"] and self._events_held:
+            if self.behaviours.rate_to_peak and self._events_held:
                 return 1.0
-            return factor(step + self._events_held if self.behaviours["schedule_twice"] else step)
+            return factor(step + self._events_held if self.behaviours.schedule_twice else step)
 
         return LambdaLR(optimizer, released)
 
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self._handle = flexlora.attach(model, optimizer, step=0, on_event=lambda _: self._rebuild(optimizer))
+        assert self._tuner is not None
+        self._tuner.attach(optimizer, on_event=lambda _: self._rebuild(optimizer))
 
     def _rebuild(self, optimizer: torch.optim.Optimizer) -> None:
         """At an event, inside the optimizer's step and before the schedule's, which then sets the rate."""
         self._events_held += 1
-        if self.behaviours["reset_moments"]:
+        if self.behaviours.reset_moments:
             optimizer.state.clear()
-        if self.behaviours["drop_weight_decay"]:
+        if self.behaviours.drop_weight_decay:
             for group in optimizer.param_groups:
                 group["weight_decay"] = 0.0
 
@@ -79,14 +90,11 @@ class FlexLoraReleasedMethod(FlexLoraMethod):
         self._events_held = state["events_held"]
 
 
-def build(fields: dict[str, Any], context: RunContext) -> Method:
+def build(given: dict[str, Any], context: RunContext) -> Method:
     """FlexLoRA from the settings' fields; the released code has no rank limit, so `max_rank=null` means none here."""
-    fields = with_ranks(fields)
-    behaviours = {name: fields.pop(name) for name in BEHAVIOURS}
-    for name, value in behaviours.items():
-        if not isinstance(value, bool):
-            raise UserError(f"method.{name}: {value!r} is not bool")
-    config, schedule = peft_config(fields, context)
+    given = dict(given)
+    behaviours = take(Behaviours, given)
+    config, schedule = peft_config(given, context)
     assert isinstance(config, flexlora.FlexLoraConfig)
     if config.max_rank is None:
         # A module gains at most one direction an event.

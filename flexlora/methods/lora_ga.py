@@ -8,6 +8,7 @@ again.
 
 import itertools
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,17 +18,28 @@ from torch import distributed, nn
 
 from flexlora.errors import UserError
 from flexlora.methods.base import Batch, Method, RunContext
+from flexlora.methods.fields import by_user_names, take
 from flexlora.methods.peft import peft_config
 from flexlora.methods.residual import ADAPTER, ResidualMethod
+from flexlora.tuner.base_config import Checked, setting
+from flexlora.tuner.checks import whole
 
-OWN = ("direction", "scale", "stable_gamma")
+
+@dataclass
+class LoraGAFields(Checked):
+    """The field that is neither `LoraConfig`'s nor PEFT's `LoraGAConfig`'s."""
+
+    batches: int = setting(8, "Batches of the first epoch, of each process, over which gradients are averaged.", whole)
 
 
 class LoraGAMethod(ResidualMethod):
     """Averages the gradient over `batches` batches of the first epoch (of each process)."""
 
     config: LoraConfig
-    batches = 8
+
+    def __init__(self, config: LoraConfig, schedule: dict[str, Any] | None, batches: int) -> None:
+        super().__init__(config, schedule)
+        self.batches = batches
 
     def prepare(
         self, model: nn.Module, batches: Iterable[Batch], loss: Callable[[nn.Module, Batch], torch.Tensor]
@@ -69,20 +81,12 @@ def build(fields: dict[str, Any], context: RunContext) -> Method:
         UserError: as `peft_config`, or a value of these that there is not.
     """
     fields = dict(fields)
-    batches = fields.pop("batches", LoraGAMethod.batches)
-    own = {name: fields.pop(name) for name in OWN if name in fields}
-    if not isinstance(batches, int) or isinstance(batches, bool) or batches < 1:
-        raise UserError(f"method.batches must be a whole number of at least 1, not {batches!r}")
-    for name, known in (("direction", ("ArBr", "A2rBr", "ArB2r", "random")),
-                        ("scale", ("stable", "weight_svd", "gd_scale", "unit"))):  # fmt: skip
-        if own.get(name, known[0]) not in known:
-            raise UserError(f"method.{name} must be one of {', '.join(known)}, not {own[name]!r}")
-    if own.get("stable_gamma", 1) <= 0:
-        raise UserError(f"method.stable_gamma must be positive, not {own['stable_gamma']}")
+    own = take(LoraGAFields, fields)
+    gradients = take(LoraGAConfig, fields)
+    with by_user_names():
+        whole(gradients, "stable_gamma")
     config, schedule = peft_config(fields, context)
     assert isinstance(config, LoraConfig)
     config.init_lora_weights = "lora_ga"  # PEFT knows it, though its field's type does not list it
-    config.lora_ga_config = LoraGAConfig(**own)
-    method = LoraGAMethod(config, schedule)
-    method.batches = batches
-    return method
+    config.lora_ga_config = gradients
+    return LoraGAMethod(config, schedule, own.batches)

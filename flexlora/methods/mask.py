@@ -1,5 +1,6 @@
 """Methods that add nothing and choose which of the backbone's own parameters train: all, its biases, only the head."""
 
+import dataclasses
 import logging
 import re
 from pathlib import Path
@@ -13,10 +14,18 @@ from transformers import PreTrainedModel
 
 from flexlora.errors import UserError, did_you_mean, one_line
 from flexlora.methods.base import Method, RunContext
+from flexlora.methods.fields import refuse_unknown, take
 
 log = logging.getLogger("flexlora")
 
 SAVED = "trained.safetensors"
+
+
+@dataclasses.dataclass
+class MaskFields:
+    """The method's own field: regular expressions of the whole names of parameters that train beside the head."""
+
+    trainable: list[str]
 
 
 class MaskMethod(Method):
@@ -48,15 +57,6 @@ class MaskMethod(Method):
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise UserError("this method trains a fresh head, and this model has none: nothing would train")
         return model
-
-    def parameters(self, model: nn.Module) -> dict[str, int]:
-        """`adapter_active` and `adapter_allocated` are all that trains outside the head: of full fine-tuning the whole
-        encoder, so that the two columns mean the same for every method."""
-        sizes = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
-        head = sum(size for name, size in sizes.items() if self._in_head(name))
-        others = sum(sizes.values()) - head
-        total = sum(parameter.numel() for parameter in model.parameters())
-        return {"adapter_active": others, "adapter_allocated": others, "head": head, "total": total}
 
     def load(self, model: nn.Module, folder: Path) -> None:
         file = folder / SAVED
@@ -100,12 +100,9 @@ def build(fields: dict[str, Any], context: RunContext) -> Method:
     Raises:
         UserError: there is another field, or `trainable` is not a list of regular expressions.
     """
-    for name in fields.keys() - {"trainable"}:
-        near = did_you_mean(f"method.{name}", ["method.trainable"])
-        raise UserError(f"there is no setting 'method.{name}': this method has method.trainable only.{near}")
-    if not isinstance(fields["trainable"], list) or not all(isinstance(item, str) for item in fields["trainable"]):
-        raise UserError(f"method.trainable must be a list of regular expressions, not {fields['trainable']!r}")
+    refuse_unknown(fields, [field.name for field in dataclasses.fields(MaskFields)], "a mask")
+    own = take(MaskFields, dict(fields))
     try:
-        return MaskMethod(fields["trainable"], context.head_modules)
+        return MaskMethod(own.trainable, context.head_modules)
     except re.error as error:
         raise UserError(f"method.trainable: {error.pattern!r} is not a regular expression: {error}") from error

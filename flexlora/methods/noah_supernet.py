@@ -5,10 +5,10 @@ with the supernet's weights, by the task's main metric on rows held out of the t
 evaluated last and saved, `subnet.json` with it: `method=noah method.subnet=…` trains it from scratch on all rows.
 """
 
-import dataclasses
 import json
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,29 @@ from flexlora.baselines.noah import MODULES, NoahConfig, NoahModel, Subnet
 from flexlora.errors import UserError
 from flexlora.methods.base import Method, RunContext
 from flexlora.methods.evolution import Evolution, Search, SearchSpace
+from flexlora.methods.fields import take
 from flexlora.methods.peft import PeftMethod, peft_config
+from flexlora.tuner.base_config import Checked, setting
+from flexlora.tuner.checks import is_whole, require, whole
 
 ADAPTER = "default"
 SUBNET_FILE = "subnet.json"
-EVOLUTION = tuple(field.name for field in dataclasses.fields(Evolution))
+
+
+@dataclass
+class SupernetFields(Checked):
+    """The supernet's own fields; how the search goes is said by [`Evolution`]."""
+
+    sizes: list[int]
+    depths: list[int]
+    max_parameters: int | None = setting(None, "Most parameters of a subnet, head excluded.", whole, or_none=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("sizes", "depths"):
+            given = getattr(self, name)
+            holds = bool(given) and all(is_whole(value) and value >= 1 for value in given)
+            require(self, name, holds, "a list of whole numbers of at least 1")
 
 
 class NoahSupernetMethod(PeftMethod):
@@ -35,15 +53,13 @@ class NoahSupernetMethod(PeftMethod):
     def __init__(
         self,
         config: NoahConfig,
-        sizes: tuple[int, ...],
-        depths: tuple[int, ...],
+        own: SupernetFields,
         evolution: Evolution,
-        max_parameters: int | None,
         seed: int,
     ) -> None:
         super().__init__(config, None)
-        self._sizes, self._depths, self._evolution = sizes, depths, evolution
-        self._max_parameters, self._seed = max_parameters, seed
+        self._sizes, self._depths, self._evolution = tuple(own.sizes), tuple(own.depths), evolution
+        self._max_parameters, self._seed = own.max_parameters, seed
         self._search = Search()
         self._step = 0
         self._found: Subnet | None = None
@@ -120,32 +136,8 @@ def build(fields: dict[str, Any], context: RunContext) -> Method:
             "method=noah_supernet chooses by its evaluation, which must not be the benchmark's test set: "
             "set task.split=train800_val200"
         )
-    sizes, depths = (_whole(name, fields.pop(name)) for name in ("sizes", "depths"))
-    evolution = Evolution(**{name: fields.pop(name) for name in EVOLUTION})
-    for name in EVOLUTION:
-        value = getattr(evolution, name)
-        if name.endswith("probability"):
-            _require(isinstance(value, int | float) and 0 <= value <= 1, name, value, "a probability")
-        else:
-            _require(_is_whole(value, 0), name, value, "a whole number of at least 0")
-    _require(evolution.population > 0, "population", 0, "at least 1")
-    most = fields.pop("max_parameters")
-    _require(most is None or _is_whole(most, 1), "max_parameters", most, "a whole number of at least 1, or null")
-    config, _ = peft_config(fields | dict.fromkeys(MODULES, max(sizes)), context)
+    own = take(SupernetFields, fields)
+    evolution = take(Evolution, fields)
+    config, _ = peft_config(fields | dict.fromkeys(MODULES, max(own.sizes)), context)
     assert isinstance(config, NoahConfig)
-    return NoahSupernetMethod(config, sizes, depths, evolution, most, context.seed)
-
-
-def _is_whole(value: Any, lowest: int) -> bool:
-    return type(value) is int and value >= lowest
-
-
-def _whole(name: str, values: Any) -> tuple[int, ...]:
-    fits = isinstance(values, list) and bool(values) and all(_is_whole(value, 1) for value in values)
-    _require(fits, name, values, "a list of whole numbers of at least 1")
-    return tuple(values)
-
-
-def _require(holds: bool, name: str, value: Any, what: str) -> None:
-    if not holds:
-        raise UserError(f"method.{name} must be {what}, not {value!r}")
+    return NoahSupernetMethod(config, own, evolution, context.seed)

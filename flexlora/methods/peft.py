@@ -2,12 +2,12 @@
 
 import dataclasses
 import logging
-import types
-import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import torch
 from peft import (
     PeftConfig,
     PeftModel,
@@ -16,14 +16,21 @@ from peft import (
     load_peft_weights,
     set_peft_model_state_dict,
 )
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import CONFIG_NAME
 from safetensors import SafetensorError
 from torch import nn
 
 from flexlora.errors import UserError, did_you_mean, one_line
 from flexlora.methods.base import Method, RunContext
+from flexlora.methods.fields import by_user_names, refuse_misfits, refuse_unknown
+from flexlora.methods.transplant import final_ranks
+from flexlora.plugins import import_named
 from flexlora.settings import Schedule
+from flexlora.settings.resolve import MAX_WIDTH
+from flexlora.tuner.base import Tuner
+from flexlora.tuner.checks import number, probability, whole
+from flexlora.tuner.events import PlannedEvents
 
 log = logging.getLogger("flexlora")
 
@@ -32,11 +39,17 @@ WINDOWS = ("tinit", "tfinal", "deltaT")
 
 
 class PeftMethod(Method):
-    """A model wrapped by `get_peft_model` with one PEFT config."""
+    """A model wrapped by `get_peft_model` with one PEFT config; a tuner of this package is asked for the loop's hooks.
+
+    Steps are counted here: one that a gradient scaler skipped is none.
+    """
 
     def __init__(self, config: PeftConfig, schedule: dict[str, Any] | None) -> None:
         self.config = config
         self.schedule = schedule
+        self._tuner: Tuner | None = None
+        self._step = 0
+        self._events: list[dict[str, Any]] = []
 
     def wrap(self, model: nn.Module) -> nn.Module:
         _refuse_strangers(getattr(self.config, "modules_to_save", None) or (), model)
@@ -53,7 +66,54 @@ class PeftMethod(Method):
             raise UserError(f"method: {one_line(error)}") from error
         if not any(parameter.requires_grad for parameter in wrapped.parameters()):
             raise UserError("method: nothing would train with these settings")
+        self._tuner = wrapped.base_model if isinstance(wrapped.base_model, Tuner) else None
         return wrapped
+
+    def parameter_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+        groups = None if self._tuner is None else self._tuner.parameter_groups(learning_rate)
+        return super().parameter_groups(model, learning_rate) if groups is None else groups
+
+    def optimizer(
+        self, groups: list[dict[str, Any]], learning_rate: float, weight_decay: float
+    ) -> torch.optim.Optimizer:
+        own = None if self._tuner is None else self._tuner.optimizer(learning_rate, weight_decay)
+        return super().optimizer(groups, learning_rate, weight_decay) if own is None else own
+
+    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        if self._tuner is not None:
+            self._tuner.attach(optimizer)
+
+    def regularise(self, model: nn.Module) -> None:
+        if self._tuner is not None:
+            self._tuner.regularise(self._step + 1)
+
+    def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        self._step += 1
+        event = None if self._tuner is None else self._tuner.after_step(self._step, optimizer)
+        if event is not None:
+            self._events.append(event)
+
+    def rank_events(self) -> list[dict[str, Any]]:
+        events, self._events = self._events, []
+        return events
+
+    def planned_events(self) -> PlannedEvents | None:
+        return None if self._tuner is None else self._tuner.planned_events()
+
+    def ranks(self, model: nn.Module) -> dict[str, int]:
+        return {} if self._tuner is None else self._tuner.ranks()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self._tuner is None else {"step": self._step, "tuner": self._tuner.training_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self._tuner is not None:
+            self._step = state["step"]
+            self._tuner.load_training_state(state["tuner"])
+
+    def finish(self, model: nn.Module) -> None:
+        if self._tuner is not None:
+            self._tuner.finish()
 
     def load(self, model: nn.Module, folder: Path) -> None:
         assert isinstance(model, PeftModel)
@@ -90,19 +150,21 @@ def build(fields: dict[str, Any], context: RunContext) -> Method:
 def peft_config(fields: dict[str, Any], context: RunContext) -> tuple[PeftConfig, dict[str, Any] | None]:
     """The PEFT config of `fields`, and how its windows were scaled (None where it has none).
 
+    Beside the config class's own fields there are `peft_type`, `python_module` and, for a config with a `rank_pattern`,
+    `ranks_from`: the folder of a finished run whose final ranks are taken over and kept.
+
     Raises:
         UserError: PEFT has no such type, or the type no such field, or a value is of another type or refused.
     """
-    fields = dict(fields)
-    config_class = _config_class(fields.pop("peft_type"))
-    hints = typing.get_type_hints(config_class)
+    config_class, _ = tuner_classes(fields)
+    fields = {name: value for name, value in fields.items() if name not in ("peft_type", "python_module")}
     known = {field.name for field in dataclasses.fields(config_class) if field.init}
-    for name, value in fields.items():
-        if name not in known:
-            near = did_you_mean(f"method.{name}", {f"method.{field}" for field in known})
-            raise UserError(f"there is no setting 'method.{name}': {config_class.__name__} has no such field.{near}")
-        if not _fits(value, hints[name]):
-            raise UserError(f"method.{name}: {value!r} is not {_spell(hints[name])}")
+    if "rank_pattern" in known:
+        ranks_from = fields.pop("ranks_from", None)
+        if ranks_from is not None:
+            fields |= {"rank_pattern": final_ranks(ranks_from)} | ({"init_b": 0} if "init_b" in known else {})
+    refuse_unknown(fields, known, config_class.__name__)
+    refuse_misfits(fields, config_class)
     task_type = fields.get("task_type")
     _check_values(fields, known)
     if None not in (task_type, context.task_type) and task_type != context.task_type:
@@ -120,43 +182,39 @@ def peft_config(fields: dict[str, Any], context: RunContext) -> tuple[PeftConfig
         fields["target_modules"] = context.target_modules
     if "modules_to_save" in known and fields.get("modules_to_save") is None:
         fields["modules_to_save"] = list(context.head_modules)
-    try:
+    with by_user_names():  # PEFT's own classes raise whatever they like
         return config_class(**fields), schedule
-    except Exception as error:  # as in `wrap`
-        raise UserError(f"method: {one_line(error)}") from error
 
 
 def _check_values(fields: dict[str, Any], known: set[str]) -> None:
     """Refuse what PEFT takes without a word, or refuses only once the model is loaded."""
+    names = ("r", "init_r", "max_rank", "rank_pattern", "lora_alpha", "alpha_pattern", "lora_dropout")
+    given = SimpleNamespace(**{name: fields.get(name) for name in names})
     lowest = 0 if "oft_block_size" in known else 1  # OFT has 0 for no rank
-    ranks = {"r": fields.get("r"), **_numbers("rank_pattern", fields)}
-    for name, rank in ranks.items():
-        if isinstance(rank, int) and rank < lowest:
-            raise UserError(f"method.{name} must be at least {lowest}, not {rank}")
-    alphas = {"lora_alpha": fields.get("lora_alpha"), **_numbers("alpha_pattern", fields)}
-    for name, alpha in alphas.items():
-        if alpha is not None and not alpha > 0:
-            raise UserError(f"method.{name} must be above 0, not {alpha}")
-    dropout = fields.get("lora_dropout")
-    if dropout is not None and not 0 <= dropout < 1:
-        raise UserError(f"method.lora_dropout must lie in [0, 1), not {dropout}")
+    with by_user_names():
+        whole(given, "r", "init_r", "max_rank", "rank_pattern", at_least=lowest, at_most=MAX_WIDTH, or_none=True)
+        number(given, "lora_alpha", "alpha_pattern", above=0, or_none=True)
+        probability(given, "lora_dropout", or_none=True)
 
 
-def _numbers(pattern: str, fields: dict[str, Any]) -> dict[str, float]:
-    """The values of a pattern, by the names that a message calls them."""
-    values = {f"{pattern}.{name}": value for name, value in (fields.get(pattern) or {}).items()}
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise UserError(f"method.{name}: {value!r} is no number")
-    return values
+def tuner_classes(fields: Mapping[str, Any]) -> tuple[type[PeftConfig], type[Any]]:
+    """The configuration and the tuner that PEFT knows by `method.peft_type`.
 
+    `method.python_module` names a module of the user's own, which is imported first: it registers the tuner, or an
+    importance that one of the fields names.
 
-def _config_class(peft_type: str) -> type[PeftConfig]:
-    by_name = {str(kind.value): config_class for kind, config_class in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    if peft_type not in by_name:
-        near = did_you_mean(peft_type, by_name)
-        raise UserError(f"there is no method.peft_type '{peft_type}'.{near} PEFT has: {', '.join(sorted(by_name))}.")
-    return by_name[peft_type]
+    Raises:
+        UserError: PEFT has no such type, or the module cannot be imported.
+    """
+    module = fields.get("python_module")
+    if module is not None:
+        import_named(module, "method.python_module")
+    by_name = {str(kind.value): kind for kind in PEFT_TYPE_TO_CONFIG_MAPPING}
+    name = fields["peft_type"]
+    if name not in by_name:
+        near = did_you_mean(str(name), by_name)
+        raise UserError(f"there is no method.peft_type '{name}'.{near} PEFT has: {', '.join(sorted(by_name))}.")
+    return PEFT_TYPE_TO_CONFIG_MAPPING[by_name[name]], PEFT_TYPE_TO_TUNER_MAPPING[by_name[name]]
 
 
 def scale_windows(fields: dict[str, Any], context: RunContext) -> dict[str, Any] | None:
@@ -196,40 +254,3 @@ def _refuse_strangers(wanted: Iterable[str], model: nn.Module) -> None:
         if not any(name == entry or name.endswith(f".{entry}") for name in names):
             near = did_you_mean(entry, {name.rpartition(".")[2] for name in names})
             raise UserError(f"method.modules_to_save: no module of the model is called '{entry}'.{near}")
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value from YAML may be handed to a field annotated `hint`; anything unusual is left to PEFT."""
-    if hint is Any:
-        return True
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, argument) for argument in arguments)
-    if origin is typing.Literal:
-        return value in arguments
-    kind = origin or hint
-    if kind is type(None):
-        return value is None
-    if kind is bool:
-        return isinstance(value, bool)
-    if kind in (int, float):
-        # YAML reads 16 as an integer and 16.0 as a float; PEFT divides by either.
-        return (
-            isinstance(value, int | float)
-            and not isinstance(value, bool)
-            and (kind is float or float(value).is_integer())
-        )
-    if kind is list and isinstance(value, list):
-        return not arguments or all(_fits(item, arguments[0]) for item in value)
-    if kind in (str, list, dict):
-        return isinstance(value, kind)
-    return True
-
-
-def _spell(hint: Any) -> str:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Literal:
-        return "one of " + ", ".join(map(str, arguments))
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join("null" if argument is type(None) else _spell(argument) for argument in arguments)
-    return getattr(hint, "__name__", str(hint))

@@ -3,24 +3,36 @@
 gA ← (BᵀB + reg·I)⁻¹ gA and gB ← gB (AAᵀ + reg·I)⁻¹ before AdamW's step; the head's gradients are left as they are.
 """
 
-import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from peft.optimizers import create_riemannian_optimizer
 from torch import nn
 
-from flexlora.errors import UserError
 from flexlora.methods.base import Method, RunContext
+from flexlora.methods.fields import take
 from flexlora.methods.peft import PeftMethod, peft_config
+from flexlora.tuner.base_config import Checked, setting
+from flexlora.tuner.checks import number
+
+
+@dataclass
+class Preconditioning(Checked):
+    """The method's own field."""
+
+    reg: float = setting(1e-2, "Added to the diagonals before they are inverted.", number, above=0)
 
 
 class RiemannianMethod(PeftMethod):
     """A tuner with LoRA's A and B, trained by the preconditioned optimizer."""
 
     _model: PeftModel
-    reg = 1e-2
+
+    def __init__(self, config: PeftConfig, schedule: dict[str, Any] | None, reg: float) -> None:
+        super().__init__(config, schedule)
+        self.reg = reg
 
     def parameter_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
         assert isinstance(model, PeftModel)
@@ -40,12 +52,8 @@ def build(fields: dict[str, Any], context: RunContext) -> Method:
     """A preconditioned method from the settings' fields; `reg` is its own, the others are the tuner's.
 
     Raises:
-        UserError: as `peft_config`, or `reg` is not a positive number.
+        UserError: as `peft_config`, or `reg` is refused.
     """
     fields = dict(fields)
-    reg = fields.pop("reg", RiemannianMethod.reg)
-    if not isinstance(reg, int | float) or not 0 < reg < math.inf:
-        raise UserError(f"method.reg must be a positive number, not {reg}")
-    method = RiemannianMethod(*peft_config(fields, context))
-    method.reg = reg
-    return method
+    own = take(Preconditioning, fields)
+    return RiemannianMethod(*peft_config(fields, context), own.reg)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flexlora.architectures import CAUSAL_LM
 from flexlora.errors import UserError, one_line
 from flexlora.hub import is_cached, trouble_with
 from flexlora.models import Backbone
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("flexlora")
 
 LOCAL_HINT = "model=local model.path=DIR takes a language model from a folder"
-
-# The paper's five of each layer, as LLaMA names them, and with it Mistral, Qwen, Gemma and many more.
-TARGETS = r".*\.layers\.\d+\.(self_attn\.(q|k|v)_proj|mlp\.(up|down)_proj)"
 
 # The protocol's: token 0, masked wherever it pads (of LLaMA <unk>; LLaMA3 has none to spare and 0 is a "!").
 PAD = 0
@@ -150,11 +148,11 @@ def _packed(settings: ModelSettings) -> dict[str, Any]:
 
 
 def _backbone(model: Any, tokenizer: Any, revision: str | None, settings: ModelSettings) -> CausalLm:
-    known = any(re.fullmatch(TARGETS, name) for name, _ in model.named_modules())
+    known = any(re.fullmatch(CAUSAL_LM.target_modules, name) for name, _ in model.named_modules())
     return CausalLm(
         model=model,
         processor=tokenizer,
-        target_modules=TARGETS if known else None,
+        target_modules=CAUSAL_LM.target_modules if known else None,
         head_modules=[],
         task_type="CAUSAL_LM",
         revision=revision,

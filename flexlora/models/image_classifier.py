@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flexlora.architectures import IMAGE_CLASSIFIER
 from flexlora.errors import UserError, did_you_mean, one_line
 from flexlora.hub import trouble_with, what_failed
 from flexlora.models import Backbone, on_hub
@@ -21,8 +22,6 @@ log = logging.getLogger("flexlora")
 
 LOCAL_HINT = "model=local model.path=DIR takes a model of timm's from a folder"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-# The paper's four linears of every block of a ViT; anchored, because patch_embed has a `proj` too.
-BLOCK_LINEARS = r"(?:.*\.)?blocks\.\d+\.(?:attn\.(?:qkv|proj)|mlp\.fc[12])"
 
 
 @dataclass(frozen=True)
@@ -248,7 +247,7 @@ def _backbone(model: Any, description: _Description, settings: ModelSettings, re
     return ImageBackbone(
         model=model.to(dtype),
         processor=ImageInput(size, takes["interpolation"], tuple(takes["mean"]), tuple(takes["std"]), dtype),
-        target_modules=BLOCK_LINEARS,
+        target_modules=IMAGE_CLASSIFIER.target_modules,
         head_modules=_last_names(model, description.head),
         task_type=None,
         revision=revision,

@@ -4,10 +4,10 @@ import logging
 import sys
 from typing import Any
 
+from flexlora.architectures import ENCODERS
 from flexlora.errors import UserError, one_line
 from flexlora.hub import trouble_with
 from flexlora.models import Backbone
-from flexlora.models.architectures import ARCHITECTURES
 from flexlora.models.pretrained import pretrained
 from flexlora.settings import ModelSettings
 
@@ -37,9 +37,9 @@ def _load(source: str, where: dict[str, Any], settings: ModelSettings, num_label
     logging.disable_progress_bar()
 
     config = AutoConfig.from_pretrained(source, num_labels=num_labels, **where)
-    architecture = ARCHITECTURES.get(config.model_type)
+    architecture = ENCODERS.get(config.model_type)
     if architecture is None:
-        known = ", ".join(sorted(ARCHITECTURES))
+        known = ", ".join(sorted(ENCODERS))
         raise UserError(f"model.path: architecture '{config.model_type}' is not among those described: {known}")
     tokenizer = AutoTokenizer.from_pretrained(source, **where)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
@@ -116,7 +116,7 @@ def outline(settings: ModelSettings, num_labels: int) -> tuple[Backbone, str]:
                 config, dtype=getattr(torch, settings.dtype.value), trust_remote_code=False
             )
         source = "by the hub's config"
-    architecture = ARCHITECTURES.get(model.config.model_type)
+    architecture = ENCODERS.get(model.config.model_type)
     if architecture is None:
         raise UserError(f"model.path: architecture '{model.config.model_type}' is not described")
     model.to(getattr(torch, settings.dtype.value))

@@ -24,7 +24,7 @@ IMPORTED = [
     "flexlora.cli.report",
     "flexlora.cli.run",
     "flexlora.methods.adalora",
-    "flexlora.methods.flexlora",
+    "flexlora.methods.peft",
     "flexlora.methods.flexlora_released",
     "flexlora.methods.mask",
     "flexlora.models.sequence_classifier",

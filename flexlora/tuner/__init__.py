@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 # First, and whole: as soon as it is there the baselines are imported too, which use modules of this package.
 import peft  # noqa: F401
 
-from .allocator import RankAllocator, RankEvent
+from .allocator import RankAllocator
 from .attach import Attachment, attach
 from .config import FlexLoraConfig
-from .layer import FlexLoraLayer, FlexLoraLinear
+from .events import RankEvent
+from .layer import FlexLoraLayer
 from .lora import convert_to_lora, save_as_lora, warm_start_from_lora
 from .model import FlexLoraModel
 from .parameters import ParameterCount, count_parameters, module_ranks, parameter_groups
@@ -23,7 +24,6 @@ __all__ = [
     "FlexLoraCallback",
     "FlexLoraConfig",
     "FlexLoraLayer",
-    "FlexLoraLinear",
     "FlexLoraModel",
     "ParameterCount",
     "RankAllocator",

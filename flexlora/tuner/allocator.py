@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,62 +16,13 @@ from torch import nn
 
 from . import importance
 from .config import FlexLoraConfig
+from .events import RankEvent, json_number
 from .layer import seeded_generator
+from .names import plain_name, specific_first
 from .orthogonality import add_orthogonality_gradient, orthogonality_error
-from .packing import flexlora_layers, plain_name, specific_first
+from .packing import flexlora_layers
 from .reallocation import Reallocation, above_energy_quantile, decide, decide_by_parameters
 from .sensitivity import Sensitivity
-
-
-@dataclass
-class RankEvent:
-    """The record of one event. Ranks are those after it; scores, energy, singular values and the
-    orthogonality error those before.
-
-    Attributes:
-        step: completed optimizer steps.
-        budget: b(t), of this event's scores under `budget_by="spread"`.
-        pruned: modules that lost a direction.
-        grown: modules that gained one.
-        ranks: rank of every module.
-        scores: importance of every module; None where it is undefined and the module was left alone, 1e308 caps +inf.
-        energy: Σ λ² of every module.
-        singular_values: |λ| of every module's active directions, largest first, to six digits: the spectrum behind its
-            entropy, whatever the importance is (its singular values where P and Q are orthonormal).
-        active_parameters: parameters of the active directions: rank · (out + in + 1), summed.
-        total_rank: sum of the ranks. Conserved exactly in `both`; the parameter count is not, unless the budget is
-            counted in it (`budget_unit="parameters"`), when the total rank is not.
-        orthogonality_error: R(P, Q) with p = 1, unweighted; None where it is not a number.
-        rank_one: modules at rank 1 (before), to which `rank_one` applied.
-        all_zero: modules whose λ are all 0 (before).
-        at_limit: modules at their rank limit.
-        regrown: modules grown now that had been pruned before.
-        budget_conserved: whether the total rank stayed what it was, or the parameters no more than at the start where
-            the budget is counted in them; None where the direction is one-sided.
-        skipped: why nothing moved, where λ or what scores are made of was not finite; there are no scores then.
-    """
-
-    step: int
-    budget: int
-    pruned: list[str]
-    grown: list[str]
-    ranks: dict[str, int]
-    scores: dict[str, float | None]
-    energy: dict[str, float | None]
-    singular_values: dict[str, list[float | None]]
-    active_parameters: int
-    total_rank: int
-    orthogonality_error: float | None
-    rank_one: int
-    all_zero: int
-    at_limit: int
-    regrown: int
-    budget_conserved: bool | None
-    skipped: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
 
 
 @dataclass
@@ -208,7 +159,8 @@ class RankAllocator:
         return sum(rank * cost for rank, cost in zip(ranks, self._costs, strict=True))
 
     def scores(self, snapshot: Snapshot, step: int) -> list[float | None]:
-        """Importance of every matrix; None leaves it alone, +inf (rank_one/all_zero = grow) puts it first in line."""
+        """Importance of every matrix; None (of a score: NaN) leaves it alone, +inf (rank_one/all_zero = grow) puts it
+        first in line."""
         name = self.config.importance
         if name == "random":
             generator = seeded_generator(self.config.seed, step, -1)
@@ -217,10 +169,11 @@ class RankAllocator:
             assert snapshot.sensitivity is not None
             total = (snapshot.sensitivity * snapshot.active).sum(-1)
             return (total / snapshot.active.sum(-1).clamp(min=1)).tolist()
-        scores: list[float | None] = importance.SPECTRAL_SCORES[name](
-            self._spectrum(snapshot), snapshot.active
-        ).tolist()
-        if name in importance.ENTROPY_BASED:
+        metric = importance.METRICS[name]
+        assert metric.score is not None
+        found = metric.score(self._spectrum(snapshot), snapshot.active).tolist()
+        scores: list[float | None] = [None if math.isnan(score) else score for score in found]
+        if metric.is_entropy:
             zero = self._all_zero(snapshot)
             for i, rank in enumerate(snapshot.ranks):
                 if zero[i]:
@@ -344,21 +297,21 @@ class RankAllocator:
             pruned=pruned,
             grown=grown,
             ranks=dict(zip(self.names, ranks, strict=True)),
-            scores=dict(zip(self.names, map(_json_number, scores), strict=True)),
+            scores=dict(zip(self.names, map(json_number, scores), strict=True)),
             energy=dict(
                 zip(
                     self.names,
-                    map(_json_number, importance.energy(before.values, before.active).tolist()),
+                    map(json_number, importance.energy(before.values, before.active).tolist()),
                     strict=True,
                 )
             ),
             singular_values={
-                name: [_json_number(float(f"{value:.6g}")) for value in row[mask].abs().sort(descending=True).values]
+                name: [json_number(float(f"{value:.6g}")) for value in row[mask].abs().sort(descending=True).values]
                 for name, row, mask in zip(self.names, before.values, before.active, strict=True)
             },
             active_parameters=self._parameters(ranks),
             total_rank=sum(ranks),
-            orthogonality_error=_json_number(before.orthogonality_error),
+            orthogonality_error=json_number(before.orthogonality_error),
             rank_one=sum(rank == 1 for rank in before.ranks),
             all_zero=sum(self._all_zero(before)),
             at_limit=sum(rank >= limit for rank, limit in zip(ranks, self.limits, strict=True)),
@@ -393,10 +346,3 @@ class RankAllocator:
         self._widest = state.get("widest_spread", self._widest)
         if self.sensitivity is not None and "sensitivity" in state:
             self.sensitivity.load_state_dict(state["sensitivity"])
-
-
-def _json_number(value: float | None) -> float | None:
-    """JSON knows no infinity."""
-    return (
-        value if value is None or math.isfinite(value) else (None if math.isnan(value) else math.copysign(1e308, value))
-    )

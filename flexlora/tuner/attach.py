@@ -11,9 +11,9 @@ from weakref import WeakSet
 import torch
 from torch import nn
 
-from .allocator import RankAllocator, RankEvent
+from .allocator import RankAllocator
 from .config import FlexLoraConfig
-from .model import FlexLoraModel
+from .events import RankEvent
 from .packing import flexlora_configs, flexlora_layers
 
 _attachments: WeakSet[Attachment] = WeakSet()
@@ -159,8 +159,8 @@ def attach(
         )
     _check_lambda_lr_ratio(optimizer, allocator)
     for module in root.modules():
-        if isinstance(module, FlexLoraModel):
-            module.rank_allocator = allocator  # so that update_and_allocate cannot hold the same event again
+        if hasattr(type(module), "rank_allocator"):  # a FlexLoraModel
+            module.rank_allocator = allocator  # type: ignore[assignment]  # so that update_and_allocate cannot hold the same event again
     return Attachment(allocator, optimizer, on_event)
 
 

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-from peft import PeftConfig
-
+from .base_config import LowRankConfig, setting
 from .budget import BUDGET_SCHEDULES, budget, event_steps
-from .peft_type import FLEXLORA
+from .checks import choice, number, whole
+from .importance import METRICS
 
-IMPORTANCES = (
-    "entropy",
-    "sensitivity",
-    "nuclear",
-    "frobenius",
-    "elementwise_energy_entropy",
-    "matrixwise_energy_entropy",
-    "random",
-    "inverted_entropy",
-)
-CHOICES: dict[str, tuple[str, ...]] = {
-    "importance": IMPORTANCES,
+# Also those that others have registered: both are read when a configuration is made.
+CHOICES: dict[str, Iterable[str]] = {
+    "importance": METRICS,
     "spectrum": ("lambda", "exact"),
     "rank_one": ("grow", "keep"),
     "all_zero": ("keep", "grow"),
@@ -32,18 +23,14 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "growth_init": ("zero_impact", "small", "zero", "orthogonal"),
     "growth_state": ("zeros", "surviving_second_moment"),
     "vector_init": ("gaussian", "orthonormal"),
-    "budget_schedule": tuple(BUDGET_SCHEDULES),
+    "budget_schedule": BUDGET_SCHEDULES,
     "budget_by": ("schedule", "spread"),
     "budget_unit": ("rank", "parameters"),
 }
 
 
-def _hint(text: str) -> dict[str, str]:
-    return {"help": text}
-
-
 @dataclass
-class FlexLoraConfig(PeftConfig):
+class FlexLoraConfig(LowRankConfig):
     """Configuration of a [`FlexLoraModel`]: ΔW = s · P diag(λ) Q, with ranks that move during training.
 
     The update of a linear (out × in) is held at a fixed capacity `max_rank`: P (out × max_rank), λ (max_rank),
@@ -59,199 +46,110 @@ class FlexLoraConfig(PeftConfig):
             (set `init_b=0` for fixed ranks), or `max_rank` is below `r`.
     """
 
-    r: int = field(default=8, metadata=_hint("Rank every adapted matrix starts with (r₀ of the paper)."))
-    target_modules: list[str] | str | None = field(
-        default=None, metadata=_hint("Names (suffixes) of the linears to adapt, a regex, or 'all-linear'.")
+    r: int = setting(8, "Rank every adapted matrix starts with (r₀ of the paper).")
+    lora_alpha: float = setting(16, "Scale: s = lora_alpha / r, whatever the current rank.")
+    fan_in_fan_out: bool = setting(False, "True where the base stores (in × out), as Conv1D does; set by itself.")
+    bias: str = setting(
+        "none", "Biases that train: 'none', 'all' or 'flexlora_only'.", choice, options=("none", "all", "flexlora_only")
     )
-    exclude_modules: list[str] | str | None = field(
-        default=None, metadata=_hint("Names (suffixes) or a regex of modules that stay as they are.")
+    rank_pattern: dict[str, int] = setting(
+        dict, "Module name → rank it starts with, where not `r`; saving writes the live ranks here."
     )
-    lora_alpha: float = field(default=16, metadata=_hint("Scale: s = lora_alpha / r, whatever the current rank."))
-    lora_dropout: float = field(default=0.0, metadata=_hint("Dropout on the adapter's input."))
-    fan_in_fan_out: bool = field(
-        default=False, metadata=_hint("True where the base stores (in × out), as Conv1D does; set by itself.")
+    init_weights: bool = setting(True, "λ = 0, so that ΔW = 0 at the start. False draws λ too (for tests).")
+    vector_init: str = setting(
+        "gaussian", "Starting vectors: 'gaussian' N(0, init_std²), the paper's, or 'orthonormal' (QR of them)."
     )
-    bias: str = field(default="none", metadata=_hint("Biases that train: 'none', 'all' or 'flexlora_only'."))
-    modules_to_save: list[str] | None = field(
-        default=None,
-        metadata=_hint("Modules outside the adapter that train and are saved, e.g. the classifier."),
-    )
-    layers_to_transform: list[int] | int | None = field(
-        default=None, metadata=_hint("Indices of the layers to adapt; all of them by default.")
-    )
-    layers_pattern: list[str] | str | None = field(
-        default=None, metadata=_hint("Name of the layer list that `layers_to_transform` counts in.")
-    )
-    rank_pattern: dict[str, int] = field(
-        default_factory=dict,
-        metadata=_hint("Module name → rank it starts with, where not `r`; saving writes the live ranks here."),
-    )
-    alpha_pattern: dict[str, float] = field(
-        default_factory=dict, metadata=_hint("Module name → lora_alpha, where not `lora_alpha`.")
-    )
-    init_weights: bool = field(
-        default=True, metadata=_hint("λ = 0, so that ΔW = 0 at the start. False draws λ too (for tests).")
-    )
-    vector_init: str = field(
-        default="gaussian",
-        metadata=_hint("Starting vectors: 'gaussian' N(0, init_std²), the paper's, or 'orthonormal' (QR of them)."),
-    )
-    init_std: float = field(default=0.02, metadata=_hint("Standard deviation of the starting vectors."))
+    init_std: float = setting(0.02, "Standard deviation of the starting vectors.", number, above=0)
 
-    max_rank: int | None = field(
-        default=None,
-        metadata=_hint(
-            "Per-module rank limit and capacity. Default: min(r + number of events, 4r), rounded up to a multiple of 8."
-        ),
+    max_rank: int | None = setting(
+        None,
+        "Per-module rank limit and capacity. Default: min(r + number of events, 4r), rounded up to a multiple of 8.",
+        whole,
+        or_none=True,
     )
-    total_step: int | None = field(default=None, metadata=_hint("Optimizer steps of the whole training (T)."))
-    tinit: int = field(default=0, metadata=_hint("Steps before the first event may happen (t_warmup)."))
-    tfinal: int = field(default=0, metadata=_hint("Steps at the end in which ranks are frozen (t_final)."))
-    deltaT: int = field(default=1, metadata=_hint("Steps between two events (ΔT)."))
-    init_b: int = field(
-        default=4,
-        metadata=_hint("b₀: how many matrices an event may prune and grow at first; 0 keeps ranks fixed."),
+    total_step: int | None = setting(None, "Optimizer steps of the whole training (T).", whole, or_none=True)
+    tinit: int = setting(0, "Steps before the first event may happen (t_warmup).", whole, at_least=0)
+    tfinal: int = setting(0, "Steps at the end in which ranks are frozen (t_final).", whole, at_least=0)
+    deltaT: int = setting(1, "Steps between two events (ΔT).", whole)
+    init_b: int = setting(
+        4, "b₀: how many matrices an event may prune and grow at first; 0 keeps ranks fixed.", whole, at_least=0
     )
-    budget_schedule: str = field(
-        default="cubic",
-        metadata=_hint(
-            "b(t) over p ∈ [0, 1]: 'cubic' b₀(1 - p³), 'cubic_early' b₀(1 - p)³, linear, exponential, constant."
-        ),
+    budget_schedule: str = setting(
+        "cubic", "b(t) over p ∈ [0, 1]: 'cubic' b₀(1 - p³), 'cubic_early' b₀(1 - p)³, linear, exponential, constant."
     )
-    budget_by: str = field(
-        default="schedule",
-        metadata=_hint(
-            "b(t): 'schedule', or the share of it that the 'spread' of the scores (standard deviation over mean) is of "
-            "the widest spread at an event so far."
-        ),
+    budget_by: str = setting(
+        "schedule",
+        "b(t): 'schedule', or the share of it that the 'spread' of the scores (standard deviation over mean) is of "
+        "the widest spread at an event so far.",
     )
-    budget_unit: str = field(
-        default="rank",
-        metadata=_hint(
-            "What b(t) counts and an event keeps the total of: 'rank', or 'parameters' (in + out + 1 a direction)."
-        ),
+    budget_unit: str = setting(
+        "rank", "What b(t) counts and an event keeps the total of: 'rank', or 'parameters' (in + out + 1 a direction)."
     )
-    direction: str = field(default="both", metadata=_hint("'both', 'prune_only' or 'expand_only' (Table 5)."))
-    importance: str = field(default="entropy", metadata=_hint("Score of a matrix, one of IMPORTANCES (Tables 4, 15)."))
-    spectrum: str = field(
-        default="lambda",
-        metadata=_hint("Singular values of a score: 'lambda' takes |λ|, 'exact' those of P diag(λ) Q."),
+    direction: str = setting("both", "'both', 'prune_only' or 'expand_only' (Table 5).")
+    importance: str = setting(
+        "entropy", "Score of a matrix: a name that `flexlora.tuner.importance` knows (Tables 4, 15)."
     )
-    rank_one: str = field(
-        default="grow",
-        metadata=_hint(
-            "Entropy of one value is 0/0: 'grow' puts rank-1 matrices first in line, 'keep' leaves them alone."
-        ),
+    spectrum: str = setting("lambda", "Singular values of a score: 'lambda' takes |λ|, 'exact' those of P diag(λ) Q.")
+    rank_one: str = setting(
+        "grow", "Entropy of one value is 0/0: 'grow' puts rank-1 matrices first in line, 'keep' leaves them alone."
     )
-    all_zero: str = field(
-        default="keep",
-        metadata=_hint("Entropy of all λ = 0 is 0/0: 'keep' leaves such a matrix alone, 'grow' as the released code."),
+    all_zero: str = setting(
+        "keep", "Entropy of all λ = 0 is 0/0: 'keep' leaves such a matrix alone, 'grow' as the released code."
     )
-    selection: str = field(
-        default="disjoint",
-        metadata=_hint("'disjoint': a matrix is pruned or grown in an event; 'overlapping' may do both, as released."),
+    selection: str = setting(
+        "disjoint", "'disjoint': a matrix is pruned or grown in an event; 'overlapping' may do both, as released."
     )
-    prune_by: str = field(
-        default="magnitude",
-        metadata=_hint(
-            "The direction pruned: smallest |λ|, smallest 'signed' λ (as released), 'entropy_contribution'."
-        ),
+    prune_by: str = setting(
+        "magnitude", "The direction pruned: smallest |λ|, smallest 'signed' λ (as released), 'entropy_contribution'."
     )
-    growth_energy_quantile: float = field(
-        default=0.0,
-        metadata=_hint("A matrix whose energy Σλ² is below this quantile of all matrices' may not grow; 0: all may."),
+    growth_energy_quantile: float = setting(
+        0.0,
+        "A matrix whose energy Σλ² is below this quantile of all matrices' may not grow; 0: all may.",
+        number,
+        at_least=0,
+        below=1,
     )
-    growth_init: str = field(
-        default="zero_impact",
-        metadata=_hint("A new direction: 'zero_impact', 'small', 'zero' or 'orthogonal' (Table 6)."),
+    growth_init: str = setting(
+        "zero_impact", "A new direction: 'zero_impact', 'small', 'zero' or 'orthogonal' (Table 6)."
     )
-    growth_std: float | None = field(
-        default=None,
-        metadata=_hint("Standard deviation of new vectors; default init_std. The released code has 1.0."),
+    growth_std: float | None = setting(
+        None,
+        "Standard deviation of new vectors; default init_std. The released code has 1.0.",
+        number,
+        above=0,
+        or_none=True,
     )
-    growth_lambda: float = field(default=0.01, metadata=_hint("λ of a new direction under growth_init='small'."))
-    growth_state: str = field(
-        default="zeros",
-        metadata=_hint("Optimizer state of a new direction: 'zeros', or the 'surviving_second_moment' of its matrix."),
+    growth_lambda: float = setting(0.01, "λ of a new direction under growth_init='small'.", number)
+    growth_state: str = setting(
+        "zeros", "Optimizer state of a new direction: 'zeros', or the 'surviving_second_moment' of its matrix."
     )
-    orth_reg_weight: float = field(
-        default=0.1,
-        metadata=_hint("Weight of R(P, Q), Eq. 2. Not in the paper; AdaLoRA's scripts use 0.1 to 0.5."),
+    orth_reg_weight: float = setting(
+        0.1, "Weight of R(P, Q), Eq. 2. Not in the paper; AdaLoRA's scripts use 0.1 to 0.5.", number, at_least=0
     )
-    orth_reg_power: int = field(
-        default=1,
-        metadata=_hint(
-            "1: Frobenius norms, as released; its gradient keeps norm 2 however small the error, so that an adaptive "
-            "optimizer never comes to rest. 2: squared norms, as in AdaLoRA's paper."
-        ),
+    orth_reg_power: int = setting(
+        1,
+        "1: Frobenius norms, as released; its gradient keeps norm 2 however small the error, so that an adaptive "
+        "optimizer never comes to rest. 2: squared norms, as in AdaLoRA's paper.",
+        choice,
+        options=(1, 2),
     )
-    beta1: float = field(default=0.85, metadata=_hint("Smoothing of the sensitivity (importance='sensitivity')."))
-    beta2: float = field(default=0.85, metadata=_hint("Smoothing of its uncertainty (importance='sensitivity')."))
-    lambda_lr_ratio: float = field(
-        default=1.0, metadata=_hint("Learning rate of λ over that of P and Q, read by `parameter_groups`.")
+    beta1: float = setting(0.85, "Smoothing of the sensitivity (importance='sensitivity').", number, above=0, below=1)
+    beta2: float = setting(0.85, "Smoothing of its uncertainty (importance='sensitivity').", number, above=0, below=1)
+    lambda_lr_ratio: float = setting(
+        1.0, "Learning rate of λ over that of P and Q, read by `parameter_groups`.", number, above=0
     )
-    seed: int = field(default=0, metadata=_hint("Seeds new directions and importance='random', with step and module."))
+    seed: int = setting(0, "Seeds new directions and importance='random', with step and module.", whole, at_least=None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = FLEXLORA
-        self.target_modules = _as_set(self.target_modules)
-        self.exclude_modules = _as_set(self.exclude_modules)
-        if self.layers_pattern and not self.layers_to_transform and self.layers_to_transform != 0:
-            raise ValueError("`layers_pattern` does nothing without `layers_to_transform`: set both or neither.")
-        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
-            raise ValueError(
-                "`layers_to_transform` cannot be used when `target_modules` is a string: put it in the regex."
-            )
-        self._check_values()
-        self._check_schedule()
-
-    def _check_values(self) -> None:
-        for name, allowed in CHOICES.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                raise ValueError(f"`{name}` is {value!r}; choose one of {', '.join(allowed)}.")
-        for name in ("r", "deltaT"):
-            if not _is_int(getattr(self, name)) or getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be a whole number of at least 1, not {getattr(self, name)!r}.")
-        for name in ("init_b", "tinit", "tfinal"):
-            if not _is_int(getattr(self, name)) or getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must be a whole number of at least 0, not {getattr(self, name)!r}.")
-        for name in ("init_std", "lambda_lr_ratio", "lora_alpha"):
-            if not _positive(getattr(self, name)):
-                raise ValueError(f"`{name}` must be a positive number, not {getattr(self, name)!r}.")
-        if self.growth_std is not None and not _positive(self.growth_std):
-            raise ValueError(f"`growth_std` must be a positive number, not {self.growth_std!r}.")
-        if not (_is_number(self.lora_dropout) and 0.0 <= self.lora_dropout < 1.0):
-            raise ValueError(f"`lora_dropout` must lie in [0, 1), not {self.lora_dropout!r}.")
-        if not (_is_number(self.orth_reg_weight) and self.orth_reg_weight >= 0.0):
-            raise ValueError(f"`orth_reg_weight` must be at least 0, not {self.orth_reg_weight!r}.")
-        if not (_is_number(self.growth_energy_quantile) and 0.0 <= self.growth_energy_quantile < 1.0):
-            raise ValueError(f"`growth_energy_quantile` must lie in [0, 1), not {self.growth_energy_quantile!r}.")
-        if self.orth_reg_power not in (1, 2):
-            raise ValueError(f"`orth_reg_power` must be 1 or 2, not {self.orth_reg_power!r}.")
-        for name in ("beta1", "beta2"):
-            if not (_is_number(getattr(self, name)) and 0.0 < getattr(self, name) < 1.0):
-                raise ValueError(f"`{name}` must lie strictly between 0 and 1, not {getattr(self, name)!r}.")
-        if not _is_number(self.growth_lambda):
-            raise ValueError(f"`growth_lambda` must be a finite number, not {self.growth_lambda!r}.")
-        if not _is_int(self.seed):
-            raise ValueError(f"`seed` must be a whole number, not {self.seed!r}.")
-        if self.bias not in ("none", "all", "flexlora_only"):
-            raise ValueError(f"`bias` is {self.bias!r}; choose one of none, all, flexlora_only.")
-        for name, rank in self.rank_pattern.items():
-            if not _is_int(rank) or rank < 1:
-                raise ValueError(f"`rank_pattern` has {rank!r} for {name}: a rank is a whole number of at least 1.")
-        for name, alpha in self.alpha_pattern.items():
-            if not _positive(alpha):
-                raise ValueError(f"`alpha_pattern` has {alpha!r} for {name}: it must be a positive number.")
+        for name, options in CHOICES.items():
+            choice(self, name, options)
         highest = max([self.r, *self.rank_pattern.values()])
-        if self.max_rank is not None and not _is_int(self.max_rank):
-            raise ValueError(f"`max_rank` must be a whole number, not {self.max_rank!r}.")
         if self.max_rank is not None and self.max_rank < highest:
             raise ValueError(
                 f"`max_rank` ({self.max_rank}) is below the starting rank ({highest}): raise it, or lower r."
             )
+        self._check_schedule()
 
     def _check_schedule(self) -> None:
         if self.init_b == 0:
@@ -261,8 +159,6 @@ class FlexLoraConfig(PeftConfig):
                 "`total_step` is missing: FlexLoRA plans its rank events, and its capacity, over the whole training. "
                 "Set it to the number of optimizer steps, or init_b=0 for fixed ranks."
             )
-        if not _is_int(self.total_step) or self.total_step < 1:
-            raise ValueError(f"`total_step` must be a whole number of at least 1, not {self.total_step!r}.")
         if not any(self.budget(step) for step in self.event_steps()):
             raise ValueError(
                 f"no rank event can fire: with total_step={self.total_step}, tinit={self.tinit}, tfinal={self.tfinal}, "
@@ -290,19 +186,3 @@ class FlexLoraConfig(PeftConfig):
         start = max([self.r, *self.rank_pattern.values()])
         growths = 0 if self.direction == "prune_only" else len(self.event_steps())
         return 8 * math.ceil(min(start + growths, 4 * start) / 8)
-
-
-def _as_set(value: Any) -> Any:
-    return set(value) if isinstance(value, list | tuple) else value
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _positive(value: Any) -> bool:
-    return _is_number(value) and value > 0

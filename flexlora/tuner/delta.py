@@ -1,66 +1,59 @@
-"""What every linear with a low-rank update has in common, FlexLoRA's and the baselines': PEFT's tuner-layer contract.
+"""What every linear with a low-rank update has in common, FlexLoRA's and the baselines'.
 
 y = W x + ΔW x, with ΔW (out × in) the product of two thin matrices that a subclass gives.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft.tuners._buffer_dict import BufferDict
-from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
+from peft.tuners.tuners_utils import _get_in_out_features
 from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from .adapter_layer import AdapterLayer
 
-class DeltaLayer(nn.Module, BaseTunerLayer):
+
+class DeltaLayer(AdapterLayer):
     """Forward, merge and unmerge on an `nn.Linear`, a transformers `Conv1D`, or a quantised linear that PEFT knows.
 
-    A subclass names its parameters and buffers (dictionaries by adapter name) in `adapter_layer_names` and
-    `other_param_names`, as PEFT has it, and says what ΔW is in `product`.
+    A subclass names its parameters and buffers and says what ΔW is in `product`.
     """
 
-    # PEFT's, declared for the type checker, which takes nn.Module's __getattr__ for them otherwise.
-    active_adapters: list[str]
-    adapter_layer_names: tuple[str, ...]
-    other_param_names: tuple[str, ...]
-    get_base_layer: Callable[[], nn.Module]
-    set_adapter: Callable[..., None]
-    _get_base_layer_device_and_dtype: Callable[[nn.Module], tuple[torch.device | None, torch.dtype | None]]
+    # PEFT's, declared for the type checker.
     get_base_weight: Callable[[], torch.Tensor]
     set_base_weight: Callable[[torch.Tensor], None]
-    _cast_input_dtype: Callable[[torch.Tensor, torch.dtype], torch.Tensor]
 
-    method = ""
-    """The method's name in messages."""
-    dropouts = ""
+    dropouts = "lora_dropout"
     """Name of the `nn.ModuleDict` of dropouts on the adapter's input."""
+    kept = (*AdapterLayer.kept, "r", "lora_alpha", "scaling")
 
-    def __init__(self, base_layer: nn.Module, **kwargs: Any) -> None:
-        super().__init__()
-        self.base_layer = base_layer
+    r: dict[str, int]
+    lora_alpha: dict[str, float]
+    scaling: dict[str, float]
+
+    def look_at_base(self, **place: Any) -> None:
         self.quantization_backend = resolve_quantization_backend(
-            self.get_base_layer(), get_apply_tensor_subclass=kwargs.get("get_apply_tensor_subclass")
+            self.get_base_layer(), get_apply_tensor_subclass=place.get("get_apply_tensor_subclass")
         )
-        self._disable_adapters = False
-        self.merged_adapters: list[str] = []
-        self.cast_input_dtype_enabled = True
         in_features, out_features = _get_in_out_features(self.get_base_layer())
         if in_features is None or out_features is None:
-            raise TypeError(f"{self.method} adapts linear layers, not {type(self.get_base_layer()).__name__}.")
+            raise TypeError(f"{self.title} adapts linear layers, not {type(self.get_base_layer()).__name__}.")
         self.in_features, self.out_features = in_features, out_features
         self.fan_in_fan_out = isinstance(self.get_base_layer(), Conv1D)
+        setattr(self, self.dropouts, nn.ModuleDict({}))
+        self.other_param_names = (*self.buffer_names, self.dropouts, *self.kept)
+
+    def start(self, adapter_name: str, r: int, lora_alpha: float, scaling: float, dropout: float) -> None:
+        """Note the rank, the scale and the dropout of a new adapter."""
+        self.r[adapter_name], self.lora_alpha[adapter_name], self.scaling[adapter_name] = r, lora_alpha, scaling
+        getattr(self, self.dropouts)[adapter_name] = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
 
     # --- what a subclass gives -----------------------------------------------------------------------------------
-
-    def holds(self, adapter_name: str) -> bool:
-        """Whether this layer has the adapter `adapter_name`."""
-        return adapter_name in getattr(self, self.adapter_layer_names[0])
 
     def product(self, adapter_name: str, training: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """L (out × k) and R (k × in) with ΔW = L R; `training` draws what is drawn anew in every training step."""
@@ -70,28 +63,6 @@ class DeltaLayer(nn.Module, BaseTunerLayer):
         """Allocated parameters of the adapter that take no part in ΔW now, by directions that are switched off."""
         return 0
 
-    # --- where the adapter lives ---------------------------------------------------------------------------------
-
-    def _adapter_dtype(self) -> torch.dtype:
-        """float32 over any half-precision or quantised base (steps of 8e-4 vanish in bfloat16 near 1)."""
-        _, dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())
-        return torch.float64 if dtype == torch.float64 else torch.float32
-
-    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        """As PEFT's, but the adapter keeps its own dtype: PEFT's would round loaded weights to a bfloat16 base's."""
-        if device is None:
-            device, _ = self._get_base_layer_device_and_dtype(self.get_base_layer())
-        if device is None:
-            return
-        for name in self.adapter_layer_names + self.other_param_names:
-            held = getattr(self, name)
-            # Parameters that PEFT put on the meta device (low_cpu_mem_usage) are about to be loaded: leave them.
-            if isinstance(held, nn.ParameterDict) and adapter_name in held:
-                if held[adapter_name].device.type != "meta":
-                    held[adapter_name] = held[adapter_name].to(device)
-            elif isinstance(held, BufferDict) and adapter_name in held:
-                held[adapter_name] = held[adapter_name].to(device)
-
     # --- ΔW ------------------------------------------------------------------------------------------------------
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
@@ -100,24 +71,13 @@ class DeltaLayer(nn.Module, BaseTunerLayer):
         delta = left @ right
         return delta.T if self.fan_in_fan_out else delta
 
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Base output plus ΔW x of every active adapter, in the base output's dtype: (..., in) → (..., out)."""
-        if kwargs.pop("adapter_names", None) is not None:
-            raise ValueError(
-                f"{self.method} does not mix adapters within a batch (`adapter_names`): run one adapter a batch."
-            )
-        if self.disable_adapters:
-            if self.merged:
-                self.unmerge()
-            return self.base_layer(x, *args, **kwargs)
-        result = self.base_layer(x, *args, **kwargs)
-        if self.merged:
-            return result
+    def adapted(self, adapters: list[str], x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Base output plus ΔW x of every adapter, in the base output's dtype: (..., in) → (..., out)."""
+        result: torch.Tensor = self.base_layer(x, *args, **kwargs)
         if self.quantization_backend is not None:
             result = self.quantization_backend.maybe_clone_base_result(result)
-        for adapter_name in self.active_adapters:
-            if self.holds(adapter_name):
-                result = self._add_delta(result, x, adapter_name)
+        for adapter_name in adapters:
+            result = self._add_delta(result, x, adapter_name)
         return result
 
     def _add_delta(self, result: torch.Tensor, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
@@ -131,43 +91,21 @@ class DeltaLayer(nn.Module, BaseTunerLayer):
 
     def _adapter_input(self, x: torch.Tensor, adapter_name: str, dtype: torch.dtype) -> torch.Tensor:
         """x as the adapter takes it: in its dtype, with its dropout."""
-        if not torch.is_autocast_enabled(x.device.type):  # autocast chooses the dtype of the products itself
-            x = self._cast_input_dtype(x, dtype)
-        return getattr(self, self.dropouts)[adapter_name](x)
+        return getattr(self, self.dropouts)[adapter_name](self.branch_input(x, dtype))
 
     # --- merging -------------------------------------------------------------------------------------------------
 
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add ΔW to the base weight, in the base's dtype.
+    def fold(self, adapter_name: str, safe_merge: bool) -> None:
+        """Add ΔW to the base weight."""
+        weight = self._shifted_base_weight(adapter_name, +1)
+        if safe_merge:
+            self.refuse_not_finite(adapter_name, [weight])
+        self.set_base_weight(weight)
 
-        Args:
-            safe_merge: merge a copy first and refuse non-finite weights.
-            adapter_names: adapters to merge; the active ones by default.
-
-        Raises:
-            ValueError: under `safe_merge`, the merged weight is not finite; the base is left as it was.
-            TypeError: the base is quantised in a way that cannot be merged.
-        """
-        for adapter_name in check_adapters_to_merge(self, adapter_names):
-            if not self.holds(adapter_name):
-                continue
-            weight = self._shifted_base_weight(adapter_name, +1)
-            if safe_merge and not torch.isfinite(weight).all():
-                raise ValueError(
-                    f"merging adapter {adapter_name} would give weights that are not finite: it seems broken."
-                )
-            self.set_base_weight(weight)
-            self.merged_adapters.append(adapter_name)
-
-    def unmerge(self) -> None:
-        """Subtract every merged ΔW from the base weight again (exact up to the base dtype's rounding)."""
-        if not self.merged:
-            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
-            return
-        while self.merged_adapters:
-            adapter_name = self.merged_adapters.pop()
-            if self.holds(adapter_name):
-                self.set_base_weight(self._shifted_base_weight(adapter_name, -1))
+    def unfold(self, adapter_name: str) -> None:
+        """Subtract ΔW from the base weight again: exact up to the rounding of the base's dtype."""
+        if self.holds(adapter_name):
+            self.set_base_weight(self._shifted_base_weight(adapter_name, -1))
 
     @torch.no_grad()
     def _shifted_base_weight(self, adapter_name: str, sign: int) -> torch.Tensor:
@@ -178,6 +116,3 @@ class DeltaLayer(nn.Module, BaseTunerLayer):
 
     def extra_repr(self) -> str:
         return quantization_extra_repr(self)
-
-    def __repr__(self) -> str:
-        return f"{self.method.lower()}." + super().__repr__()

@@ -1,20 +1,59 @@
 """Scores of the adapted matrices: spectral energy entropy (Eq. 3) and what the paper compares it with.
 
-All functions are pure, batched over the matrices (M) and padded over the directions (C), in float64 on the CPU:
-`values` (M × C) singular values, `active` (M × C) a mask. Inactive entries never count.
+A score is one function that `@importance("name")` registers; `FlexLoraConfig(importance="name")` then takes it, from a
+module outside this package too. All are pure, batched over the matrices (M) and padded over the directions (C), in
+float64 on the CPU: `values` (M × C) singular values, `active` (M × C) a mask. Inactive entries never count.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
 EPSILON = 1e-8
 
-# Undefined at rank 1 (log 1 = 0) and at an all-zero spectrum (0/0): the config's rank_one and all_zero say what then.
-ENTROPY_BASED = frozenset({"entropy", "inverted_entropy", "elementwise_energy_entropy", "matrixwise_energy_entropy"})
+Score = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A registered importance.
+
+    Attributes:
+        score: (values, active) → (M); None where it is no function of the spectrum and `RankAllocator` computes it.
+        is_entropy: it is undefined at rank 1 (log 1 = 0) and where all λ are 0 (0/0): the configuration's `rank_one`
+            and `all_zero` say what counts then.
+    """
+
+    score: Score | None
+    is_entropy: bool = False
+
+
+METRICS: dict[str, Metric] = {"sensitivity": Metric(None), "random": Metric(None)}
+
+
+def importance(name: str, *, is_entropy: bool = False) -> Callable[[Score], Score]:
+    """Register a function (values, active) → (M) as the importance `name`: low scores are pruned, high ones grown.
+
+    Args:
+        name: what `FlexLoraConfig(importance=...)` calls it.
+        is_entropy: as [`Metric`] has it.
+
+    Raises:
+        ValueError: another function has this name.
+    """
+
+    def register(score: Score) -> Score:
+        known = METRICS.get(name)
+        if known is not None and (known.score is None or known.score.__qualname__ != score.__qualname__):
+            raise ValueError(f"there is an importance named '{name}' already: choose another name.")
+        METRICS[name] = Metric(score, is_entropy)
+        return score
+
+    return register
 
 
 def energy(values: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
@@ -39,32 +78,43 @@ def entropy_contributions(values: torch.Tensor, active: torch.Tensor) -> torch.T
 
 
 def _log_rank(active: torch.Tensor) -> torch.Tensor:
-    """log r of each matrix, 1 where r ≤ 1, whose score is 0 (and special, see ENTROPY_BASED)."""
+    """log r of each matrix, 1 where r ≤ 1, whose score is 0 (and special, see `Metric.is_entropy`)."""
     rank = active.sum(-1).double()
     return torch.where(rank > 1, torch.log(rank.clamp(min=2.0)), 1.0)
 
 
+@importance("entropy", is_entropy=True)
 def spectral_entropy(values: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
     """I = -(1/log r) Σ_i s_i log(s_i + ε) ∈ [0, 1] (Eq. 3): (M × C) → (M). Low = redundant, high = rich."""
     return (entropy_contributions(values, active).sum(-1) / _log_rank(active)).clamp(0.0, 1.0)
 
 
+@importance("inverted_entropy", is_entropy=True)
+def inverted_entropy(values: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
+    """1 - I: (M × C) → (M)."""
+    return 1.0 - spectral_entropy(values, active)
+
+
+@importance("nuclear")
 def nuclear(values: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
     """Σ_i |λ_i| / r (Table 4): (M × C) → (M)."""
     return (values.double().abs() * active).sum(-1) / active.sum(-1).clamp(min=1)
 
 
+@importance("frobenius")
 def frobenius(values: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
     """sqrt(Σ_i λ_i²) / r (Table 4): (M × C) → (M)."""
     return energy(values, active).sqrt() / active.sum(-1).clamp(min=1)
 
 
+@importance("elementwise_energy_entropy", is_entropy=True)
 def elementwise_energy_entropy(values: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
     """Σ_i λ_i² · (-s_i log s_i) / log r (Eq. 10, reconstructed; Table 15): (M × C) → (M)."""
     contribution = values.double().square() * entropy_contributions(values, active)
     return (contribution.sum(-1) / _log_rank(active)).clamp(min=0.0)
 
 
+@importance("matrixwise_energy_entropy", is_entropy=True)
 def matrixwise_energy_entropy(values: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
     """(Σ_i λ_i²) · I (Eq. 11, reconstructed; Table 15): (M × C) → (M)."""
     return energy(values, active) * spectral_entropy(values, active)
@@ -88,16 +138,6 @@ def spread(scores: Sequence[float]) -> float:
 def random_scores(matrices: int, generator: torch.Generator) -> torch.Tensor:
     """Uniform scores: the control that asks whether any importance is better than chance."""
     return torch.rand(matrices, generator=generator, dtype=torch.float64)
-
-
-SPECTRAL_SCORES = {
-    "entropy": spectral_entropy,
-    "inverted_entropy": lambda values, active: 1.0 - spectral_entropy(values, active),
-    "nuclear": nuclear,
-    "frobenius": frobenius,
-    "elementwise_energy_entropy": elementwise_energy_entropy,
-    "matrixwise_energy_entropy": matrixwise_energy_entropy,
-}
 
 
 def exact_spectrum(p: torch.Tensor, values: torch.Tensor, q: torch.Tensor, active: torch.Tensor) -> torch.Tensor:

@@ -25,23 +25,17 @@ SECOND_MOMENTS = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_d
 class FlexLoraLayer(DeltaLayer):
     """Adapter state of one linear, by adapter name. PEFT's tuner-layer contract plus the moves of a rank event."""
 
-    method = "FlexLoRA"
-    dropouts = "flexlora_dropout"
+    title = "FlexLoRA"
     adapter_layer_names = ("flexlora_P", "flexlora_lambda", "flexlora_Q")
-    other_param_names = ("flexlora_active", "flexlora_dropout", "r", "lora_alpha", "scaling")
+    buffer_names = ("flexlora_active",)
+    dropouts = "flexlora_dropout"
 
-    def __init__(self, base_layer: nn.Module, **kwargs: Any) -> None:
-        super().__init__(base_layer, **kwargs)
-        self.flexlora_P = nn.ParameterDict({})
-        self.flexlora_lambda = nn.ParameterDict({})
-        self.flexlora_Q = nn.ParameterDict({})
-        self.flexlora_active = BufferDict({}, persistent=True)
-        self.flexlora_dropout = nn.ModuleDict({})
-        self.r: dict[str, int] = {}
-        self.lora_alpha: dict[str, float] = {}
-        self.scaling: dict[str, float] = {}
+    flexlora_P: nn.ParameterDict
+    flexlora_lambda: nn.ParameterDict
+    flexlora_Q: nn.ParameterDict
+    flexlora_active: BufferDict
 
-    def update_layer(self, adapter_name: str, r: int, lora_alpha: float, config: FlexLoraConfig, **kwargs: Any) -> None:
+    def create(self, adapter_name: str, config: FlexLoraConfig, **place: Any) -> None:
         """Create the adapter `adapter_name` with `r` active directions, in the first `r` slots.
 
         Where ranks move (`init_b` > 0) a matrix starts with min(in, out) directions at most.
@@ -49,6 +43,7 @@ class FlexLoraLayer(DeltaLayer):
         Raises:
             ValueError: `r` is above the module's capacity.
         """
+        r: int = place["r"]
         if r < 1:
             raise ValueError(f"the rank of a module must be at least 1, not {r}.")
         max_rank = config.resolved_max_rank()
@@ -60,22 +55,14 @@ class FlexLoraLayer(DeltaLayer):
             r = min(r, self.in_features, self.out_features)
         capacity = max(r, min(max_rank, self.in_features, self.out_features))
         config.fan_in_fan_out |= self.fan_in_fan_out  # kept for an export to LoRA; a layer looks at its base
-        dtype = self._adapter_dtype()
-        self.r[adapter_name] = r
-        self.lora_alpha[adapter_name] = lora_alpha
-        self.scaling[adapter_name] = lora_alpha / config.r
-        self.flexlora_dropout[adapter_name] = (
-            nn.Dropout(config.lora_dropout) if config.lora_dropout > 0 else nn.Identity()
-        )
-        self.flexlora_P[adapter_name] = nn.Parameter(torch.zeros(self.out_features, capacity, dtype=dtype))
-        self.flexlora_lambda[adapter_name] = nn.Parameter(torch.zeros(capacity, dtype=dtype))
-        self.flexlora_Q[adapter_name] = nn.Parameter(torch.zeros(capacity, self.in_features, dtype=dtype))
+        self.start(adapter_name, r, place["lora_alpha"], place["lora_alpha"] / config.r, config.lora_dropout)
+        self.new_parameter("flexlora_P", adapter_name, (self.out_features, capacity))
+        self.new_parameter("flexlora_lambda", adapter_name, (capacity,))
+        self.new_parameter("flexlora_Q", adapter_name, (capacity, self.in_features))
         active = torch.zeros(capacity, dtype=torch.bool)
         active[:r] = True
         self.flexlora_active[adapter_name] = active
         self._initialise(adapter_name, r, config)
-        self._move_adapter_to_device_of_base_layer(adapter_name)
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def _initialise(self, adapter_name: str, r: int, config: FlexLoraConfig) -> None:
         """Vectors from torch's global generator, as every PEFT tuner draws them, and λ = 0, so that ΔW = 0."""
@@ -244,23 +231,6 @@ class FlexLoraLayer(DeltaLayer):
         full_q[index] = q
         active[index] = True
         return {"P": full_p, "lambda": full_values, "Q": full_q, "active": active}
-
-
-class FlexLoraLinear(FlexLoraLayer):
-    """FlexLoRA on an `nn.Linear`, a transformers `Conv1D`, or a quantised linear that PEFT knows."""
-
-    def __init__(
-        self,
-        base_layer: nn.Module,
-        adapter_name: str,
-        config: FlexLoraConfig,
-        r: int,
-        lora_alpha: float,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(base_layer, **kwargs)
-        self._active_adapter = adapter_name
-        self.update_layer(adapter_name, r, lora_alpha, config=config)
 
 
 def seeded_generator(*key: int) -> torch.Generator:

@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from .config import FlexLoraConfig
-from .packing import FACTORS, PEFT_PREFIX, SLOTS, flexlora_layers, plain_name, specific_first
+from .names import PEFT_PREFIX, plain_name, specific_first
+from .packing import FACTORS, SLOTS, flexlora_layers
 from .weighted import truncate
 
 LORA_WEIGHTS = "adapter_model.safetensors"

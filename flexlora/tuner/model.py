@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import nn
 
-from .allocator import RankAllocator, RankEvent
+from .allocator import RankAllocator
+from .attach import Attachment, attach
 from .config import FlexLoraConfig
-from .layer import FlexLoraLayer, FlexLoraLinear
+from .events import PlannedEvents, RankEvent
+from .layer import FlexLoraLayer
 from .linear_tuner import LinearTuner
 from .packing import pack_state_dict, unpack_state_dict
-from .parameters import count_parameters
-from .peft_type import NAME, register_tuner
+from .parameters import count_parameters, module_ranks, parameter_groups
 from .weighted import combine_adapters
 
 
-class FlexLoraModel(LinearTuner):
+class FlexLoraModel(LinearTuner, name="flexlora", config=FlexLoraConfig, layer=FlexLoraLayer):
     """FlexLoRA on a pretrained model, made by `peft.get_peft_model(model, FlexLoraConfig(...))`.
 
     Ranks move only if somebody counts steps: call `flexlora.attach(model, optimizer)` once, or use
@@ -32,10 +36,9 @@ class FlexLoraModel(LinearTuner):
         ValueError: a second trainable adapter is added: ranks move for one adapter only.
     """
 
-    prefix = "flexlora_"
-    tuner_layer_cls = FlexLoraLayer
-    linear_cls = FlexLoraLinear
     _rank_allocator: RankAllocator | None = None
+    _attachment: Attachment | None = None
+    _told = 0
 
     # --- creating ------------------------------------------------------------------------------------------------
 
@@ -95,6 +98,45 @@ class FlexLoraModel(LinearTuner):
     @rank_allocator.setter
     def rank_allocator(self, allocator: RankAllocator) -> None:
         self._rank_allocator = allocator
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """λ at a rate of its own, as [`flexlora.parameter_groups`] has it."""
+        return parameter_groups(self, learning_rate)
+
+    def attach(self, optimizer: torch.optim.Optimizer, on_event: Callable[[RankEvent], None] | None = None) -> None:
+        """As [`flexlora.attach`]: the optimizer's own step adds the penalty's gradient and holds the rank events."""
+        self._attachment = attach(self.model, optimizer, on_event=on_event)
+        self._rank_allocator = self._attachment.allocator
+
+    def after_step(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any] | None:
+        """The rank event that the optimizer's step held, if any: the hooks of `attach` have done the rest."""
+        events = self.rank_allocator.events
+        if len(events) == self._told:
+            return None
+        self._told = len(events)
+        return events[-1].to_dict()
+
+    def planned_events(self) -> PlannedEvents | None:
+        config = self.peft_config[self.trainable_adapter_name]
+        steps = config.event_steps()
+        if not steps:
+            return None
+        first, last = ((step, config.budget(step)) for step in (steps[0], steps[-1]))
+        return PlannedEvents(len(steps), first, last, steps.step if len(steps) > 1 else None)
+
+    def ranks(self) -> dict[str, int]:
+        return module_ranks(self.model)
+
+    def training_state(self) -> dict[str, Any]:
+        return self.rank_allocator.state_dict()
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        self.rank_allocator.load_state_dict(state)
+
+    def finish(self) -> None:
+        """Take the hooks off the optimizer."""
+        if self._attachment is not None:
+            self._attachment.remove()
 
     def add_orthogonality_gradient(self) -> None:
         """Add the gradient of `orth_reg_weight` · R(P, Q) to `.grad`: once per optimizer step, after clipping.
@@ -168,6 +210,3 @@ class FlexLoraModel(LinearTuner):
             ValueError: an adapter is unknown, the name is taken, lengths differ, or the type is not offered.
         """
         combine_adapters(self, adapters, weights, adapter_name, combination_type, svd_rank)
-
-
-register_tuner(NAME, FlexLoraConfig, FlexLoraModel)

@@ -14,11 +14,11 @@ from torch import nn
 
 from .config import FlexLoraConfig
 from .layer import FlexLoraLayer
+from .names import plain_name, specific_first
 
 ACTIVE = "flexlora_active"
 SLOTS = "flexlora_slots"
 FACTORS = {"P": "flexlora_P", "lambda": "flexlora_lambda", "Q": "flexlora_Q"}
-PEFT_PREFIX = "base_model.model."
 
 
 def flexlora_layers(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, FlexLoraLayer]]:
@@ -43,17 +43,6 @@ def flexlora_configs(model: nn.Module) -> Iterator[tuple[nn.Module, str, FlexLor
 def adapted_root(model: nn.Module) -> nn.Module:
     """The module that holds the adapters' configurations, below wrappers such as DDP; `model` where there is none."""
     return next((module for module, _, _ in flexlora_configs(model)), model)
-
-
-def plain_name(name: str) -> str:
-    """A module's (or key's) name in the base model: without the wrappers of PEFT, FSDP and torch.compile."""
-    parts = [part for part in name.split(".") if part not in ("_orig_mod", "_fsdp_wrapped_module")]
-    return ".".join(parts).removeprefix(PEFT_PREFIX)
-
-
-def specific_first(ranks: dict[str, int]) -> dict[str, int]:
-    """Longest names first: PEFT matches a pattern as a suffix and takes the first that fits."""
-    return dict(sorted(ranks.items(), key=lambda item: (-len(item[0]), item[0])))
 
 
 def pack_state_dict(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from .delta import DeltaLayer
 from .layer import FlexLoraLayer
-from .packing import adapted_root, flexlora_configs, plain_name
+from .names import plain_name
+from .packing import adapted_root, flexlora_configs
 
 
 def parameter_groups(
@@ -64,7 +67,7 @@ class ParameterCount:
     Attributes:
         adapter_active: of the adapter, active directions only; what tables report.
         adapter_allocated: of the adapter, with directions that are switched off: the rest of FlexLoRA's fixed capacity.
-        head: trainable parameters outside the adapter: classifier, pooler, biases, or all of a fully tuned model.
+        head: trainable parameters outside the adapter: classifier and pooler.
         total: all parameters, frozen ones included, inactive directions not.
     """
 
@@ -79,8 +82,14 @@ class ParameterCount:
         return self.adapter_active + self.head
 
 
-def count_parameters(model: nn.Module) -> ParameterCount:
-    """Count the trainable parameters of any model, adapted by PEFT or not (also on the meta device)."""
+def count_parameters(model: nn.Module, head_modules: Collection[str] | None = None) -> ParameterCount:
+    """Count the trainable parameters of any model, adapted by PEFT or not (also on the meta device).
+
+    Args:
+        model: the model, adapted or not.
+        head_modules: last names of the modules that are the head. What trains outside them then counts as the
+            adapter's, and so do biases that train. None: what trains outside PEFT's tuner layers is the head.
+    """
     inside: set[int] = set()
     spare = spare_trainable = 0
     for module in model.modules():
@@ -90,10 +99,14 @@ def count_parameters(model: nn.Module) -> ParameterCount:
         own = {id(parameter): parameter for parameter in module.parameters() if id(parameter) not in base}
         inside |= own.keys()
         if isinstance(module, DeltaLayer):
-            for name, values in getattr(module, module.adapter_layer_names[0]).items():
+            for name in module.settings:
                 inactive = module.inactive_parameters(name)
                 spare += inactive
-                spare_trainable += inactive if values.requires_grad else 0
+                spare_trainable += inactive if module.trains(name) else 0
+    if head_modules is not None:
+        head = {id(p) for name, p in model.named_parameters() if not set(head_modules).isdisjoint(name.split("."))}
+        head |= {id(p) for m in model.modules() if isinstance(m, ModulesToSaveWrapper) for p in m.parameters()}
+        inside |= {id(p) for p in model.parameters()} - head
     parameters = list(model.parameters())
     allocated = sum(p.numel() for p in parameters if p.requires_grad and id(p) in inside)
     return ParameterCount(

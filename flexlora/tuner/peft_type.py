@@ -12,8 +12,6 @@ from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import register_peft_method
 from peft.utils.peft_types import PeftType
 
-NAME = "FLEXLORA"
-
 
 def extend_peft_types(name: str) -> PeftType:
     """The member `name` of PEFT's enum, added where it is not there yet."""
@@ -31,11 +29,17 @@ def extend_peft_types(name: str) -> PeftType:
 
 
 def register_tuner(name: str, config_class: type[Any], model_class: type[Any]) -> None:
-    """Have PEFT create and load adapters of the type `name` (upper case); does nothing the second time."""
-    if extend_peft_types(name) not in PEFT_TYPE_TO_TUNER_MAPPING:
+    """Have PEFT create and load adapters of the type `name`; does nothing where a module is imported again.
+
+    Raises:
+        ValueError: PEFT has another tuner of this name.
+    """
+    member = extend_peft_types(name.upper())
+    config_class.type_name = member
+    known = PEFT_TYPE_TO_TUNER_MAPPING.get(member)
+    if known is None:
         register_peft_method(
             name=name.lower(), config_cls=config_class, model_cls=model_class, prefix=model_class.prefix
         )
-
-
-FLEXLORA = extend_peft_types(NAME)
+    elif (known.__module__, known.__qualname__) != (model_class.__module__, model_class.__qualname__):
+        raise ValueError(f"there is a tuner named '{name}' already ({known.__module__}): choose another name.")

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .allocator import RankEvent
 from .attach import Attachment, attach
+from .events import RankEvent
 
 STATE_FILE = "flexlora_state.safetensors"
 

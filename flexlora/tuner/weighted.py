@@ -10,7 +10,8 @@ import torch
 from peft.utils.other import ModulesToSaveWrapper
 
 from .layer import FlexLoraLayer
-from .packing import flexlora_layers, plain_name, specific_first
+from .names import plain_name, specific_first
+from .packing import flexlora_layers
 
 if TYPE_CHECKING:
     from .model import FlexLoraModel

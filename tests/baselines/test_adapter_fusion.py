@@ -162,7 +162,7 @@ def test_the_values_are_drawn_to_the_identity(sources):
     expected = torch.autograd.grad(penalty, values)
     for value in values:
         value.grad = torch.ones_like(value)
-    model.base_model.add_value_gradient()
+    model.base_model.regularise(1)
     for value, gradient in zip(values, expected, strict=True):
         torch.testing.assert_close(value.grad, gradient + 1)
 

@@ -222,9 +222,9 @@ def test_the_configuration_survives_saving(method, tmp_path):
     [
         ({"r": 0}, "`r` must be a whole number of at least 1, not 0"),
         ({"r": 2.5}, "`r` must be a whole number"),
-        ({"lora_alpha": -1}, "`lora_alpha` must be a number above 0, not -1"),
-        ({"lora_alpha": float("nan")}, "`lora_alpha` must be a number"),
-        ({"lora_dropout": 1.0}, "`lora_dropout` must be a number at least 0 and below 1, not 1.0"),
+        ({"lora_alpha": -1}, "`lora_alpha` must be a positive number, not -1"),
+        ({"lora_alpha": float("nan")}, "`lora_alpha` must be a positive number"),
+        ({"lora_dropout": 1.0}, "`lora_dropout` must be a probability below 1, not 1.0"),
         ({"layers_pattern": "layer"}, "`layers_pattern` does nothing"),
         ({"target_modules": ".*", "layers_to_transform": [0]}, "`layers_to_transform` cannot be used"),
     ],

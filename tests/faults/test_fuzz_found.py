@@ -45,12 +45,12 @@ SETTINGS = {
     "a head that fills any memory": (["task.num_labels=2147483647"], "task.num_labels must be between 1 and 65536"),
     "lora_alpha nan": (["method=lora", "method.lora_alpha=nan"], "method.lora_alpha must be a finite number, not nan"),
     "lora_alpha inf": (["method=lora", "method.lora_alpha=inf"], "method.lora_alpha must be a finite number, not inf"),
-    "lora_alpha below 0": (["method=lora", "method.lora_alpha=-3"], "method.lora_alpha must be above 0, not -3"),
+    "lora_alpha below 0": (["method=lora", "method.lora_alpha=-3"], "lora_alpha must be a positive number, not -3"),
     "lora_dropout nan": (["method=lora", "method.lora_dropout=nan"], "method.lora_dropout must be a finite number"),
-    "lora_dropout 1": (["method=lora", "method.lora_dropout=1"], "lora_dropout must lie in [0, 1), not 1.0"),
-    "rank 0": (["method=lora", "method.r=0"], "method.r must be at least 1, not 0"),
-    "a negative rank of one module": (["method=lora", "++method.rank_pattern={query:-3}"], "query must be at least 1"),
-    "a word for a rank": (["method=lora", "++method.rank_pattern={query:x}"], "rank_pattern.query: 'x' is no number"),
+    "lora_dropout 1": (["method=lora", "method.lora_dropout=1"], "lora_dropout must be a probability below 1, not 1.0"),
+    "rank 0": (["method=lora", "method.r=0"], "method.r must be a whole number of at least 1, not 0"),
+    "a negative rank of one module": (["method=lora", "++method.rank_pattern={query:-3}"], "query must be a whole"),
+    "a word for a rank": (["method=lora", "++method.rank_pattern={query:x}"], "query must be a whole"),
     "a list of numbers for names": (["method=lora", "method.modules_to_save=[0.5]"], "modules_to_save: [0.5] is"),
     "a TypeError of PEFT's": (["method=lora", "++method.use_bdlora=true"], "method: `BdLoraConfig` must be"),
     "no column at all": (["task.tsv.width=0"], "task.tsv.width must be at least 1, not 0"),
@@ -101,9 +101,9 @@ def test_adaloras_planned_events_are_those_that_peft_sets_a_mask_at(
     context = replace(CONTEXT, total_steps=20, target_modules=r".*\.query")
     method = build_method(adalora.with_fields(**windows), context)
     method.wrap(load_backbone(settings, 2).model)
-    schedule = method._tuner.rankallocator.budget_schedule  # type: ignore[attr-defined]
+    schedule = method._adalora.rankallocator.budget_schedule  # type: ignore[attr-defined]
     events = [(step, schedule(step)[0]) for step in range(1, 20 - tfinal) if schedule(step)[1]]
-    events.append((20 - tfinal, method._tuner.rankallocator.target_bgt))  # type: ignore[attr-defined]
+    events.append((20 - tfinal, method._adalora.rankallocator.target_bgt))  # type: ignore[attr-defined]
     every = events[1][0] - events[0][0] if len(events) > 1 else None
     assert method.planned_events() == PlannedEvents(len(events), events[0], events[-1], every)
 
@@ -240,5 +240,5 @@ def test_a_task_type_other_than_the_models_is_refused_before_peft_wraps_the_mode
 
 
 def test_a_negative_rank_is_refused_before_a_model_is_loaded() -> None:
-    with pytest.raises(UserError, match=r"^method\.r must be at least 1, not -1$"):
+    with pytest.raises(UserError, match=r"^method\.r must be a whole number of at least 1, not -1$"):
         build_method(LORA.with_fields(r=-1), CONTEXT)

@@ -9,7 +9,7 @@ from peft import get_peft_model
 from torch import nn
 
 from flexlora import FlexLoraConfig
-from flexlora.tuner import FlexLoraLayer, FlexLoraLinear, RankAllocator
+from flexlora.tuner import FlexLoraLayer, RankAllocator
 
 SHAPES = {"q": (5, 6), "k": (7, 5), "v": (6, 7), "o": (6, 6)}  # (out, in), chained
 
@@ -116,12 +116,12 @@ def single(
     dtype: torch.dtype = torch.float32,
     base: nn.Module | None = None,
     **settings: Any,
-) -> tuple[FlexLoraLinear, FlexLoraConfig]:
+) -> tuple[FlexLoraLayer, FlexLoraConfig]:
     """One adapted linear with the given mask and random directions; capacity is len(mask)."""
     torch.manual_seed(seed)
     config = fixed(**({"r": len(mask), "max_rank": len(mask)} | settings))
     base = base if base is not None else nn.Linear(width, out, dtype=dtype)
-    layer = FlexLoraLinear(base, "default", config=config, r=len(mask), lora_alpha=config.lora_alpha)
+    layer = FlexLoraLayer(base, "default", config=config, r=len(mask), lora_alpha=config.lora_alpha)
     set_mask(layer, mask)
     return layer, config
 

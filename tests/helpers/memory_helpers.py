@@ -3,8 +3,8 @@
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig, DebertaV2Config
 
+from flexlora.architectures import ENCODERS
 from flexlora.methods import RunContext, build_method
-from flexlora.models.architectures import ARCHITECTURES
 from flexlora.models.random_init import DEBERTA_V3_BASE
 from flexlora.settings import MethodSettings, Schedule
 
@@ -16,14 +16,14 @@ CONFIGS = {
 }
 
 LORA = MethodSettings("lora", "peft", {"peft_type": "LORA", "r": 8, "lora_alpha": 16})
-FLEXLORA = MethodSettings("flexlora", "flexlora", {"peft_type": "FLEXLORA", "tinit": 10, "tfinal": 10, "deltaT": 5})
+FLEXLORA = MethodSettings("flexlora", "peft", {"peft_type": "FLEXLORA", "tinit": 10, "tfinal": 10, "deltaT": 5})
 LINEAR = MethodSettings("linear", "mask", {"trainable": []})
 FULL = MethodSettings("full", "mask", {"trainable": [".*"]})
 
 
 def adapted(config, fields, device):
     """A model as the doctor has it (on meta) or as a run has it, and its method."""
-    architecture = ARCHITECTURES[config.model_type]
+    architecture = ENCODERS[config.model_type]
     with torch.device(device):
         model = AutoModelForSequenceClassification.from_config(config)
     context = RunContext(

@@ -25,10 +25,9 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
+from flexlora.architectures import CAUSAL_LM, ENCODERS
 from flexlora.conf_path import conf_dir
 from flexlora.methods import Method, RunContext, build_method
-from flexlora.models.architectures import ARCHITECTURES, Architecture
-from flexlora.models.causal_lm import TARGETS
 from flexlora.models.random_init import DEBERTA_V3_BASE
 from flexlora.settings import RunSettings, Schedule, register_schemas, resolve
 from flexlora.tasks import Split, Task
@@ -46,10 +45,6 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 
 OF_LLAMA = [key for key in SIZES if not key.endswith("_dropout_prob") and key != "num_labels"]
-# A language model brings its own head, which stays as it is.
-LLAMA = Architecture(TARGETS, ())
-
-
 # For what two optimizer steps move. LoRI's B begins again at 0 where its calibration ends; MLAE leaves half of its
 # experts out of every step.
 IN_TWO_STEPS = {"lori": ("method.tinit=3",), "mlae": ("method.expert_dropout=0.05",)}
@@ -92,7 +87,7 @@ def tiny(architecture: str) -> PreTrainedModel:
 
 def context(architecture: str, total_steps: int = TOTAL_STEPS, **values: Any) -> RunContext:
     """What a run tells its method."""
-    layout = LLAMA if architecture == "llama" else ARCHITECTURES[architecture]
+    layout = CAUSAL_LM if architecture == "llama" else ENCODERS[architecture]
     given: dict[str, Any] = {
         "total_steps": total_steps, "schedule": Schedule.absolute, "paper_steps": None, "seed": 0,
         "target_modules": layout.target_modules, "head_modules": list(layout.head_modules),

@@ -16,10 +16,10 @@ from peft.tuners.adalora.layer import AdaLoraLayer
 from runner_helpers import one_line
 from torch import nn
 
+from flexlora.architectures import ENCODERS
 from flexlora.errors import UserError
 from flexlora.methods import build_method
 from flexlora.methods.adalora import AdaLoraMethod
-from flexlora.models.architectures import ARCHITECTURES
 from flexlora.testing.commands import COMMAND
 from flexlora.training.loop import Loop
 from flexlora.training.rank_alarms import rank_alarms
@@ -29,7 +29,7 @@ WEIGHT = 0.3
 
 def peft_s_own(**values) -> PeftModel:
     """AdaLoRA as PEFT alone makes it, with the weights of `wrapped("adalora", "bert")`."""
-    layout = ARCHITECTURES["bert"]
+    layout = ENCODERS["bert"]
     given = {
         "init_r": 12, "target_r": 8, "lora_alpha": 16, "target_modules": layout.target_modules, "tinit": 1, "tfinal": 1,
         "deltaT": 1, "total_step": 6, "orth_reg_weight": WEIGHT, "task_type": "SEQ_CLS",
@@ -254,10 +254,10 @@ def test_the_mask_of_a_run_that_was_saved_on_the_way_goes_on(tmp_path):
 
 REFUSED = {
     "target above start": ("method.target_r=12", "method.target_r=12 must be below method.init_r=12"),
-    "target of nothing": ("method.target_r=0", "method.target_r must be at least 1"),
-    "smoothing of 1": ("method.beta1=1.0", "method.beta1 must lie strictly between 0 and 1"),
-    "smoothing of 0": ("method.beta2=0.0", "method.beta2 must lie strictly between 0 and 1"),
-    "dropout of 1": ("method.lora_dropout=1.0", r"method.lora_dropout must lie in \[0, 1\)"),
+    "target of nothing": ("method.target_r=0", "method.target_r must be a whole number of at least 1"),
+    "smoothing of 1": ("method.beta1=1.0", "method.beta1 must be a number above 0 and below 1"),
+    "smoothing of 0": ("method.beta2=0.0", "method.beta2 must be a number above 0 and below 1"),
+    "dropout of 1": ("method.lora_dropout=1.0", r"method.lora_dropout must be a probability below 1, not 1.0"),
     "negative penalty": ("method.orth_reg_weight=-1.0", "orth_reg_weight"),
     "no step between the windows": ("method.tinit=5", "method.tinit=5 and method.tfinal=1 leave no step"),
     "negative window": ("method.tfinal=-1", "method.tfinal must be at least 0"),

@@ -86,8 +86,8 @@ def test_a_resumed_training_is_the_one_that_never_stopped(adapters, tmp_path):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ([], r"method: `adapters` must be the folders of at least two saved Pfeiffer adapters, not \[\]"),
-        (["{a}"], r"method: `adapters` must be the folders of at least two saved Pfeiffer adapters"),
+        ([], r"method.adapters must be the folders of at least two saved Pfeiffer adapters, not \[\]"),
+        (["{a}"], r"method.adapters must be the folders of at least two saved Pfeiffer adapters"),
         (["{a}", "{a}/nothing"], r"method: .*/nothing is no folder of a saved adapter: it has no adapter_config\.json"),
     ],
 )

@@ -255,10 +255,13 @@ def refusal(method: str, *overrides: str) -> str:
         (("task.split=train800val200_test",), "set task.split=train800_val200"),
         (("method.sizes=[0,5]",), "method.sizes must be a list of whole numbers of at least 1, not [0, 5]"),
         (("method.depths=[]",), "method.depths must be a list"),
-        (("method.population=0",), "method.population must be at least 1"),
+        (("method.population=0",), "method.population must be a whole number of at least 1, not 0"),
         (("method.generations=-1",), "method.generations must be a whole number of at least 0, not -1"),
-        (("method.depth_probability=1.5",), "method.depth_probability must be a probability, not 1.5"),
-        (("method.max_parameters=0",), "method.max_parameters must be a whole number of at least 1, or null"),
+        (
+            ("method.depth_probability=1.5",),
+            "method.depth_probability must be a number of at least 0 and of at most 1, not 1.5",
+        ),
+        (("method.max_parameters=0",), "method.max_parameters must be a whole number of at least 1, not 0"),
     ],
 )
 def test_a_setting_of_the_supernet_that_cannot_be(overrides, said):
@@ -268,11 +271,11 @@ def test_a_setting_of_the_supernet_that_cannot_be(overrides, said):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (("method.prompt_dim=-1",), "`prompt_dim` must be a whole number of at least 0, or a list"),
-        (("method.lora_dim=[]",), "`lora_dim` must be"),
-        (("method.prompt_dim=0", "method.lora_dim=[0]", "method.adapter_dim=0"), "`prompt_dim` must be above 0"),
-        (("method.dropout=1",), "`dropout` must be a probability below 1"),
-        (("method.subnet=/nowhere.json",), "method.subnet: cannot read /nowhere.json"),
+        (("method.prompt_dim=-1",), "method.prompt_dim must be a whole number of at least 0, or a list"),
+        (("method.lora_dim=[]",), "method.lora_dim must be"),
+        (("method.prompt_dim=0", "method.lora_dim=[0]", "method.adapter_dim=0"), "method.prompt_dim must be above 0"),
+        (("method.dropout=1",), "method.dropout must be a probability below 1"),
+        (("method.subnet=/nowhere.json",), "method.subnet cannot be read: /nowhere.json"),
     ],
 )
 def test_a_setting_of_noah_that_cannot_be(overrides, said):
@@ -282,7 +285,7 @@ def test_a_setting_of_noah_that_cannot_be(overrides, said):
 @pytest.mark.parametrize("text", ["[]", "{}", '{"prompt_dim": [1], "lora_dim": [1], "adapter_dim": ["1"]}', "no"])
 def test_a_file_that_is_no_subnet(text, tmp_path):
     (tmp_path / "subnet.json").write_text(text)
-    assert "method.subnet: " in refusal("noah", f"method.subnet={tmp_path / 'subnet.json'}")
+    assert "method.subnet " in refusal("noah", f"method.subnet={tmp_path / 'subnet.json'}")
 
 
 # --- from the command line -----------------------------------------------------------------------------------------

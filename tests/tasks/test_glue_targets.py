@@ -16,7 +16,7 @@ from transformers import (
     RobertaConfig,
 )
 
-from flexlora.models.architectures import ARCHITECTURES
+from flexlora.architectures import ENCODERS
 from flexlora.tuner import FlexLoraConfig
 
 LAYERS = 2
@@ -60,27 +60,27 @@ LINEARS = {
 
 
 def test_every_described_architecture_is_tried():
-    assert set(CONFIGS) == set(ARCHITECTURES) == set(LINEARS)
+    assert set(CONFIGS) == set(ENCODERS) == set(LINEARS)
 
 
-@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("name", sorted(ENCODERS))
 def test_all_linears_of_every_layer_and_none_of_the_head(name):
     model = AutoModelForSequenceClassification.from_config(CONFIGS[name])
     assert CONFIGS[name].model_type == name
     modules = dict(model.named_modules())
-    targets = [module for module in modules if re.fullmatch(ARCHITECTURES[name].target_modules, module)]
+    targets = [module for module in modules if re.fullmatch(ENCODERS[name].target_modules, module)]
     found = {re.sub(r".*\.layer\.\d+\.", "", target) for target in targets}
     assert found == LINEARS[name]
     assert len(targets) == LAYERS * len(LINEARS[name])
     assert all(isinstance(modules[target], nn.Linear) for target in targets)
 
 
-@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("name", sorted(ENCODERS))
 def test_what_is_not_of_the_pretrained_encoder_trains_whole(name):
     """The head is all that a checkpoint of the bare encoder leaves random, and it trains beside the adapter."""
     model = AutoModelForSequenceClassification.from_config(CONFIGS[name])
     outside = {n.split(".")[0] for n, _ in model.named_parameters() if not n.startswith(f"{model.base_model_prefix}.")}
-    architecture = ARCHITECTURES[name]
+    architecture = ENCODERS[name]
     assert outside <= set(architecture.head_modules)
     config = FlexLoraConfig(
         task_type="SEQ_CLS",

@@ -41,7 +41,7 @@ RANGES = [
 
 @pytest.mark.parametrize(("name", "value"), WORDS + COUNTS + POSITIVES + RANGES)
 def test_a_bad_value_is_refused_by_name(name, value):
-    with pytest.raises(ValueError, match=f"`{name}`"):
+    with pytest.raises(ValueError, match=rf"`{name}[`.]"):
         FlexLoraConfig(**(GOOD | {name: value}))
 
 
@@ -51,7 +51,7 @@ def test_every_choice_is_accepted(name, word):
 
 
 def test_a_bad_choice_lists_the_good_ones():
-    with pytest.raises(ValueError, match="choose one of both, prune_only, expand_only"):
+    with pytest.raises(ValueError, match="must be one of both, prune_only, expand_only, not 'grow_only'"):
         FlexLoraConfig(**(GOOD | {"direction": "grow_only"}))
 
 

@@ -66,7 +66,7 @@ spectrum = st.lists(lam, min_size=2, max_size=9).filter(lambda xs: any(abs(x) > 
 def test_every_spectral_score_equals_its_formula(spectra, seed):
     values, active = spread(spectra, seed)
     for name, formula in REFERENCE.items():
-        got = importance.SPECTRAL_SCORES[name](values, active)
+        got = importance.METRICS[name].score(values, active)
         assert got.dtype == torch.float64
         for score, lams in zip(got.tolist(), spectra, strict=True):
             expected = formula(lams)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from flexlora.tuner import FlexLoraLinear
+from flexlora.tuner import FlexLoraLayer
 from flexlora.tuner.layer import seeded_generator
 
 sizes = st.tuples(st.integers(1, 9), st.integers(1, 9))
@@ -81,7 +81,7 @@ def test_the_start(vector_init):
     config_layer, config = single(64, 48, [True] * 16, vector_init=vector_init, lora_alpha=4)
     torch.manual_seed(1)
     base = nn.Linear(48, 64)
-    layer = FlexLoraLinear(base, "default", config=config, r=10, lora_alpha=4)
+    layer = FlexLoraLayer(base, "default", config=config, r=10, lora_alpha=4)
     x = inputs(48, 0)
     assert torch.equal(layer(x), base(x)), "ΔW = 0 at the start"
     assert active(layer) == [True] * 10 + [False] * 6
@@ -98,7 +98,7 @@ def test_the_start(vector_init):
 
 def test_init_std_and_init_weights():
     _, config = single(5, 5, [True] * 4, init_std=0.5, init_weights=False)
-    layer = FlexLoraLinear(nn.Linear(200, 300), "default", config=config, r=4, lora_alpha=1)
+    layer = FlexLoraLayer(nn.Linear(200, 300), "default", config=config, r=4, lora_alpha=1)
     p, values, q = layer.packed_factors("default")
     assert float(torch.cat([p.flatten(), q.flatten()]).std()) == pytest.approx(0.5, rel=0.1)
     assert values.abs().min() > 0
@@ -109,7 +109,7 @@ def test_the_start_follows_the_global_seed():
 
     def vectors(seed):
         torch.manual_seed(seed)
-        return FlexLoraLinear(nn.Linear(5, 5), "default", config=config, r=4, lora_alpha=1).flexlora_P["default"]
+        return FlexLoraLayer(nn.Linear(5, 5), "default", config=config, r=4, lora_alpha=1).flexlora_P["default"]
 
     assert torch.equal(vectors(3), vectors(3))
     assert not torch.equal(vectors(3), vectors(4))
@@ -117,24 +117,24 @@ def test_the_start_follows_the_global_seed():
 
 def test_capacity_is_the_limit_and_never_above_the_smaller_side():
     config = fixed(r=2, max_rank=16)
-    assert FlexLoraLinear(nn.Linear(50, 40), "default", config=config, r=2, lora_alpha=1).capacity("default") == 16
-    assert FlexLoraLinear(nn.Linear(50, 6), "default", config=config, r=2, lora_alpha=1).capacity("default") == 6
-    assert FlexLoraLinear(nn.Linear(7, 50), "default", config=config, r=2, lora_alpha=1).capacity("default") == 7
+    assert FlexLoraLayer(nn.Linear(50, 40), "default", config=config, r=2, lora_alpha=1).capacity("default") == 16
+    assert FlexLoraLayer(nn.Linear(50, 6), "default", config=config, r=2, lora_alpha=1).capacity("default") == 6
+    assert FlexLoraLayer(nn.Linear(7, 50), "default", config=config, r=2, lora_alpha=1).capacity("default") == 7
 
 
 def test_a_rank_that_moves_starts_at_most_at_the_smaller_side():
-    layer = FlexLoraLinear(nn.Linear(5, 9), "default", config=moving(r=8, max_rank=12), r=8, lora_alpha=16)
+    layer = FlexLoraLayer(nn.Linear(5, 9), "default", config=moving(r=8, max_rank=12), r=8, lora_alpha=16)
     assert (layer.rank("default"), layer.capacity("default"), layer.scaling["default"]) == (5, 5, 2.0)
-    layer = FlexLoraLinear(nn.Linear(5, 9), "default", config=fixed(r=8, max_rank=12), r=8, lora_alpha=16)
+    layer = FlexLoraLayer(nn.Linear(5, 9), "default", config=fixed(r=8, max_rank=12), r=8, lora_alpha=16)
     assert (layer.rank("default"), layer.capacity("default")) == (8, 8), "a fixed rank is as asked for"
 
 
 def test_a_rank_above_the_limit_or_below_one():
     config = fixed(r=2, max_rank=4)
     with pytest.raises(ValueError, match=r"starting rank \(5\) is above max_rank \(4\)"):
-        FlexLoraLinear(nn.Linear(9, 9), "default", config=config, r=5, lora_alpha=1)
+        FlexLoraLayer(nn.Linear(9, 9), "default", config=config, r=5, lora_alpha=1)
     with pytest.raises(ValueError, match="at least 1"):
-        FlexLoraLinear(nn.Linear(9, 9), "default", config=config, r=0, lora_alpha=1)
+        FlexLoraLayer(nn.Linear(9, 9), "default", config=config, r=0, lora_alpha=1)
 
 
 def test_the_scale_is_fixed_for_life():
@@ -196,7 +196,7 @@ def test_masked_slots_get_zero_gradient_even_if_something_wrote_into_them():
 
 def test_dropout_acts_on_the_adapters_input_only():
     layer, config = single(6, 5, [True] * 3, lora_dropout=0.5)
-    layer = FlexLoraLinear(nn.Linear(5, 6), "default", config=config, r=3, lora_alpha=3)
+    layer = FlexLoraLayer(nn.Linear(5, 6), "default", config=config, r=3, lora_alpha=3)
     set_mask(layer, [True] * 3)
     x = inputs(5, 0)
     layer.train()

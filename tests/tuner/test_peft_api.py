@@ -25,7 +25,7 @@ from transformers import (
 
 import flexlora
 from flexlora import FlexLoraConfig, attach, module_ranks
-from flexlora.tuner import FlexLoraLinear
+from flexlora.tuner import FlexLoraLayer
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(9))
 
@@ -36,7 +36,7 @@ def expected_output(base: Chain, model: nn.Module, names: list[str], weights: li
     with torch.no_grad():
         for adapter, weight in zip(names, weights or [1.0] * len(names), strict=True):
             for module_name, module in model.named_modules():
-                if isinstance(module, FlexLoraLinear) and adapter in module.flexlora_P:
+                if isinstance(module, FlexLoraLayer) and adapter in module.flexlora_P:
                     target = dense.get_submodule(module_name.removeprefix("base_model.model."))
                     target.weight += weight * delta(module, adapter)
     return dense(X.double()).float()
@@ -84,7 +84,7 @@ def test_bias(bias, tmp_path):
 
 
 def test_repr_names_the_tuner():
-    assert "flexlora.FlexLoraLinear" in repr(wrapped(fixed()))
+    assert "flexlora.FlexLoraLayer" in repr(wrapped(fixed()))
 
 
 # --- several adapters ----------

@@ -1,0 +1,103 @@
+"""`method.*` against the classes that declare its fields: names, types, ranges, each refused by what the user typed."""
+
+import contextlib
+import dataclasses
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from flexlora.errors import UserError, did_you_mean, one_line
+from flexlora.tuner.checks import FieldError
+
+
+def refuse_unknown(fields: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Refuse the first of `fields` that is not among the `known`.
+
+    Raises:
+        UserError: there is one; `where` says what has no such field.
+    """
+    known = set(known)
+    for name in fields:
+        if name not in known:
+            near = did_you_mean(f"method.{name}", {f"method.{field}" for field in known})
+            raise UserError(f"there is no setting 'method.{name}': {where} has no such field.{near}")
+
+
+def refuse_misfits(fields: dict[str, Any], declared: type) -> None:
+    """Refuse a value of another type than the dataclass `declared` gives its field.
+
+    Raises:
+        UserError: a value does not fit.
+    """
+    hints = typing.get_type_hints(declared)
+    for name, value in fields.items():
+        if not fits(value, hints[name]):
+            raise UserError(f"method.{name}: {value!r} is not {_spell(hints[name])}")
+
+
+def take(declared: type, fields: dict[str, Any]) -> Any:
+    """An object of the dataclass `declared` from those of `fields` that are its own; they leave `fields`.
+
+    Raises:
+        UserError: a value is of another type, or refused; or a field without a default is missing.
+    """
+    names = [field.name for field in dataclasses.fields(declared)]
+    own = {name: fields.pop(name) for name in names if name in fields}
+    refuse_misfits(own, declared)
+    with by_user_names():
+        return declared(**own)
+
+
+@contextlib.contextmanager
+def by_user_names() -> Iterator[None]:
+    """Make a `UserError` of what a configuration refuses: of one field by its name, of others as a whole.
+
+    Raises:
+        UserError: the block raised any other exception.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except FieldError as error:
+        raise UserError(f"method.{error.field} {error.reason}") from error
+    except Exception as error:
+        raise UserError(f"method: {one_line(error)}") from error
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value from YAML may be handed to a field annotated `hint`; anything unusual is left to the class."""
+    if hint is Any:
+        return True
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, argument) for argument in arguments)
+    if origin is typing.Literal:
+        return value in arguments
+    kind = origin or hint
+    if kind is type(None):
+        return value is None
+    if kind is bool:
+        return isinstance(value, bool)
+    if kind in (int, float):
+        # YAML reads 16 as an integer and 16.0 as a float; PEFT divides by either.
+        return (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and (kind is float or float(value).is_integer())
+        )
+    if kind is list and isinstance(value, list):
+        return not arguments or all(fits(item, arguments[0]) for item in value)
+    if kind in (str, list, dict):
+        return isinstance(value, kind)
+    return True
+
+
+def _spell(hint: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join("null" if argument is type(None) else _spell(argument) for argument in arguments)
+    return getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
