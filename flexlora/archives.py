@@ -1,4 +1,4 @@
-"""Unpack a zip or tar archive from elsewhere: inside one folder only, whole files only, on from where it stopped."""
+"""Unpacks an untrusted zip or tar archive into one folder, in whole files. A stopped unpacking can continue."""
 
 import contextlib
 import lzma
@@ -21,21 +21,21 @@ from flexlora.hub import NO_WRITING
 
 DAMAGED = (
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError),
-    *(ValueError, IndexError, RecursionError, MemoryError),  # of headers that are no headers
+    *(ValueError, IndexError, RecursionError, MemoryError),  # raised for headers that are not valid
 )
-# Methods of a zip that give no more than is asked for; bzip2 and LZMA inflate a whole chunk at once.
+# Compression methods of a zip that return only the requested bytes; bzip2 and LZMA inflate a whole chunk at once.
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-# Of a tar's long names and other extensions, which are read whole.
+# Types of tar headers for long names and other extensions. tarfile reads such a header whole.
 EXTENSIONS = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
 )
 LONGEST_EXTENSION = 1 << 20
-# Photographs hardly shrink: an archive that claims to hold more than this many times its own size, and more than
-# `LITTLE`, is made to fill a disk.
+# Photographs hardly compress. An archive that claims to hold more than `MOST` times its own size, and more than
+# `LITTLE` bytes, was made to fill a disk.
 MOST = 20
 LITTLE = 2**30
-# Of a file system: a file takes whole ones.
+# Bytes of a block of the file system: a file occupies whole blocks.
 BLOCK = 4096
 
 
@@ -49,21 +49,21 @@ class Member:
 
 
 class ShortHeaders(tarfile.TarInfo):
-    """A member whose own headers are of a size that names have."""
+    """A tar member that refuses extension headers longer than any name needs."""
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        """Tarfile's own place to look at a header before it is read."""
+        """Check the size of a header before tarfile reads it."""
         if self.size < 0 or (self.type in EXTENSIONS and self.size > LONGEST_EXTENSION):
             raise tarfile.ReadError(f"'{self.name}' has {self.size} bytes")
         return super()._proc_member(archive)  # type: ignore[misc]
 
 
 class Archive:
-    """A zip or tar file (plain, gz, bz2, xz) and the files in it; to be closed, as by `with`.
+    """A zip or tar file (plain, gz, bz2, xz) and the files in it. Close it, or use it in a `with` statement.
 
     Raises:
-        UserError: it is not there, is no archive or damaged, has a member that leaves the folder or is neither file
-            nor folder, or claims to hold far more than its own size.
+        UserError: the file does not exist, is damaged or is not an archive; a member would be written outside the
+            folder, or is neither a file nor a folder; or the archive claims to hold far more than its own size.
     """
 
     def __init__(self, path: Path) -> None:
@@ -92,7 +92,7 @@ class Archive:
             self.members.append(member)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
 
     def __enter__(self) -> "Archive":
@@ -104,7 +104,7 @@ class Archive:
         self.close()
 
     def open(self, member: Member) -> IO[bytes]:
-        """The content of a member."""
+        """Open the content of a member."""
         if isinstance(self._file, zipfile.ZipFile):
             return self._file.open(member.entry)  # type: ignore[arg-type]
         content = self._file.extractfile(member.entry)  # type: ignore[arg-type]
@@ -113,18 +113,18 @@ class Archive:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """What is wrong with the archive as one line."""
+        """Turn errors of reading the archive and of writing files into a `UserError`."""
         try:
             yield
         except DAMAGED as error:
             raise UserError(
-                f"{self.path} is damaged, or no zip or tar archive: {one_line(error).rstrip(':')}"
+                f"{self.path} is damaged or is not a zip or tar archive: {one_line(error).rstrip(':')}"
             ) from error
         except OSError as error:
-            if error.errno is None:  # of gzip and bz2
+            if error.errno is None:  # from gzip and bz2
                 raise UserError(f"{self.path} is damaged: {one_line(error)}") from error
             if error.errno in NO_WRITING and error.filename is None:
-                raise UserError(f"cannot unpack {self.path}: {error.strerror}; the same command goes on") from error
+                raise UserError(f"cannot unpack {self.path}: {error.strerror}. The same command continues.") from error
             raise UserError(f"{error.filename or self.path}: {error.strerror}") from error
 
     def _files(self) -> Iterator[Member]:
@@ -136,7 +136,7 @@ class Archive:
                 if entry.flag_bits & 1:
                     raise UserError(f"{self.path}: '{name}' is encrypted")
                 if entry.compress_type not in METHODS:
-                    raise UserError(f"{self.path}: '{name}' is packed by another method than deflate: pack it anew")
+                    raise UserError(f"{self.path}: '{name}' is not compressed with deflate: compress it again")
             else:
                 name, size, folder, plain = entry.name, entry.size, entry.isdir(), entry.isreg()
             path = PurePosixPath(name)
@@ -152,13 +152,14 @@ class Archive:
 
 
 def unpack(archive: Archive, targets: Mapping[PurePosixPath, Member], folder: Path, anew: Container[str] = ()) -> int:
-    """Write these members under `folder`, each in one move, and return how many that were.
+    """Write the members `targets` under `folder`, each in one move, and return the number of files written.
 
-    One that is there in its size is kept, unless its name is among `anew`. A process that is killed leaves a part of
-    one file behind, which the next one overwrites.
+    A file that exists with the right size is kept, unless its name is in `anew`. A killed process leaves at most one
+    partial file, which the next process overwrites.
 
     Raises:
-        UserError: the archive is damaged, another process unpacks there, or there is no room or no right to write.
+        UserError: the archive is damaged, another process is unpacking into `folder`, the disk has too little space, or
+            `folder` cannot be written.
     """
 
     def wanted(target: PurePosixPath, member: Member) -> bool:
@@ -180,7 +181,7 @@ def unpack(archive: Archive, targets: Mapping[PurePosixPath, Member], folder: Pa
             need = sum(-(-member.size // BLOCK) * BLOCK for member in missing.values())
             free = shutil.disk_usage(folder).free
             if need > free:
-                raise UserError(f"{folder} has {gigabytes(free)} free, unpacking takes {gigabytes(need)}")
+                raise UserError(f"{folder} has {gigabytes(free)} free, unpacking needs {gigabytes(need)}")
             made: set[Path] = set()
             for target, member in tqdm(missing.items(), desc="unpacking", unit=" files", disable=None):
                 path = folder / target
@@ -203,5 +204,5 @@ def unpack(archive: Archive, targets: Mapping[PurePosixPath, Member], folder: Pa
 
 
 def gigabytes(size: int) -> str:
-    """A size as one reads it: `4.66 GB`, and small ones in MB."""
+    """Return a size in bytes as text: `4.66 GB`; a small one in MB."""
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"

@@ -1,4 +1,4 @@
-"""What is computed once and kept between runs. Nothing in it is needed: losing it costs time only."""
+"""The cache: results of computations that later runs use again. Deleting it costs time and nothing else."""
 
 import os
 import tempfile
@@ -6,10 +6,10 @@ from pathlib import Path
 
 
 def cache_dir(*parts: str) -> Path:
-    """The cache's folder, or the one of that name in it: `$FLEXLORA_CACHE`, or `~/.cache/flexlora`.
+    """Return the folder of the cache, or the folder at `parts` in it.
 
-    `$XDG_CACHE_HOME` takes the place of `~/.cache` where it is set. The folder is not made, and may not be writable:
-    whoever fills it carries on without.
+    The cache is in `$FLEXLORA_CACHE`, or else in `~/.cache/flexlora`; `$XDG_CACHE_HOME` replaces `~/.cache`. This
+    function does not create the folder. A caller that cannot write there must continue without a cache.
     """
     named = os.environ.get("FLEXLORA_CACHE")
     if named:

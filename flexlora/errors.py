@@ -1,13 +1,13 @@
-"""The one exception that reaches a user as a line instead of a traceback."""
+"""`UserError`, which the commands print as one line instead of a traceback, and helpers for its message."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something the user can put right: a setting, a folder, a missing file.
+    """An error that the user can correct: a wrong setting, a folder, a missing file.
 
-    The message is one line, says what is wrong and what to set instead. `HYDRA_FULL_ERROR=1` shows the traceback.
+    The message is one line. It says what is wrong, where, and what to do. `HYDRA_FULL_ERROR=1` shows the traceback.
     """
 
     def __init__(self, message: str) -> None:
@@ -15,20 +15,20 @@ class UserError(Exception):
 
 
 def printable(text: str) -> str:
-    """`text` in one line: what would break it, or steer a terminal, is written as Python does (`\\n`, `\\x1b`)."""
+    """Return `text` as one line, with control characters and line breaks as Python writes them (`\\n`, `\\x1b`)."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error's text that says anything, or its type's name."""
+    """Return the first line of an error's text that is not empty, or the name of the error's type."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """` Did you mean X?` for the nearest of `options`, or an empty string where none is near.
+    """Return ` Did you mean X?` for the most similar of `options`, or an empty string where none is similar.
 
-    Last names weigh most (`epochs` of `training.epochs`, `cola` of `glue/cola`); initials count as a name, so that
-    `training.lr` finds `training.learning_rate`.
+    The last part of a name counts most (`epochs` of `training.epochs`, `cola` of `glue/cola`). The initials of a name
+    count as the name, so that `training.lr` finds `training.learning_rate`.
     """
     parent, last = _split(word)
 

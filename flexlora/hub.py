@@ -1,4 +1,4 @@
-"""The Hugging Face hub where there is one, and an answer within seconds where there is none, or it has trouble."""
+"""The Hugging Face hub: whether it can be reached and has a repository, decided within seconds."""
 
 import contextlib
 import errno
@@ -18,9 +18,9 @@ from flexlora.errors import one_line
 log = logging.getLogger("flexlora")
 
 SECONDS = 4.0
-# Until the hub must have said something more: the libraries give some of their requests a minute, others no end.
+# Longest wait for the next byte of a request. The libraries wait a minute in some requests, forever in others.
 REQUEST_SECONDS = 10.0
-# Before it is asked again after an error of its own.
+# Pauses before a request is repeated after an error of the hub (a status of 500 or more).
 PAUSES = (1.0, 3.0)
 NO_WRITING = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT)
 LOGIN = "log in (hf auth login) or set HF_TOKEN"
@@ -28,10 +28,10 @@ LOGIN = "log in (hf auth login) or set HF_TOKEN"
 
 @cache
 def hub_is_offline() -> bool:
-    """Whether to read the local cache only: HF_HUB_OFFLINE says so, or the hub does not answer in a few seconds.
+    """Return whether to read the local cache only: HF_HUB_OFFLINE is set, or the hub does not answer in a few seconds.
 
-    The libraries behind it retry a dead connection for a minute or more, so where it does not answer they are told
-    to stay offline too: by the environment, and those imported already by the constant they read it into.
+    The hub's libraries retry a dead connection for a minute or more. Where the hub does not answer, this function sets
+    them to offline mode too: by the environment variable, and by the constant of those that have already read it.
     """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         return True
@@ -47,10 +47,15 @@ def hub_is_offline() -> bool:
 
 
 def trouble_with(repository: str, kind: str = "model", revision: str | None = None) -> str | None:
-    """Why the hub does not give us `repository` ("model" or "dataset"), as the end of a sentence; None where it does.
+    """Return why `repository` cannot be loaded from the hub, as the end of a sentence; None where it can.
 
-    By asking for one file. The libraries ask for many, each several times: they would try for minutes, and print every
-    try, where the hub has trouble, and some of their errors do not say what it was.
+    The function requests one file. The libraries request many files, each several times: when the hub fails they would
+    try for minutes, print every attempt, and raise some errors that do not name the cause.
+
+    Args:
+        repository: name on the hub.
+        kind: "model" or "dataset".
+        revision: commit, branch or tag; None: the newest.
     """
     if hub_is_offline():
         return "the hub cannot be reached (or HF_HUB_OFFLINE=1 is set)"
@@ -68,29 +73,29 @@ def trouble_with(repository: str, kind: str = "model", revision: str | None = No
             file = "config.json" if kind == "model" else "README.md"
             get_hf_file_metadata(hf_hub_url(repository, file, repo_type=kind, revision=revision))
         except EntryNotFoundError:
-            return None  # of a repository that is there
+            return None  # the repository exists
         except GatedRepoError:
-            return f"the hub gives it to those whom its owner lets in: ask for access on its page there, then {LOGIN}"
+            return f"access to it is restricted: ask for access on its page on the hub, then {LOGIN}"
         except RepositoryNotFoundError:
-            return f"the hub has no such {kind}, or not for everybody: check the name, or {LOGIN}"
+            return f"the hub has no such {kind}, or it is private: check the name, or {LOGIN}"
         except RevisionNotFoundError:
-            return f"the hub has no revision '{revision}' of it"
+            return f"the hub has no revision '{revision}' of it: check the revision"
         except HfHubHTTPError as error:
             code = error.response.status_code
             if pause is None or code < 500:
                 return f"the hub answers with error {code}" + (f": {LOGIN}" if code in (401, 403) else "")
             time.sleep(pause)
-        except Exception as error:  # of whichever library opens connections
-            return f"the hub does not answer as it should ({type(error).__name__}: {one_line(error)})"
+        except Exception as error:  # of any library that opens connections
+            return f"the request to the hub failed ({type(error).__name__}: {one_line(error)})"
         else:
             return None
     raise AssertionError
 
 
 def what_failed(error: BaseException) -> str:
-    """The line of the connection's own error where that is what `error` came from, else of `error` itself.
+    """Return one line about the connection error that caused `error`, or about `error` itself where there is none.
 
-    Of a download that breaks off transformers says that the repository has no such file.
+    When a download breaks off, the error of transformers says only that the repository has no such file.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -102,7 +107,7 @@ def what_failed(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def offline(wanted: bool) -> Iterator[None]:
-    """Have the libraries read their caches only, where that is `wanted`."""
+    """Set the hub's libraries to offline mode within the `with` block, if `wanted`."""
     before = [(module, module.HF_HUB_OFFLINE) for module in _readers()] if wanted else []
     for module, _ in before:
         module.HF_HUB_OFFLINE = True
@@ -114,12 +119,12 @@ def offline(wanted: bool) -> Iterator[None]:
 
 
 def _readers() -> list[Any]:
-    """The modules that have read HF_HUB_OFFLINE into a constant."""
+    """Return the imported modules that have read HF_HUB_OFFLINE into a constant."""
     return [sys.modules[name] for name in ("huggingface_hub.constants", "datasets.config") if name in sys.modules]
 
 
 def _bound_requests() -> None:
-    """Let no request to the hub wait longer than `REQUEST_SECONDS` for the next byte, and log what is tried again."""
+    """Limit every request's wait for the next byte to `REQUEST_SECONDS`, and write retries to our own log."""
     from huggingface_hub import set_client_factory
     from huggingface_hub.utils._http import default_client_factory
 
@@ -138,7 +143,7 @@ def _bound_requests() -> None:
 
 
 def _knock(reached: threading.Event) -> None:
-    """Open a connection to the hub, or to the proxy on the way there. In a thread: looking up a name can hang."""
+    """Set `reached` if the hub, or the proxy to it, accepts a connection. Runs in a thread: a name lookup can hang."""
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     proxy = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
     address = urlsplit(proxy or endpoint)
@@ -154,7 +159,7 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 
 
 def is_cached(repository: str, revision: str | None) -> bool:
-    """Whether config and weights of a model are in the hub's local cache."""
+    """Return whether the config and the weights of a model are in the hub's local cache."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -163,5 +168,5 @@ def is_cached(repository: str, revision: str | None) -> bool:
 
     try:
         return here("config.json") and any(here(name) for name in WEIGHTS)
-    except HFValidationError:  # no repository can have such a name
+    except HFValidationError:  # the name is not a valid name of a repository
         return False

@@ -1,4 +1,4 @@
-"""Do something as soon as another package has been imported, without importing it."""
+"""Run a function as soon as another package has been imported, without importing that package."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -9,8 +9,11 @@ from typing import Any
 
 
 class _AfterImport(MetaPathFinder):
-    """Leads the import of one package through `action`. It stays until that is really executed: transformers and
-    others only ask whether a package is there (`importlib.util.find_spec`), often long before it is imported."""
+    """Calls `action` after the import of one package.
+
+    The finder stays in `sys.meta_path` until the package has been executed: transformers and others ask whether a
+    package is installed (`importlib.util.find_spec`) long before they import it.
+    """
 
     def __init__(self, package: str, action: Callable[[], Any]) -> None:
         self.package = package
@@ -29,7 +32,7 @@ class _AfterImport(MetaPathFinder):
 
         def execute_then_act(module: ModuleType) -> None:
             execute(module)
-            if self in sys.meta_path:  # once, however many have asked for the package
+            if self in sys.meta_path:  # one call only, whoever asked for a spec before
                 sys.meta_path.remove(self)
                 self.action()
 
@@ -38,5 +41,5 @@ class _AfterImport(MetaPathFinder):
 
 
 def call_after_import(package: str, action: Callable[[], Any]) -> None:
-    """Call `action` when `package`, which is not imported yet, has been."""
+    """Call `action` once after `package` has been imported; it must not be imported yet."""
     sys.meta_path.insert(0, _AfterImport(package, action))

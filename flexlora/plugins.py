@@ -1,4 +1,4 @@
-"""How a YAML names the code behind it: by the name of a file. Adding one adds a file, no list and no branch."""
+"""Loads the module that a setting names, such as `method.kind`. A new module needs no entry in any list."""
 
 import importlib
 import pkgutil
@@ -12,10 +12,10 @@ def load_plugin(packages: tuple[str, ...], name: str, key: str, entry: str) -> A
     """Return the function `entry` of the module that the setting `key` names.
 
     Args:
-        packages: where our own modules are searched, in this order.
-        name: a module of one of these packages, or with a dot (`my_package.my_method`) any module that Python finds.
-        key: the setting, for messages.
-        entry: the function's name.
+        packages: packages that are searched for the module, in this order.
+        name: name of a module in one of `packages`; a name with a dot (`my_package.my_method`) is any module.
+        key: name of the setting, for messages.
+        entry: name of the function.
 
     Raises:
         UserError: no package has such a module, or the module has no such function (it is a helper of the others).
@@ -44,16 +44,16 @@ def _of_the_user(name: str, key: str, entry: str) -> ModuleType:
 
 
 def import_named(name: Any, key: str) -> ModuleType:
-    """Return the module `name` of the user's own, which the setting `key` names, from wherever Python finds it.
+    """Return the user's module `name`, the value of the setting `key`.
 
     Raises:
-        UserError: `name` is no module's name, Python finds no such module, or importing it fails.
+        UserError: `name` is not the name of a module, Python finds no such module, or importing it fails.
     """
     if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
-        raise UserError(f"{key}: '{name}' is no module's name")
+        raise UserError(f"{key}: '{name}' is not the name of a Python module")
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise UserError(f"{key}: Python finds no module '{error.name}' (PYTHONPATH names more folders)") from error
-    except Exception as error:  # whatever the module does while it is imported
+        raise UserError(f"{key}: Python finds no module '{error.name}'. Add its folder to PYTHONPATH.") from error
+    except Exception as error:  # importing runs the module, which may raise anything
         raise UserError(f"{key}: importing '{name}' fails: {type(error).__name__}: {one_line(error)}") from error

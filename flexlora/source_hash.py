@@ -1,4 +1,4 @@
-"""A name for what our own code makes: a hash of its source."""
+"""A hash of source files: the version of generated data and models, which changes with the code that makes them."""
 
 import hashlib
 from collections.abc import Iterable
@@ -9,12 +9,12 @@ from types import ModuleType
 
 @cache
 def hash_of_files(*files: Path) -> str:
-    """Of what stands in these files."""
+    """Return a hash of the content of `files`."""
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def files_of(*modules: ModuleType) -> Iterable[Path]:
-    """The files of modules, and of packages all that lie in their folder, in a fixed order."""
+    """Yield the files of `modules` in a fixed order; a package has all files of its own folder."""
     for module in modules:
         file = Path(str(module.__file__))
         yield from sorted(file.parent.glob("*.py")) if file.name == "__init__.py" else [file]

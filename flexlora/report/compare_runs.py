@@ -17,7 +17,7 @@ from safetensors import SafetensorError, deserialize
 from flexlora.errors import UserError, one_line
 from flexlora.results.collect import Run
 from flexlora.results.files import read_json_lines
-from flexlora.results.folder import WHEREABOUTS
+from flexlora.results.folder import LOCATION_KEYS
 from flexlora.results.predictions import BEST, LAST, read_answers
 from flexlora.settings import flat_keys
 
@@ -93,7 +93,7 @@ def _of_record(one: Mapping[str, Any], other: Mapping[str, Any], keys: Iterable[
 def _of_mappings(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[Difference]:
     absent = object()
     keys = [
-        key for key in {**one, **other} if key not in WHEREABOUTS and one.get(key, absent) != other.get(key, absent)
+        key for key in {**one, **other} if key not in LOCATION_KEYS and one.get(key, absent) != other.get(key, absent)
     ]
     return [Difference(prefix + key, *_texts(one.get(key, ABSENT), other.get(key, ABSENT))) for key in keys]
 

@@ -14,7 +14,7 @@ from flexlora.report.paper_claims import Claim
 from flexlora.report.record_values import number, scores_of
 from flexlora.report.sheet import Sheet
 from flexlora.results.collect import Collection, Run
-from flexlora.results.folder import WHEREABOUTS
+from flexlora.results.folder import LOCATION_KEYS
 from flexlora.settings import flat_keys
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def _settings(runs: Sequence[Run]) -> str:
     values: dict[str, Counter[str]] = {}
     for run in runs:
         for key, value in flat_keys(run.record.config).items():
-            if key not in WHEREABOUTS:
+            if key not in LOCATION_KEYS:
                 values.setdefault(key, Counter())[_shown(value)] += 1
     shared = {key: seen for key, seen in values.items() if len(seen) == 1 and seen.total() == len(runs)}
     differ = [[key, _by_value(values[key], len(runs))] for key in values if key not in shared]

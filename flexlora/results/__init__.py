@@ -1,1 +1,1 @@
-"""The record of a run: its folder, its schema, its files."""
+"""The results of a run: its folder, its record and its files."""

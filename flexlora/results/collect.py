@@ -1,4 +1,4 @@
-"""All runs under a folder: their records, those that are still going or were killed, and the files that are broken."""
+"""Finds all runs under a folder: finished ones, running or killed ones, and records that cannot be read."""
 
 import os
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from flexlora.results.record import RunRecord, read_record, record_of
 
 @dataclass(frozen=True)
 class Run:
-    """A record and the folder it lies in."""
+    """The record of a run and the folder of the run."""
 
     path: Path
     record: RunRecord
@@ -20,7 +20,7 @@ class Run:
 
 @dataclass
 class Collection:
-    """What lies under a folder, in the order of its paths."""
+    """The runs under a folder, sorted by path."""
 
     runs: list[Run] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
@@ -28,9 +28,9 @@ class Collection:
 
 
 def collect(root: Path) -> Collection:
-    """Read every run under `root`, which may be one run's own folder.
+    """Read every run under `root`, which may be the folder of one run.
 
-    A run without a `result.json` is still going, or was killed before it could write one: it counts as interrupted.
+    A run without a `result.json` is still running or was killed; its status is "interrupted".
     """
     found = Collection()
     for folder, below, files in os.walk(root):
@@ -42,29 +42,33 @@ def collect(root: Path) -> Collection:
             continue
         if record is not None:
             found.runs.append(Run(Path(folder), record))
-            below.clear()  # what lies in a run's folder (its adapter, its checkpoints) is no run
+            below.clear()  # folders in a run's folder (adapter, checkpoints) are not runs
     return found
 
 
 def without_duplicates(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """Of runs that differ in nothing but their folder the latest, in the order given; a note for each one left out."""
+    """Keep the latest of several runs that differ only in their folder.
+
+    Returns:
+        The runs that are kept, in the given order, and a line for each run left out.
+    """
     latest: dict[tuple[str, str, str, str, str, int], Run] = {}
     notes = []
     for run in sorted(runs, key=lambda run: run.record.started or ""):
         record = run.record
         key = (record.scale, record.model, record.task, record.method, record.variant, record.seed)
         if key in latest:
-            notes.append(f"left out, as {run.path} is the same run and later: {latest[key].path}")
+            notes.append(f"left out {latest[key].path}: {run.path} is a later run of the same settings")
         latest[key] = run
     kept = {run.path for run in latest.values()}
     return [run for run in runs if run.path in kept], notes
 
 
 def _read(folder: Path, files: Sequence[str]) -> RunRecord | None:
-    """The record of the run whose folder this is; None where it is no run's.
+    """Return the record of the run in `folder`; None where `folder` is not the folder of a run.
 
     Raises:
-        ValueError: its `result.json` is not the record of a run.
+        ValueError: `result.json` is not the record of a run.
     """
     if "result.json" in files:
         return read_record(folder / "result.json")
@@ -72,7 +76,7 @@ def _read(folder: Path, files: Sequence[str]) -> RunRecord | None:
 
 
 def _unfinished(folder: Path) -> RunRecord | None:
-    """What is known of a run that has only its `config.yaml`; None where that is some other file of this name."""
+    """Return a record from the `config.yaml` of a run without a `result.json`; None where no run wrote that file."""
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         return record_of(

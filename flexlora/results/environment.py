@@ -1,4 +1,4 @@
-"""What a run ran on: versions, hardware, the state of the code."""
+"""The environment of a run: versions, hardware and the commit of the code."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ PACKAGES = ("flexlora", "torch", "transformers", "peft", "accelerate", "datasets
 
 @cache
 def versions() -> Mapping[str, str]:
-    """Python's version and that of every package a result depends on."""
+    """Return the versions of Python and of the packages that a result depends on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -26,9 +26,9 @@ def versions() -> Mapping[str, str]:
 
 @cache
 def git_state() -> Mapping[str, Any]:
-    """The commit of the checkout this package lies in and whether it was changed; both null outside of one.
+    """Return the commit of this checkout and whether files differ from it; both None outside a checkout.
 
-    As it was when this process first asked: the process goes on with the code that it has imported.
+    The answer is from this process's first call: the process continues with the code that it has imported.
     """
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
@@ -46,7 +46,7 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 def hardware(device: str, processes: int) -> dict[str, Any]:
-    """The machine as far as a step's time depends on it; `device` is torch's name of the device used."""
+    """Return the hardware on which the time of a step depends; `device` is the name of the device in torch."""
     import torch
 
     on_gpu = device.startswith("cuda")
@@ -65,7 +65,7 @@ def hardware(device: str, processes: int) -> dict[str, Any]:
 
 
 def reset_peak_memory() -> None:
-    """Begin the peaks anew, as several runs of a sweep share one process."""
+    """Reset the peaks of memory use: several runs of a sweep share one process."""
     import torch
 
     if torch.cuda.is_available():
@@ -74,11 +74,11 @@ def reset_peak_memory() -> None:
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        return  # not Linux, or not allowed: `peak_memory` then reports the process's lifetime or null
+        return  # not Linux, or not permitted: `peak_memory` then reports the whole process's peak, or None
 
 
 def peak_memory(device: str) -> dict[str, int | None]:
-    """Bytes: the most the accelerator held since the reset, and the most resident memory of the process."""
+    """Return the peaks since the reset, in bytes: memory of the accelerator and resident memory of the process."""
     import torch
 
     on_device = torch.cuda.max_memory_allocated(torch.device(device)) if device.startswith("cuda") else None

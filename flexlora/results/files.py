@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and JSON that every reader takes."""
+"""Writes files in one move, so that none is ever half written; reads and writes JSON."""
 
 import hashlib
 import json
@@ -13,20 +13,20 @@ from typing import Any, BinaryIO
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to, which then replaces it in one move; where writing fails nothing is left."""
+    """Yield a file to write to, which then replaces `path` in one move; it is removed if an error occurs."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     os.close(handle)
     part = Path(name)
     try:
         yield part
-        part.chmod(0o644)  # mkstemp's own 0600 would hide a shared folder from its readers
+        part.chmod(0o644)  # mkstemp's 0600 would hide the file from other users of a shared folder
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` in one move: a reader, or a run killed half-way, never meets half a file."""
+    """Replace `path` by `text` in one move: nobody ever reads a half-written file."""
     write_bytes(path, text.encode("utf-8"))
 
 
@@ -39,13 +39,13 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file, read in pieces."""
+    """Return the SHA-256 of a file, which is read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """JSON text of `value`. NaN and infinities, which JSON does not have, become null."""
+    """Return `value` as JSON. NaN and infinities, which JSON does not have, become null."""
     return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
@@ -60,10 +60,12 @@ def _finite(value: Any) -> Any:
 
 
 class JsonLines:
-    """A file of one JSON object a line, flushed after each; begun afresh, or continued at an earlier `position`.
+    """A file with one JSON object on each line, flushed after each line.
+
+    Without `position` the file starts empty. With it, the file continues there and loses what comes after.
 
     Raises:
-        ValueError: the file is no longer what it was at `position`.
+        ValueError: the content before `position` has changed.
     """
 
     def __init__(self, path: Path, position: Mapping[str, Any] | None = None) -> None:
@@ -88,11 +90,11 @@ class JsonLines:
         self._count(line)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """All lines so far."""
+        """Yield all lines written so far."""
         return read_json_lines(self._path)
 
     def position(self) -> dict[str, Any]:
-        """Where the file ends now, and the SHA-256 of all before, which is on the disk from here on."""
+        """Write the file to the disk; return its length and the SHA-256 of its content."""
         os.fsync(self._file.fileno())
         return self._position()
 
@@ -108,10 +110,12 @@ class JsonLines:
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of such a file, one a line; none where there is no file. A last line without its end is left out.
+    """Yield the objects of a file of JSON lines; none where the file does not exist.
+
+    A last line without a line break is left out: its writer was stopped.
 
     Raises:
-        ValueError: a whole line is no JSON object; says which.
+        ValueError: a complete line is not a JSON object; the message names the line.
     """
     if not path.is_file():
         return
@@ -124,5 +128,5 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}, is not JSON: {error}") from error
             if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}, is no JSON object")
+                raise ValueError(f"{path}, line {number}, is not a JSON object")
             yield row

@@ -1,4 +1,4 @@
-"""The folder of one run: where it lies, who holds it, and whether there is anything left to do in it."""
+"""The folder of one run: its name, its lock, and whether the run in it is finished."""
 
 import contextlib
 import hashlib
@@ -24,10 +24,10 @@ from flexlora.results.predictions import BEST, LAST
 from flexlora.results.record import read_record
 from flexlora.settings import flat_keys
 
-# Settings that say where things are written, or whether at all, and nothing of what is run.
-WHEREABOUTS = frozenset({"output_root", "task.token_cache", "dry"})
-# Overrides that a run's path spells in folders of their own, or that say where things lie and not what is run.
-PATH_KEYS = WHEREABOUTS | {
+# Settings that change where a run is written or whether it runs, and not its results.
+LOCATION_KEYS = frozenset({"output_root", "task.token_cache", "dry"})
+# Overrides that do not appear in a variant's name: they have folders of their own, or name a location.
+PATH_KEYS = LOCATION_KEYS | {
     "task",
     "method",
     "model",
@@ -41,17 +41,16 @@ PATH_KEYS = WHEREABOUTS | {
 LEFTOVERS = ("result.json", "metrics.jsonl", "ranks.jsonl", LAST, BEST, "config.yaml", "log.txt")
 CHECKPOINTS = "checkpoints"
 NAME = re.compile(r"step-([0-9]+)")
-# A run that ended so is kept; one that failed, was interrupted or killed goes on from its newest checkpoint.
+# Statuses of a run that is not run again. A failed, interrupted or killed run continues from its newest checkpoint.
 KEPT = ("done", "diverged")
 
 
 def variant_name(overrides: Iterable[str]) -> str:
-    """A folder name for what sets this run apart: `training.epochs=8` → `training.epochs-8`; none → `default`.
+    """Return a folder name for the overrides of a run: `training.epochs=8` → `training.epochs-8`; none → `default`.
 
-    Several are joined by `+`, so that the name can be typed after `variant=` without quotes.
-
-    Sorted, so that the order of the command line does not matter; where the spelling of one had to change to be safe,
-    or is cut, a hash of it keeps two variants apart, and the others keep theirs.
+    Several overrides are joined by `+`, so that the name can be typed after `variant=` without quotes. They are sorted,
+    so that their order on the command line does not matter. An override that contains unsafe characters or is too long
+    is changed and ends with a hash, so that different overrides never have the same name.
     """
     kept = sorted(item.lstrip("+") for item in overrides if item.lstrip("+~").split("=", 1)[0] not in PATH_KEYS)
     if not kept:
@@ -61,7 +60,7 @@ def variant_name(overrides: Iterable[str]) -> str:
 
 
 def _folder_name(text: str, longest: int) -> str:
-    """`text` as a part of a folder's name; where it is not the same any more, with a hash of it."""
+    """Return `text` as a part of a folder name; where it had to change, a hash of it is added."""
     safe = re.sub(r"[^A-Za-z0-9._+-]", "~", text.replace("=", "-"))
     if "~" not in safe and len(safe) <= longest:
         return safe
@@ -70,23 +69,23 @@ def _folder_name(text: str, longest: int) -> str:
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """A name for a resolved config that does not depend on the order of its keys or on where things are written."""
-    compared = {key: value for key, value in flat_keys(config).items() if key not in WHEREABOUTS}
+    """Return a hash of a resolved config, which depends neither on the order of its keys nor on `LOCATION_KEYS`."""
+    compared = {key: value for key, value in flat_keys(config).items() if key not in LOCATION_KEYS}
     return hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:
-    """What to tell a user of a disk that is full, a folder that is not theirs."""
+    """Return the error for a folder that cannot be written: the disk is full, or the user has no permission."""
     return UserError(f"cannot write to {path}: {error.strerror or error}. Set output_root=DIR.")
 
 
 def held_by(path: Path, holder: str) -> str:
-    """What to tell a user whose run's folder another process holds."""
-    return f"{path} is held by {holder}: wait for it, or give variant=NAME."
+    """Return the message for a run's folder that another process is using."""
+    return f"{path} is in use by {holder}: wait until it ends, or give variant=NAME."
 
 
 def checkpoint_folders(path: Path) -> dict[int, Path]:
-    """The checkpoints of the run in `path` by their step, the newest first, damaged ones among them."""
+    """Return the checkpoint folders of the run in `path` by step, the newest first; some may be damaged."""
     named = ((NAME.fullmatch(folder.name), folder) for folder in (path / CHECKPOINTS).glob("step-*"))
     return dict(sorted(((int(name[1]), folder) for name, folder in named if name), reverse=True))
 
@@ -104,10 +103,10 @@ class RunFolder:
         self._holder = path / ".holder.json"
 
     def __enter__(self) -> "RunFolder":
-        """Take the folder.
+        """Create the folder and lock it.
 
         Raises:
-            UserError: another process holds it (the message says which), or it cannot be written.
+            UserError: another process has the lock (the message says which), or the folder cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -125,12 +124,12 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with contextlib.suppress(OSError):  # a disk that can no longer be written; the lock says who holds it
+        with contextlib.suppress(OSError):  # the disk can no longer be written; the lock alone decides
             self._holder.unlink(missing_ok=True)
         self._lock.release()
 
     def holder(self) -> str | None:
-        """Who holds the folder, None where nobody does. Writes nothing, and does not wait."""
+        """Return which process has the lock, None where none has. Writes nothing and does not wait."""
         try:
             import fcntl
 
@@ -138,15 +137,16 @@ class RunFolder:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return self._describe_holder()
-        except (OSError, ImportError):  # no lock there yet, or a system without flock
+        except (OSError, ImportError):  # there is no lock file yet, or the system has no flock
             return None
         return None
 
     def is_finished(self) -> bool:
-        """Whether this very run is done already.
+        """Return whether the run with this config is done.
 
         Raises:
-            UserError: the folder keeps a run of another config; the message names the differing keys.
+            UserError: the folder has a finished run of another config (the message names the keys that differ), or its
+                record cannot be read.
         """
         path = self.path / "result.json"
         if not path.is_file():
@@ -165,10 +165,11 @@ class RunFolder:
         return record.status == "done"
 
     def can_resume(self) -> bool:
-        """Whether an unfinished run of this config left checkpoints here.
+        """Return whether the folder has checkpoints of an unfinished run with this config.
 
         Raises:
-            UserError: they are of another config; the message names the differing keys.
+            UserError: the checkpoints are of another config (the message names the keys that differ), or the
+                unfinished run's config cannot be read.
         """
         if not checkpoint_folders(self.path):
             return False
@@ -180,7 +181,7 @@ class RunFolder:
                 f"{file} cannot be read ({one_line(error)}): move the folder away, or give variant=NAME."
             ) from error
         if not isinstance(before, dict):
-            raise UserError(f"{file} is no configuration: move the folder away, or give variant=NAME.")
+            raise UserError(f"{file} is not the configuration of a run: move the folder away, or give variant=NAME.")
         if config_hash(before) == config_hash(self.config):
             return True
         raise UserError(
@@ -189,11 +190,11 @@ class RunFolder:
         )
 
     def drop_checkpoints(self) -> None:
-        """Of a run that is done nothing is left to go on with."""
+        """Delete the checkpoints: a finished run needs none."""
         shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
 
     def begin(self) -> None:
-        """Clear what an unfinished run left behind and write down what is going to run."""
+        """Delete the files of an unfinished run and write `config.yaml`."""
         for name in LEFTOVERS:
             (self.path / name).unlink(missing_ok=True)
         for name in ("adapter", "tensorboard", CHECKPOINTS):
@@ -208,7 +209,7 @@ class RunFolder:
             return "another process"
 
     def _clear_parts(self) -> None:
-        """Remove what a killed process had half written."""
+        """Remove partial files of a killed process."""
         for part in [*self.path.glob(".*.part"), *(self.path / CHECKPOINTS).glob(".*.part")]:
             if part.is_dir():
                 shutil.rmtree(part, ignore_errors=True)
@@ -219,6 +220,8 @@ class RunFolder:
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     old, new = flat_keys(before), flat_keys(now)
     absent = object()
-    keys = [key for key in sorted(old | new) if old.get(key, absent) != new.get(key, absent) and key not in WHEREABOUTS]
+    keys = [
+        key for key in sorted(old | new) if old.get(key, absent) != new.get(key, absent) and key not in LOCATION_KEYS
+    ]
     shown = [f"{key}: {old.get(key, 'absent')} → {new.get(key, 'absent')}" for key in keys[:6]]
     return ", ".join([*shown, f"and {len(keys) - 6} more"] if len(keys) > 6 else shown)

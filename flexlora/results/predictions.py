@@ -1,7 +1,7 @@
-"""What a run answered on every example of its last and of its best evaluation: `predictions-{last,best}.parquet`.
+"""`predictions-{last,best}.parquet`: a run's prediction for every example of its last and of its best evaluation.
 
-Columns `split`, `index` (the example's place in its split), `label` (null where it is not known) and `prediction`; the
-step of the evaluation stands in the file's metadata.
+The columns are `split`, `index` (of the example in its split), `label` (null where it is not known) and `prediction`.
+The metadata of the file has the step of the evaluation.
 """
 
 import io
@@ -23,7 +23,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Answers:
-    """The answers of one evaluation: of each split, `predictions` and (where they are known) `labels`, in its order."""
+    """The predictions of one evaluation and the known labels, by split and in the order of the split."""
 
     step: int
     predictions: dict[str, Array]
@@ -31,7 +31,7 @@ class Answers:
 
 
 class Predictions:
-    """The two files in a run's folder. A run that goes on from a checkpoint writes them anew as it gets there."""
+    """Writes the two files into a run's folder. A run that continues from a checkpoint replaces them."""
 
     def __init__(self, run: Path) -> None:
         self.run = run
@@ -44,12 +44,12 @@ class Predictions:
         *,
         best: bool,
     ) -> None:
-        """Keep the evaluation of `step` as the last one, and as the `best` one; each file is whole, old or new.
+        """Write the evaluation at `step` as the last one, and if `best` also as the best one, each in one move.
 
         Args:
-            step: completed optimizer steps.
-            predictions: by split, one number an example, in the split's order.
-            labels: by split, the same of what is right; None where it is not known.
+            step: number of completed optimizer steps.
+            predictions: one number for each example, by split and in the order of the split.
+            labels: the true labels in the same form; None for a split whose labels are not known.
         """
         content = _parquet(step, predictions, labels)
         for name in (LAST, BEST) if best else (LAST,):
@@ -57,10 +57,10 @@ class Predictions:
 
 
 def read_answers(path: Path) -> Answers:
-    """The answers in a file.
+    """Read the predictions in a file.
 
     Raises:
-        ValueError: it cannot be read, or is not such a file; says which and why.
+        ValueError: the file cannot be read, or does not contain predictions; the message names the file and the cause.
     """
     import pyarrow
     from pyarrow import parquet
@@ -83,7 +83,7 @@ def read_answers(path: Path) -> Answers:
 def _parquet(
     step: int, predictions: Mapping[str, Sequence[Any]], labels: Mapping[str, Sequence[Any] | None]
 ) -> memoryview:
-    import pyarrow  # here, as it takes a while and only evaluations need it
+    import pyarrow  # imported here: the import is slow, and only evaluations need it
     from pyarrow import parquet
 
     answered = pyarrow.array([value for values in predictions.values() for value in values])
@@ -96,7 +96,7 @@ def _parquet(
         "label": known.cast(answered.type) if known.null_count == len(known) else known,
         "prediction": answered,
     }
-    file = io.BytesIO()  # through memory: a full disk is then told of as by any other file
+    file = io.BytesIO()  # in memory, so that a full disk gives the same error as with any other file
     parquet.write_table(pyarrow.table(columns, metadata={"step": str(step)}), file)
     return file.getbuffer()
 

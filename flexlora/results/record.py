@@ -1,4 +1,4 @@
-"""`result.json`: the record of one run. What was not measured is null, never a number that means so."""
+"""`result.json`: the record of one run. A value that was not measured is null."""
 
 import json
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -15,7 +15,7 @@ STATUSES = ("done", "failed", "interrupted", "diverged")
 
 
 class Ending(NamedTuple):
-    """How a run of a command ended, and why where that is not well; beside the record's statuses a command has more."""
+    """How a run of a command ended, and the reason if it failed. A command has more statuses than the record."""
 
     status: str
     reason: str | None = None
@@ -23,7 +23,7 @@ class Ending(NamedTuple):
 
 @dataclass
 class RunRecord:
-    """One run, from its settings to its figures. Times are seconds, sizes bytes."""
+    """The settings and results of one run. Times are in seconds, sizes in bytes."""
 
     status: str
     error: str | None
@@ -39,41 +39,41 @@ class RunRecord:
 
     main_metric: str | None = None
     metrics: dict[str, Any] = field(default_factory=lambda: {"last": None, "best": None})
-    """`last` and `best` evaluation, each with its step, epoch, evaluation loss and metrics. Never mixed."""
+    """The `last` and the `best` evaluation, each with its own step, epoch, evaluation loss and metrics."""
     history: list[dict[str, Any]] = field(default_factory=list)
     train_loss: float | None = None
-    """Mean over the last epoch, example by example."""
+    """Mean over the examples of the last epoch."""
 
     steps: int | None = None
     total_steps: int | None = None
     resumed_at: list[int] = field(default_factory=list)
-    """Steps after which an interrupted or killed run went on from a checkpoint."""
+    """Steps of the checkpoints from which the run continued after it was interrupted or killed."""
     epochs: float | None = None
     subset: bool | None = None
     samples: dict[str, Any] = field(default_factory=dict)
     tokens: dict[str, int] | None = None
-    """Trained on until the last evaluation: `real`, and `padded` with the padding that was computed along."""
+    """Tokens trained on until the last evaluation: `real` without padding, `padded` with it."""
     schedule: dict[str, Any] | None = None
-    """How the method's windows were scaled to this run: factor, and each window before and after."""
+    """How the method's windows were scaled to this run: the factor, and each window before and after."""
 
     parameters: dict[str, int] = field(default_factory=dict)
     parameter_budget: dict[str, Any] | None = None
-    """Where one was set: the budget, the method's settings that were chosen for it, and what they come to."""
+    """Where a budget was set: the budget, the method's settings chosen for it, and their number of parameters."""
     adapter_bytes: int | None = None
     adapter_sha256: dict[str, str] = field(default_factory=dict)
-    """Of the weights' files in `adapter/`, by name."""
+    """SHA-256 of each file of weights in `adapter/`, by name."""
     rank_events: dict[str, Any] | None = None
-    """Number of events, first and last step, final ranks, alarms; the events themselves are in `ranks.jsonl`."""
+    """Number of events, first and last step, final ranks and alarms. `ranks.jsonl` has the events."""
 
     started: str | None = None
     total_seconds: float | None = None
-    """Of the process that wrote this; times of training and evaluation are those of the whole run."""
+    """Of the process that wrote the record. The times of training and evaluation are those of the whole run."""
     train_seconds: float | None = None
     eval_seconds: float | None = None
     peak_memory: dict[str, int | None] = field(default_factory=dict)
     flops: float | None = None
-    """Floating point operations of the first optimizer step (`training.count_flops`), as torch counts them: products
-    and convolutions of forward, backward and penalty. That step's time is then not in `train_seconds`."""
+    """Floating point operations of the first optimizer step (`training.count_flops`) as torch counts them: products and
+    convolutions of forward, backward and penalty. `train_seconds` then does not include that step."""
 
     data: dict[str, Any] = field(default_factory=dict)
     backbone: dict[str, Any] = field(default_factory=dict)
@@ -84,25 +84,26 @@ class RunRecord:
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
-            raise ValueError(f"status {self.status!r} is none of {', '.join(STATUSES)}")
+            raise ValueError(f"status {self.status!r} is not one of {', '.join(STATUSES)}")
         if (self.status == "done") != (self.error is None):
-            raise ValueError(f"a run that is {self.status} cannot have the error {self.error!r}")
+            raise ValueError(f"a run with the status {self.status!r} cannot have the error {self.error!r}")
 
     def write(self, path: Path) -> None:
-        """Write the record, whole or not at all."""
+        """Write the record to `path` in one move."""
         write_text(path, to_json(asdict(self), indent=2) + "\n")
 
 
 def read_record(path: Path) -> RunRecord:
-    """The record in a `result.json`; what an older version did not write yet has its default.
+    """Read the record in a `result.json`. A key that an older version did not write has its default.
 
     Raises:
-        ValueError: not to be read, not JSON, not an object, or not of this schema; says which file and what.
+        ValueError: the file cannot be read, or is not a JSON object of this schema; the message names the file and the
+            cause.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
-            raise ValueError("it is no JSON object")
+            raise ValueError("it is not a JSON object")
         return record_of(values)
     except (ValueError, OSError, RecursionError) as error:
         raise ValueError(f"{path} is not the record of a run: {error}") from error
@@ -121,15 +122,16 @@ def recorded_run(key: str, folder: str) -> RunRecord:
 
 
 def record_of(values: dict[str, Any]) -> RunRecord:
-    """The record with these values.
+    """Return the record with these values.
 
     Raises:
-        ValueError: they are not of this schema; says which.
+        ValueError: a key is missing or unknown, or a value has the wrong type; the message names the key.
     """
     required = {f.name for f in fields(RunRecord) if f.default is f.default_factory is MISSING}
-    wrong = sorted(required - set(values)) or sorted(set(values) - set(_types()))
-    if wrong:
-        raise ValueError(f"its keys are not those of schema {SCHEMA_VERSION}: see {wrong[0]!r}")
+    for name in sorted(required - set(values)):
+        raise ValueError(f"it has no {name!r}")
+    for name in sorted(set(values) - set(_types())):
+        raise ValueError(f"{name!r} is not a key of schema {SCHEMA_VERSION}")
     for name, value in values.items():
         if not isinstance(value, _types()[name]):
             raise ValueError(f"its {name!r} cannot be {str(value)[:40]!r}")
@@ -138,7 +140,7 @@ def record_of(values: dict[str, Any]) -> RunRecord:
 
 @cache
 def _types() -> dict[str, tuple[type, ...]]:
-    """What the value of each key may be, as JSON gives it."""
+    """Return the types that the value of each key may have when read from JSON."""
     found = {}
     for name, hint in get_type_hints(RunRecord).items():
         kinds = [get_origin(kind) or kind for kind in (get_args(hint) if isinstance(hint, UnionType) else (hint,))]

@@ -1,4 +1,4 @@
-"""The settings of a run: their schema, the recipes that fill them, and the checks before anything loads."""
+"""The settings of a run: their schema, the recipes that fill them, and the checks before data and model are loaded."""
 
 from flexlora.settings.resolve import flat_keys, resolve, resolve_method, task_schema
 from flexlora.settings.schema import (

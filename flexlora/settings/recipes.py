@@ -1,10 +1,10 @@
-"""Recipes: the numbers that a method needs for a task, a benchmark or a scale, as rows of a table in its own YAML.
+"""Recipes: a method's numbers for tasks, benchmarks and scales, as rows of a table in the method's YAML.
 
-A setting that comes from a recipe says so where it is declared: `tinit: ${recipe:method.tinit}`, or with a default,
-`r: ${recipe:method.r,32}`. The resolver of this module replaces it by the value of the first row that has it, in the
-order of `row_names`: this scale's rows before others, a task's before its benchmark's, a row that names the backbone
-(`glue/cola@roberta_base`) before one that does not. The command line and an experiment replace the interpolation
-itself, so they always win.
+A setting that takes its value from a recipe is declared as `tinit: ${recipe:method.tinit}`, or with a default as
+`r: ${recipe:method.r,32}`. The resolver of this module replaces it by the value in the first row that has one.
+`row_names` gives the order: rows of the current scale come before others, a task's rows before its benchmark's, and a
+row that names the backbone (`glue/cola@roberta_base`) before one that does not. The command line and an experiment
+replace the interpolation itself, so they always win.
 """
 
 import re
@@ -23,24 +23,24 @@ from flexlora.errors import UserError, did_you_mean
 DECLARED = re.compile(r"\$\{recipe:\s*([\w.]+)\s*(?:,(.*))?\}")
 EXAMPLE = "as in glue: {training.learning_rate: 1.0e-3}"
 NO_SETTINGS = ("benchmark", "recipes")
-"""Keys of a composed config that serve the recipes only: they are no part of a run's settings, record or hash."""
+"""Keys of a composed config that only recipes use. A run's settings, record and hash do not include them."""
 
 
 class Found(NamedTuple):
-    """A value of a recipe, and where it is."""
+    """A value of a recipe and the row that it comes from."""
 
     value: Any
     row: str
     in_method: bool
-    """Whether the row is in the method's file; otherwise it is in the scale's."""
+    """Whether the row is in the method's file; if not, it is in the scale's file."""
 
 
 class Missing(Exception):
-    """No row has a value for a setting without a default."""
+    """A setting has no default, and no row has a value for it."""
 
 
 def register_resolver() -> None:
-    """Let OmegaConf resolve `${recipe:KEY}` and `${recipe:KEY,DEFAULT}`."""
+    """Register the resolver of `${recipe:KEY}` and `${recipe:KEY,DEFAULT}` with OmegaConf."""
     OmegaConf.register_new_resolver("recipe", _resolve, replace=True)
 
 
@@ -54,7 +54,7 @@ def _resolve(key: str, *default: Any, _root_: DictConfig) -> Any:
 
 
 def row_names(config: Mapping[str, Any]) -> list[str]:
-    """The rows that count for a composed config, the strongest first; some may not exist.
+    """Return the names of the rows that count for a composed config, the strongest first. Not all of them exist.
 
     Example:
         `tiny/glue/cola@deberta_v3_base`, `tiny/glue/cola`, `tiny/glue@deberta_v3_base`, `tiny/glue`, ...,
@@ -80,7 +80,7 @@ def _with_backbone(places: Sequence[str], config: Mapping[str, Any]) -> list[str
 
 
 def look_up(key: str, config: Mapping[str, Any]) -> Found | None:
-    """The recipe's value for the setting `key`, None where no row that counts has it."""
+    """Return the value that recipes give the setting `key`; None where no row that counts has it."""
     tables = ((config["method"].get("recipes") or {}, True), (config.get("recipes") or {}, False))
     for names in (_at_scale(config), _at_any_scale(config)):
         for table, in_method in tables:
@@ -92,7 +92,7 @@ def look_up(key: str, config: Mapping[str, Any]) -> Found | None:
 
 
 def declared(unresolved: Mapping[str, Any]) -> dict[str, tuple[str, bool]]:
-    """The settings that come from a recipe: their key there, and whether they have a default.
+    """Return the settings that are declared as `${recipe:KEY}`: their KEY, and whether they have a default.
 
     Args:
         unresolved: a composed config as flat plain data, with its interpolations as they are written.
@@ -109,29 +109,29 @@ def declared(unresolved: Mapping[str, Any]) -> dict[str, tuple[str, bool]]:
 
 
 def file_of(group: str, name: str, folders: Sequence[Path]) -> Path | None:
-    """The YAML of a choice, as Hydra finds it: the last of `folders` that has one; None where none has."""
+    """Return the YAML of a choice, from the last of `folders` that has one; None where none has."""
     files = [folder / group / f"{name}.yaml" for folder in folders]
     return next((file for file in reversed(files) if file.is_file()), None)
 
 
 def shown(file: Path) -> str:
-    """A YAML's path as a message shows it: `conf/method/lora.yaml` for ours, otherwise whole."""
+    """Return the path of a YAML for messages: `conf/method/lora.yaml` if it is in `conf`, otherwise the whole path."""
     ours = conf_dir()
     return f"conf/{file.relative_to(ours).as_posix()}" if file.is_relative_to(ours) else str(file)
 
 
 def row_file(row: str, method: str, folders: Sequence[Path]) -> Path | None:
-    """The file that holds a method's recipe row: its own, or that of the method it inherits from."""
+    """Return the file that has the recipe row of a method: the method's own, or one that it inherits from."""
     return next((file for file, content in _lineage(method, tuple(folders)) if row in _table(content)), None)
 
 
 def method_fields(method: str, folders: Sequence[Path]) -> dict[str, Any]:
-    """A method's fields as its YAML declares them, inherited ones too; of `${recipe:KEY,DEFAULT}` the default."""
+    """Return a method's fields, inherited ones too; `${recipe:KEY,DEFAULT}` is replaced by its default."""
     return {name: _default(value) for name, value in written_fields(method, folders).items()}
 
 
 def written_fields(method: str, folders: Sequence[Path]) -> dict[str, Any]:
-    """A method's fields, inherited ones too, with interpolations as they are written."""
+    """Return a method's fields, inherited ones too, with unresolved interpolations."""
     fields: dict[str, Any] = {}
     for _, content in reversed(list(_lineage(method, tuple(folders)))):
         fields |= content
@@ -139,7 +139,7 @@ def written_fields(method: str, folders: Sequence[Path]) -> dict[str, Any]:
 
 
 def method_table(method: str, folders: Sequence[Path]) -> dict[str, Any]:
-    """A method's recipes, inherited rows too, as Hydra merges them."""
+    """Return a method's recipe rows, merged with inherited rows as Hydra does."""
     table: dict[str, Any] = {}
     for _, content in reversed(list(_lineage(method, tuple(folders)))):
         for row, settings in _table(content).items():
@@ -153,7 +153,7 @@ def _default(value: Any) -> Any:
 
 
 def _lineage(method: str, folders: tuple[Path, ...]) -> Iterator[tuple[Path, Mapping[str, Any]]]:
-    """A method's file and those it inherits from, with their content."""
+    """Yield a method's file and the files that it inherits from, with their content."""
     file = file_of("method", method, folders)
     if file is None:
         return
@@ -170,32 +170,32 @@ def _table(content: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def read(file: Path) -> Mapping[str, Any]:
-    """The plain content of a YAML file, with interpolations as they are written; empty where it cannot be read."""
+    """Return the content of a YAML file with unresolved interpolations; it is empty where the file cannot be read."""
     return _read(file, file.stat().st_mtime_ns)
 
 
 @cache
 def _read(file: Path, changed: int) -> Mapping[str, Any]:
-    """The plain content of a YAML file; `changed` is its time of change, so that the cache never holds an old one."""
+    """Return the content of a YAML file. `changed`, its time of change, keeps the cache from returning old content."""
     try:
         content: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-    except (OSError, YAMLError, OmegaConfBaseException):  # Hydra has its own line for a file that cannot be read
+    except (OSError, YAMLError, OmegaConfBaseException):  # Hydra reports a file that cannot be read
         return {}
     return content if isinstance(content, Mapping) else {}
 
 
 def check_recipes(method: str, scale: str, known: Mapping[str, Sequence[str]], folders: Sequence[Path]) -> None:
-    """Refuse a recipe that no run could use, before a run takes another number in its place.
+    """Refuse a recipe that no run could use: the run would silently take another number.
 
     Args:
-        method: its rows are checked, inherited ones too.
-        scale: the rows of its file are checked.
+        method: name of the method whose rows are checked, inherited rows too.
+        scale: name of the scale whose rows are checked.
         known: the choices of the groups task, benchmark, scale and model.
         folders: the folders of YAML files, the strongest last.
 
     Raises:
         UserError: a row is not a table of settings, or names a task, benchmark, scale or backbone that does not exist,
-            or has a key that nothing declares as `${recipe:KEY}` where the row counts.
+            or has a key that no file declares as `${recipe:KEY}` where the row counts.
     """
     lineage = list(_lineage(method, tuple(folders)))
     file = file_of("scale", scale, folders)
@@ -232,7 +232,7 @@ def _check_row_name(row: str, where: str, known: Mapping[str, Sequence[str]]) ->
 
 
 def _keys_declared_for(row: str, known: Mapping[str, Sequence[str]], folders: Sequence[Path]) -> set[str]:
-    """The keys that the files of config, benchmark and task declare where `row` counts."""
+    """Return the keys that the YAMLs of config, benchmark and task declare where `row` counts."""
     place = row.partition("@")[0]
     scale, _, rest = place.partition("/")
     place = rest if scale in known["scale"] else place
@@ -249,7 +249,7 @@ def _keys_declared_for(row: str, known: Mapping[str, Sequence[str]], folders: Se
 
 @cache
 def _benchmark_of(file: Path, changed: int) -> str:
-    """The benchmark that a task's file chooses."""
+    """Return the benchmark that a task's file names."""
     chosen = [entry for entry in _read(file, changed).get("defaults") or [] if isinstance(entry, Mapping)]
     return next((str(name) for entry in chosen for key, name in entry.items() if "/benchmark@" in str(key)), "none")
 

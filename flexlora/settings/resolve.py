@@ -1,6 +1,6 @@
-"""From a composed config to the typed settings of a run: everything is checked once, strictly, before anything loads.
+"""Turns a composed config into the typed settings of a run, and checks them before data and model are loaded.
 
-Hydra's own `+key=value` adds a key past a schema without a word, so the schemas are applied here once more.
+Hydra's `+key=value` adds a key that the schema does not have, so the schemas are applied here once more.
 """
 
 import math
@@ -19,10 +19,10 @@ from flexlora.plugins import load_plugin
 from flexlora.settings import recipes
 from flexlora.settings.schema import TASK_SCHEMAS, MethodSettings, RunSettings
 
-# What a type does not say: the lowest and the highest value of a setting, both allowed. Null is checked by its type.
+# The lowest and the highest allowed value of a setting. Types check whether null is allowed.
 MAX_SEED = 2**31 - 1
-LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes, of any file system
-MAX_WIDTH = 2**16  # wider than any linear that is adapted, or head that is trained
+LONGEST_NAME, LONGEST_PATH = 255, 4000  # in bytes, on any file system
+MAX_WIDTH = 2**16  # wider than any adapted linear or trained head
 LIMITS: dict[str, tuple[float, float]] = {
     "training.epochs": (1, math.inf),
     "training.max_steps": (1, math.inf),
@@ -57,10 +57,10 @@ LIMITS: dict[str, tuple[float, float]] = {
 }
 POSITIVE = ("training.learning_rate", "training.max_grad_norm")
 FOLDER_NAMES = ("scale", "variant", "method.name", "model.name")
-# What YAML does not give back as it was, what steers a terminal, and the half letters that bytes become which are not
-# UTF-8: no file takes those.
+# Characters that YAML does not preserve, that control a terminal, or that stand for bytes that are not UTF-8 (a file
+# cannot hold these).
 CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-# Empty is what a shell makes of a variable that is not set; as a path it would be the working folder.
+# Paths that must not be empty. A shell variable that is not set gives an empty path, which would be the working folder.
 PATHS = (
     *("output_root", "adapter", "method.ranks_from", "model.path"),
     *("task.data_dir", "task.token_cache", "task.image_cache"),
@@ -68,13 +68,13 @@ PATHS = (
 
 
 def resolve(config: DictConfig, folders: Sequence[Path] | None = None) -> tuple[RunSettings, dict[str, Any]]:
-    """The typed settings of a composed config, and the same as plain JSON-ready data for the record.
+    """Return the typed settings of a composed config, and the same as plain data for the record.
 
     Args:
-        folders: the folders of YAML files, the strongest last; ours where it is None.
+        folders: the folders of YAML files; a later one replaces files of an earlier one. None: `conf` only.
 
     Raises:
-        UserError: a key that no schema knows, a value of another type or out of range, or one that is still missing.
+        UserError: no schema has a key, a value is missing, or a value has the wrong type or is out of range.
     """
     folders = folders or [conf_dir()]
     try:
@@ -95,7 +95,7 @@ def resolve(config: DictConfig, folders: Sequence[Path] | None = None) -> tuple[
 
 
 def resolve_method(config: DictConfig) -> MethodSettings:
-    """The method of a composed config alone; a field without a recipe is "???"."""
+    """Return the method of a composed config; a field whose recipe is missing is "???"."""
     fields: Any = OmegaConf.to_container(config.method, resolve=False)
     fields.pop("recipes", None)
     for name, (key, has_default) in recipes.declared(fields).items():
@@ -110,10 +110,10 @@ def _method(plain: Mapping[str, Any]) -> MethodSettings:
 
 
 def task_schema(family: str) -> type:
-    """The dataclass of `task.*`: ours, or the class `Settings` of the user's own module that `family` names.
+    """Return the dataclass of `task.*` for a family; a name with a dot is a module of the user with a `Settings`.
 
     Raises:
-        UserError: there is no such family, or its module has no `Settings`.
+        UserError: there is no such family, or the module has no dataclass `Settings`.
     """
     if "." in family:
         schema = load_plugin((), family, "task.family", "Settings")
@@ -127,12 +127,12 @@ def task_schema(family: str) -> type:
 
 
 def _as_declared(method: Mapping[str, Any], folders: Sequence[Path]) -> dict[str, Any]:
-    """The numbers of a method as its YAML declares them: `0` for `0.0` is the same setting, and has the same hash.
+    """Return the fields to change so that a number has the type in the method's YAML: `0` and `0.0` have the same hash.
 
-    Only what is certain is refused here; the method's own class checks types and ranges.
+    The method's own class checks types and ranges in full.
 
     Raises:
-        UserError: a field that the YAML declares as a number is a text or a truth value.
+        UserError: a field is a text or a truth value, and the YAML declares a number.
     """
     changed: dict[str, Any] = {}
     declared = recipes.method_fields(method["name"], folders)
@@ -148,7 +148,7 @@ def _as_declared(method: Mapping[str, Any], folders: Sequence[Path]) -> dict[str
 
 
 def flat_keys(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"training": {"epochs": 8}}` as `{"training.epochs": 8}`."""
+    """Return nested settings under flat keys: `{"training": {"epochs": 8}}` becomes `{"training.epochs": 8}`."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -163,7 +163,7 @@ def _refuse_missing(config: DictConfig, folders: Sequence[Path]) -> None:
     unresolved["method"].pop("recipes", None)
     flat = flat_keys(unresolved)
     wanting = [key for key, value in flat.items() if value == "???"]
-    if wanting:  # a YAML of the user's own that leaves a key of its schema out
+    if wanting:  # a YAML of the user lacks a key of its schema
         raise UserError(f"{', '.join(wanting)} is not set: give it in the YAML, or as {wanting[0]}=VALUE.")
     without = [
         setting
@@ -190,11 +190,11 @@ def _no_recipe(settings: list[str], config: DictConfig, folders: Sequence[Path])
 
 
 def _refuse_what_no_run_takes(plain: Mapping[str, Any]) -> None:
-    """Of any setting, those of methods and those without limits of their own too."""
+    """Refuse characters and numbers that no setting may have, the method's settings included."""
     for key, value in flat_keys(plain).items():
         for item in value if isinstance(value, list) else [value]:
             if CONTROL.search(f"{key}{item}"):
-                raise UserError(f"{key} holds a line break, a control character or what is not UTF-8: {item}")
+                raise UserError(f"{key} contains a line break, a control character or bytes that are not UTF-8: {item}")
             if isinstance(item, int) and abs(item) > MAX_SEED:
                 raise UserError(f"{key} must be between {-MAX_SEED} and {MAX_SEED}, not {item}")
             if isinstance(item, float) and not math.isfinite(item):
@@ -205,7 +205,7 @@ def _refuse_out_of_range(plain: Mapping[str, Any]) -> None:
     values = flat_keys(plain)
     for key, (lowest, highest) in LIMITS.items():
         value = values.get(key)
-        if isinstance(value, int | float) and not lowest <= value <= highest:  # other types are another check's
+        if isinstance(value, int | float) and not lowest <= value <= highest:  # types are checked elsewhere
             allowed = f"at least {lowest}" if highest == math.inf else f"between {lowest} and {highest}"
             raise UserError(f"{key} must be {allowed}, not {value}")
     for key in POSITIVE:
@@ -215,13 +215,13 @@ def _refuse_out_of_range(plain: Mapping[str, Any]) -> None:
     for key in FOLDER_NAMES:
         value = values.get(key)
         if value is not None and ("/" in value or not _is_folder_name(value)):
-            raise UserError(f"{key} names one folder of a run's path: '{value}' is no folder's name")
+            raise UserError(f"{key} becomes a folder name; '{value}' is not a valid folder name.")
     task = values["task.name"]
     if not all(_is_folder_name(part) for part in task.split("/")):
-        raise UserError(f"task.name names folders of a run's path, as in glue/cola: '{task}' does not")
+        raise UserError(f"task.name becomes folder names, as in glue/cola; '{task}' is not valid.")
     for key in PATHS:
         if values.get(key) == "":
-            raise UserError(f"{key} is empty: give a folder's name, or leave it out")
+            raise UserError(f"{key} is empty: give a folder, or leave the setting out")
         if values.get(key) is not None:
             _check_path(key, values[key])
 
@@ -229,11 +229,11 @@ def _refuse_out_of_range(plain: Mapping[str, Any]) -> None:
 def _check_path(key: str, path: str) -> None:
     encoded = path.encode(errors="surrogatepass")
     if len(encoded) > LONGEST_PATH or max(map(len, encoded.split(b"/"))) > LONGEST_NAME:
-        raise UserError(f"{key} is longer than a path may be: {path}")
+        raise UserError(f"{key} is too long for a path: {path}")
     try:
         Path(path).expanduser()
     except RuntimeError as error:
-        raise UserError(f"{key}: {path} is of a user without a home here") from error
+        raise UserError(f"{key}: the user in {path} has no home folder on this machine") from error
 
 
 def _is_folder_name(name: str) -> bool:
@@ -241,7 +241,7 @@ def _is_folder_name(name: str) -> bool:
 
 
 def _strict(values: Mapping[str, Any], schema: type | None, prefix: str) -> Any:
-    """`values` as an object of `schema`, or as they are where there is none."""
+    """Return `values` as an object of `schema`, or unchanged where there is no schema."""
     if schema is None:
         return dict(values)
     try:

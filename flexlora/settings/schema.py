@@ -1,6 +1,6 @@
-"""The schema of what belongs to no method: the run, its training, model and task. Values and comments are in `conf/`.
+"""The schema of the settings except a method's own: run, training, model and task. `conf/` has values and comments.
 
-Hydra checks an override against these classes while it composes. A method's fields are declared by its own class.
+Hydra checks an override against these classes when it composes a config. A method's own class declares its fields.
 """
 
 from collections.abc import Iterable
@@ -15,14 +15,14 @@ from flexlora.settings.recipes import register_resolver
 
 
 class Schedule(Enum):
-    """What the rank events' windows count: the paper's steps, scaled to this run's, or this run's own."""
+    """How windows of rank events are read: as the paper's steps, scaled to this run, or as steps of this run."""
 
     scaled = "scaled"
     absolute = "absolute"
 
 
 class Precision(Enum):
-    """The arithmetic of forward and backward; parameters and optimizer stay as they are loaded."""
+    """The precision of forward and backward; parameters and optimizer state keep theirs."""
 
     fp32 = "fp32"
     bf16 = "bf16"
@@ -30,27 +30,27 @@ class Precision(Enum):
 
 
 class LrScheduler(Enum):
-    """How the learning rate falls to 0 after its warmup."""
+    """How the learning rate falls to 0 after the warmup."""
 
     linear = "linear"
     cosine = "cosine"
 
 
 class Dtype(Enum):
-    """The type that a backbone's weights are loaded in."""
+    """The data type of a backbone's weights."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
 
 
-# How the linears of a frozen base are packed, by bitsandbytes. OmegaConf reads a member by its name, which no class
-# statement can begin with a digit.
+# How bitsandbytes quantises the linears of a frozen base. OmegaConf reads a member by its name, and in a class
+# statement a name cannot begin with a digit.
 Quantization = Enum("Quantization", {"8bit": "8bit", "4bit": "4bit"})
 
 
 class EvaluationMode(Enum):
-    """How a causal LM is asked which option is right."""
+    """How the answer of a causal LM to a multiple-choice question is found."""
 
     protocol = "protocol"
     fast = "fast"
@@ -58,14 +58,14 @@ class EvaluationMode(Enum):
 
 
 class VtabSplit(Enum):
-    """Which lists of a VTAB-1K task are trained on and evaluated on: the protocol's, or those to tune on."""
+    """The images of a VTAB-1K task to train and evaluate on: the protocol's, or those for choosing settings."""
 
     train800val200_test = "train800val200_test"
     train800_val200 = "train800_val200"
 
 
 class Normalization(Enum):
-    """What is subtracted from an image in [0, 1] and what it is divided by."""
+    """The mean and deviation that normalise an image in [0, 1]."""
 
     imagenet = "imagenet"
     model = "model"
@@ -107,7 +107,7 @@ class TrainingSettings:
 
 @dataclass
 class HubData:
-    """`task.hub.*`: where the hub keeps a data set, and what its splits are called there."""
+    """`task.hub.*`: name of a data set on the hub, and names of its splits there."""
 
     path: str = MISSING
     name: str | None = MISSING
@@ -118,7 +118,7 @@ class HubData:
 
 @dataclass
 class TsvData:
-    """`task.tsv.*`: the classic GLUE download. Columns are names where there is a header, positions where not."""
+    """`task.tsv.*`: files of the classic GLUE download. A column is a name if there is a header, else a position."""
 
     folder: str = MISSING
     train: str = MISSING
@@ -132,7 +132,7 @@ class TsvData:
 
 @dataclass
 class GlueTask:
-    """`task.*` of a GLUE task: one or two texts in, a class or a number out."""
+    """`task.*` of a GLUE task: the input is one or two texts, the output a class or a number."""
 
     name: str = MISSING
     family: str = MISSING
@@ -156,7 +156,7 @@ class GlueTask:
 
 @dataclass
 class CommonsenseTask:
-    """`task.*` of multiple-choice questions in words: one model trained on all, several test sets."""
+    """`task.*` of multiple-choice questions: one model is trained on all and evaluated on several test sets."""
 
     name: str = MISSING
     family: str = MISSING
@@ -183,7 +183,7 @@ class CommonsenseTask:
 
 @dataclass
 class VtabTask:
-    """`task.*` of a VTAB-1K task: an image in, a class out."""
+    """`task.*` of a VTAB-1K task: the input is an image, the output a class."""
 
     name: str = MISSING
     family: str = MISSING
@@ -206,13 +206,13 @@ class VtabTask:
 
     @property
     def num_labels(self) -> int:
-        """By the name that a backbone knows it by."""
+        """The number of classes, under the name that backbones use."""
         return self.num_classes
 
 
 @dataclass
 class ModelSettings:
-    """`model.*`: a pretrained backbone, from the hub, from a folder, or pretrained here."""
+    """`model.*`: a backbone from the hub, from a folder, or pretrained by this package (scale=tiny)."""
 
     name: str | None = MISSING
     kind: str = MISSING
@@ -226,22 +226,22 @@ class ModelSettings:
 
 @dataclass
 class MethodSettings:
-    """`method.*`: the fields of a method are declared by its own class and listed in `conf/method/<name>.yaml`."""
+    """`method.*`: the method's own class declares its fields, and `conf/method/<name>.yaml` lists them."""
 
     name: str
     kind: str
-    """The file of `flexlora/methods` that builds it, or a module of the user's own."""
+    """The module of `flexlora/methods` that builds the method, or a module of the user (a name with a dot)."""
     fields: dict[str, Any]
-    """Everything else in the YAML."""
+    """All other settings of the YAML."""
 
     def with_fields(self, **changed: Any) -> "MethodSettings":
-        """The same method with other values of some fields."""
+        """Return the same method with other values of some fields."""
         return replace(self, fields=self.fields | changed)
 
 
 @dataclass
 class RunSettings:
-    """The whole of one run; `resolve` makes `task` an object of its family's schema, `method` a `MethodSettings`."""
+    """All settings of a run. `resolve` makes `task` an object of its family's schema, `method` a `MethodSettings`."""
 
     task: Any = MISSING
     method: Any = MISSING
@@ -263,7 +263,7 @@ class RunSettings:
 
 
 def evaluates_held_out(task: Any) -> bool:
-    """Whether a task's settings (`task.*`) have it evaluate on rows held out of train, not on the benchmark's own."""
+    """Return whether `task` evaluates on held-out training rows instead of the benchmark's evaluation rows."""
     split = getattr(task, "split", None)
     return getattr(task, "validation_rows", None) is not None or split is VtabSplit.train800_val200
 
@@ -279,7 +279,7 @@ TASK_SCHEMAS: dict[str, type] = {
 
 
 def register_schemas() -> None:
-    """Put every schema where the YAML files pull it in (`- /schema/task/glue@task`), and the recipes' resolver."""
+    """Register every schema under its name in the YAML files (`- /schema/task/glue@task`), and `${recipe:KEY}`."""
     store = ConfigStore.instance()
     store.store(group="schema", name="run", node=RunSettings)
     store.store(group="schema", name="model", node=ModelSettings)
@@ -290,9 +290,9 @@ def register_schemas() -> None:
 
 
 def _any_of(schemas: Iterable[type]) -> type:
-    """A schema with the keys of all these, for the placeholder that stands where a sweep is over tasks.
+    """Return a schema with the keys of all `schemas`, for the placeholder task `none`.
 
-    Hydra composes the sweep as a whole before its runs, and refuses a key there that the placeholder lacks.
+    Hydra composes a sweep over tasks with the placeholder before its runs, and refuses a key that it lacks.
     """
     types: dict[str, Any] = {}
     for known in (known for schema in schemas for known in fields(schema)):

@@ -1,4 +1,4 @@
-"""Where a run's settings come from: the command line, a file, or a row of a file's recipes."""
+"""Finds where the settings of a run come from: the command line, a file, or a row of a file's recipes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,17 +8,17 @@ from flexlora.settings import recipes
 from flexlora.settings.resolve import flat_keys
 from flexlora.settings.schema import RunSettings
 
-# The strongest first, each with the place of its keys among the settings.
+# Groups of files, the strongest first, with the prefix of their keys among the settings.
 LAYERS = {"experiment": "", "scale": "", "method": "method.", "task": "task.", "benchmark": "", "model": "model."}
 DEFAULTS = ("method", "model")
-"""Files whose plain values are defaults, as those of `conf/config.yaml` are."""
+"""Groups whose plain values are defaults, like those of `conf/config.yaml`."""
 
 
 NO_VALUES = {"defaults", "hydra", *recipes.NO_SETTINGS}
 
 
 class Source(NamedTuple):
-    """A setting that is not a plain default."""
+    """A setting whose value is not a plain default, and its source."""
 
     setting: str
     value: Any
@@ -33,12 +33,12 @@ def sources(
     choices: Mapping[str, Any],
     folders: Sequence[Path],
 ) -> list[Source]:
-    """Every setting of a run that is not a plain default, with the place that its value comes from.
+    """Return every setting of a run that is not a plain default, with the source of its value.
 
     Args:
         settings: the run's settings.
-        plain: the same as plain data.
-        overrides: the command line's, such as `training.epochs=3`.
+        plain: the same settings as plain data.
+        overrides: the overrides of the command line, such as `training.epochs=3`.
         choices: the chosen file of every group, such as `{"task": "glue/cola"}`.
         folders: the folders of YAML files, the strongest last.
     """
@@ -80,7 +80,7 @@ def _layers(choices: Mapping[str, Any], folders: Sequence[Path]) -> Iterator[_La
 
 
 def _place(setting: str, layers: Sequence[_Layer], config: Mapping[str, Any], folders: Sequence[Path]) -> str | None:
-    """Where the value comes from; None where it is a plain default."""
+    """Return the source of a setting's value; None where it is a plain default."""
     holding = [layer for layer in layers if setting in layer.values]
     if not holding:
         return None

@@ -146,7 +146,7 @@ def test_a_locked_folder(doctor, arguments, tiny_bert, tmp_path):
     with RunFolder(path, {}):
         held = doctor(*spelled)
     assert held.returncode == 1
-    assert f"is held by process {os.getpid()} on " in rows(held.stdout)["folder.state"]
+    assert f"is in use by process {os.getpid()} on " in rows(held.stdout)["folder.state"]
     assert doctor(*spelled).returncode == 0
 
 

@@ -32,8 +32,8 @@ BAD_SETTINGS = {
     "a field of some methods": (["-m", "task=glue/cola", "method=lora,bitfit", "method.bias=all"], r"methods with ++."),
     "an empty sweep": (["-m", "task=glob(glue/*)"], r"nothing to run: a list of the sweep is empty"),
     "one bad run": (["-m", "task=glue/cola", "method=lora,lara"], r"there is no method 'lara'. Did you mean lora?"),
-    "an unset variable": (["task=glue/cola", "adapter="], r"adapter is empty: give a folder's name, or leave it out"),
-    "a path for a name": (["task=glue/cola", "task.name=../x"], r"task.name names folders of a run's path"),
+    "an unset variable": (["task=glue/cola", "adapter="], r"adapter is empty: give a folder, or leave the setting out"),
+    "a path for a name": (["task=glue/cola", "task.name=../x"], r"task.name becomes folder names"),
     "no room for a sweep": (
         ["-m", "task=glue/cola", "seed=0,1", "hydra.sweep.dir=/proc/x"],
         r"cannot write /proc/x: No such file or directory. Set output_root=DIR.",

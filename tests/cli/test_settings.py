@@ -177,7 +177,7 @@ def test_did_you_mean(word, options, answer):
         ("task.max_eval_rows=-2", "task.max_eval_rows must be at least 1, not -2"),
         ("paper_steps=0", "paper_steps must be at least 1, not 0"),
         ("seed=-1", "seed must be between 0 and 2147483647, not -1"),
-        ("variant=../x", "variant names one folder of a run's path: '../x' is no folder's name"),
+        ("variant=../x", "variant becomes a folder name; '../x' is not a valid folder name."),
         (
             "task.family=glu",
             "there is no task.family 'glu'. Did you mean glue? There are: glue, synthetic, commonsense, vtab, digits, "

@@ -108,7 +108,7 @@ def test_twelve_jobs_with_four_accidents_are_all_accounted_for(flexlora_run, fat
     assert ends["diverges"][0] == "diverged"
     assert "the loss is not finite" in ends["diverges"][2]
     assert ends["locked"][0] == "refused"
-    assert "is held by" in ends["locked"][2]
+    assert "is in use by" in ends["locked"][2]
     # One at most ran beside the one that died.
     beside = [fate for fate in CALM if ends[fate][0] != "done"]
     assert len(beside) <= 1

@@ -9,11 +9,11 @@ from hub_helpers import COMMIT, Repository, hub
 from flexlora.results.record import read_record
 
 LINES = {
-    "gated": "is not in the local cache and the hub gives it to those whom its owner lets in",
-    "missing": "is not in the local cache and the hub has no such dataset, or not for everybody",
+    "gated": "is not in the local cache and access to it is restricted",
+    "missing": "is not in the local cache and the hub has no such dataset, or it is private",
     "refused": "is not in the local cache and the hub answers with error 403",
     "broken": "is not in the local cache and the hub answers with error 500",
-    "silent": "is not in the local cache and the hub does not answer as it should (ReadTimeout: timed out)",
+    "silent": "is not in the local cache and the request to the hub failed (ReadTimeout: timed out)",
     "cut": "peer closed connection without sending complete message body",
 }
 HINT = "; task.data_dir=DIR takes a folder in the same layout"

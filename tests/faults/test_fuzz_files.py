@@ -32,7 +32,7 @@ from flexlora.report.formats.csv import as_csv
 from flexlora.report.tables import TABLES
 from flexlora.results.collect import collect
 from flexlora.results.files import JsonLines
-from flexlora.results.folder import WHEREABOUTS, RunFolder, config_hash
+from flexlora.results.folder import LOCATION_KEYS, RunFolder, config_hash
 from flexlora.settings import Dtype, GlueTask, ModelSettings, flat_keys
 from flexlora.tasks import load_task
 from flexlora.tasks.tokens import TokenCache, Tokens, tokenize
@@ -464,8 +464,8 @@ def test_a_damaged_record_or_config_is_refused_or_what_it_says(tmp_path: Path) -
             read, ours = flat_keys(yaml.safe_load(content)), flat_keys(CONFIG)
             ours["training.learning_rate"] = read["training.learning_rate"] = float(read["training.learning_rate"])
             assert ours["training.learning_rate"] == 1e-5
-            assert {k: v for k, v in read.items() if k not in WHEREABOUTS} == {
-                k: v for k, v in ours.items() if k not in WHEREABOUTS
+            assert {k: v for k, v in read.items() if k not in LOCATION_KEYS} == {
+                k: v for k, v in ours.items() if k not in LOCATION_KEYS
             }
         collection = answer(lambda: collect(tmp_path / "runs"))
         assert not isinstance(collection, UserError)

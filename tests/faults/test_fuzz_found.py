@@ -30,17 +30,17 @@ LORA = MethodSettings("lora", "peft", {"peft_type": "LORA", "r": 2})
 CONTEXT = RunContext(total_steps=10, schedule=Schedule.absolute, paper_steps=None, seed=0, target_modules=".*")
 
 SETTINGS = {
-    "a line break in a folder's name": (["variant='a\nb'"], "variant names one folder of a run's path: 'a\\nb' is no"),
-    "a name longer than a file system takes": ([f"variant={'x' * 300}"], "is no folder's name"),
-    "a control character": (["task.hub.name='\x85'"], "task.hub.name holds a line break, a control character or"),
+    "a line break in a folder's name": (["variant='a\nb'"], "variant becomes a folder name; 'a\\nb' is not a valid"),
+    "a name longer than a file system takes": ([f"variant={'x' * 300}"], "is not a valid folder name"),
+    "a control character": (["task.hub.name='\x85'"], "task.hub.name contains a line break, a control character or"),
     "bytes that are no UTF-8": (["task.hub.name='\udcff'"], "or what is not UTF-8: \\udcff"),
     "the same, overridden again": (["task.hub.name='\udcff'", "task.hub.name=cola"], None),
     "an error of several lines": (["adapter=\r"], "cannot read 'adapter=\\r'"),
-    "a path that is too long": ([f"adapter={'x' * 300}"], "adapter is longer than a path may be: xxx"),
-    "a user without a home": (["output_root='~no-such-user/x'"], "is of a user without a home here"),
+    "a path that is too long": ([f"adapter={'x' * 300}"], "adapter is too long for a path: xxx"),
+    "a user without a home": (["output_root='~no-such-user/x'"], "has no home folder on this machine"),
     "a number of 400 digits": ([f"training.epochs={'9' * 400}"], "training.epochs must be between"),
     "a number for a group, in a list": (["benchmark=[a,24]"], "take the name of a choice, not null or a number"),
-    "a module's name that begins with a dot": (["method.kind=.x"], "method.kind: '.x' is no module's name"),
+    "a module that begins with a dot": (["method.kind=.x"], "method.kind: '.x' is not the name of a Python module"),
     "a rank that fills any memory": (["method=lora", "method.r=100000000"], "method.r must be between 0 and 65536"),
     "a head that fills any memory": (["task.num_labels=2147483647"], "task.num_labels must be between 1 and 65536"),
     "lora_alpha nan": (["method=lora", "method.lora_alpha=nan"], "method.lora_alpha must be a finite number, not nan"),

@@ -16,10 +16,10 @@ from flexlora.tasks import load_task
 LINES = {
     "gated": "ask for access on its page there, then log in (hf auth login) or set HF_TOKEN",
     "unknown": "check the name, or log in (hf auth login) or set HF_TOKEN",
-    "missing": "the hub has no such {kind}, or not for everybody",
+    "missing": "the hub has no such {kind}, or it is private",
     "refused": "the hub answers with error 403: log in (hf auth login) or set HF_TOKEN",
     "broken": "the hub answers with error 500",
-    "silent": "the hub does not answer as it should (ReadTimeout: timed out)",
+    "silent": "the request to the hub failed (ReadTimeout: timed out)",
     "cut": "peer closed connection without sending complete message body",
 }
 

@@ -84,7 +84,7 @@ def test_a_signal_finishes_the_step_and_the_same_command_goes_on(command, unbrok
         process.send_signal(signal.SIGSTOP)  # or it would be done before the next command has started
         held = run_command(*line, "training.batch_size=4")
         assert held.returncode == 2
-        assert f"is held by process {process.pid} on " in one_line(held)
+        assert f"is in use by process {process.pid} on " in one_line(held)
         process.send_signal(number)
         process.send_signal(signal.SIGCONT)
         stdout, stderr = process.communicate(timeout=60)

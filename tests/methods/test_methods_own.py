@@ -92,7 +92,7 @@ def test_a_file_of_python_and_its_hooks(flexlora_run, folder, arguments, tmp_pat
     ("name", "message"),
     [
         ("ia3", "training.learning_rate is not set: "),
-        ("lost", "method.kind: Python finds no module 'my_methods.nowhere' (PYTHONPATH names more folders)"),
+        ("lost", "method.kind: Python finds no module 'my_methods.nowhere'. Add its folder to PYTHONPATH."),
         ("empty", "method.kind: the module 'my_methods.empty' has no 'build'"),
         ("misspelt", "there is no setting 'method.vera_dropuot': VeraConfig has no such field. Did you mean method."),
     ],

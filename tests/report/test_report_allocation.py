@@ -184,7 +184,7 @@ def test_a_copied_run_is_no_second_seed(tmp_path):
         result = report(command, tmp_path)
         assert result.returncode == 0
         assert "flexlora · seed 0\n" in result.stdout
-        assert [line.startswith("flexlora-report: left out, as") for line in result.stderr.splitlines()] == [True]
+        assert [line.startswith("flexlora-report: left out ") for line in result.stderr.splitlines()] == [True]
     assert "L0–L3 grow: holds\n" in report("claims", tmp_path).stdout  # the later one
 
 

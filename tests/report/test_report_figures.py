@@ -120,7 +120,7 @@ def test_a_copied_run_is_no_second_seed(tmp_path):
                   history=history(value))  # fmt: skip
     result = report("figures", tmp_path / "runs", "--save", tmp_path / "both")
     assert result.returncode == 0
-    assert result.stderr.startswith("flexlora-report: left out, as ")
+    assert result.stderr.startswith("flexlora-report: left out ")
     report("figures", tmp_path / "runs" / "b", "--save", tmp_path / "later")
     for name in figures.OF_SWEEPS:
         both, later = (tmp_path / which / f"{name}_local_small.png" for which in ("both", "later"))

@@ -99,7 +99,7 @@ def test_a_hash_does_not_depend_on_order_or_on_where_results_go():
 def test_a_held_folder_is_refused_with_its_holder(tmp_path):
     with (
         RunFolder(tmp_path / "run", CONFIG),
-        pytest.raises(UserError, match=r"is held by process \d+ on .* since"),
+        pytest.raises(UserError, match=r"is in use by process \d+ on .* since"),
         RunFolder(tmp_path / "run", CONFIG),
     ):
         pass

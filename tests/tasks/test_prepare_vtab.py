@@ -253,7 +253,7 @@ def test_a_zip_packed_by_what_inflates_whole_chunks(prepare, source, tmp_path, m
         file.writestr("kitti/images/a.jpg", bytes(10**6))
     code, _, line = prepare(tmp_path / "data", "--archive", archive)
     assert code == 2
-    assert "'kitti/images/a.jpg' is packed by another method than deflate" in line
+    assert "'kitti/images/a.jpg' is not compressed with deflate" in line
 
 
 def test_a_zip_with_a_name_that_is_no_text(prepare, source, tmp_path):
@@ -333,7 +333,7 @@ def test_a_disk_too_small(prepare, source, tmp_path, monkeypatch):
     code, _, line = prepare(tmp_path / "data", "--archive", pack(tmp_path / "it.zip", source), "--tasks", "kitti")
     assert code == 2
     # 26 blocks: 12 images of one each, and lists of 16,000, 4,000, 20,000 and 14,220 bytes.
-    assert line.endswith("data has 0.05 MB free, unpacking takes 0.11 MB")
+    assert line.endswith("data has 0.05 MB free, unpacking needs 0.11 MB")
 
 
 def test_a_disk_that_fills_up(prepare, source, tmp_path, monkeypatch):
@@ -351,7 +351,7 @@ def test_a_disk_that_fills_up(prepare, source, tmp_path, monkeypatch):
         patch.setattr(shutil, "copyfileobj", until_it_is_full)
         code, _, line = prepare(tmp_path / "data", "--archive", archive, "--tasks", "kitti")
     assert code == 2
-    assert line == f"cannot unpack {archive}: No space left on device; the same command goes on"
+    assert line == f"cannot unpack {archive}: No space left on device. The same command continues."
     assert len(contents(tmp_path / "data")) == 5
     assert prepare(tmp_path / "data", "--archive", archive, "--tasks", "kitti")[0] == 0
 
@@ -376,7 +376,7 @@ def test_a_byte_changed(prepare, source, tmp_path):
     archive.write_bytes(content.replace(b"kitti 7kitti 7", b"kitti 7kitti 8", 1))
     code, _, line = prepare(tmp_path / "data", "--archive", archive, "--tasks", "kitti")
     assert code == 2
-    assert "is damaged, or no zip or tar archive: Bad CRC-32 for file 'kitti/images/000007.jpg'" in line
+    assert "is damaged or is not a zip or tar archive: Bad CRC-32 for file 'kitti/images/000007.jpg'" in line
     assert "kitti/images/000007.jpg" not in contents(tmp_path / "data")
 
 
@@ -384,7 +384,7 @@ def test_no_archive(prepare, source, tmp_path):
     page = tmp_path / "page.zip"
     page.write_text("<html>sign in</html>")
     for archive, said in (
-        (page, "is damaged, or no zip or tar archive"),
+        (page, "is damaged or is not a zip or tar archive"),
         (tmp_path / "nowhere.zip", "nowhere.zip: No such file or directory"),
         (tmp_path, f"{tmp_path}: Is a directory"),
         (pack(tmp_path / "kitti.zip", source / "kitti"), "has no <task>/train800val200.txt of caltech101, cifar,"),
