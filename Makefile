@@ -1,9 +1,9 @@
-# Everything a newcomer and CI need. `make help` lists the targets.
+# The commands for newcomers and for CI. `make help` lists the targets.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Tests are short and many: one thread each, one process a core.
+# Many short tests: one process for each core, one thread in each process.
 export OMP_NUM_THREADS ?= 1
 WORKERS ?= auto
 
@@ -22,18 +22,17 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 	@echo "Ready. Try: $(BIN)/flexlora-run --help"
 
-# Shown at the end of the demo, and where `make demo` is run again everything is there already.
 DEMO := task=glue/cola method=lora,flexlora scale=tiny
 demo: $(STAMP) ## Train LoRA and FlexLoRA offline and print their table (a few minutes)
 	$(BIN)/flexlora-run -m $(DEMO)
 	@echo
 	$(BIN)/flexlora-report outputs/tiny
 	@echo
-	@echo "Each run's record lies under outputs/tiny/glue/cola/deberta_v3_base/<method>/default/seed0: result.json first."
-	@echo "Next, the same on your own data and encoder:"
+	@echo "The record of each run is outputs/tiny/glue/cola/deberta_v3_base/<method>/default/seed0/result.json."
+	@echo "Next, the same with your own data and encoder:"
 	@echo "  $(BIN)/flexlora-run task=glue/cola method=flexlora model=local model.path=DIR task.data_dir=DIR"
 
-# The paper's tables and figures: each target runs what is missing, never what is done, and writes
+# The paper's tables and figures. Each target runs the missing runs, skips the finished ones, and writes
 # outputs/tables/<name>.{md,csv,tex,html} or outputs/figures/<name>.{png,svg}.
 #   make table1 SCALE=tiny SEEDS=0,1,2      make table4 DRY=1      make tables OVERRIDES="task.data_dir=DIR"
 SCALE ?= paper
@@ -42,30 +41,30 @@ OVERRIDES ?=
 RUNS ?= outputs
 RUN = $(BIN)/flexlora-run -m scale=$(SCALE) output_root=$(RUNS) $(if $(DRY),dry=true) $(OVERRIDES)
 SWEEP = $(RUN) 'seed=$(SEEDS)'
-# The rows that the ablations share with Table 1.
+# Rows of Table 1 that the ablation tables also have.
 BESIDE := experiment=glue+method=full,adalora,flexlora
-# Rows that do not stand at both ranks, or whose ranks go by another name. Full FT, which the paper cites and no single GPU
-# holds, is experiment=commonsense170k_full alone.
+# Rows that Table 2 has at one rank only, or whose ranks are other settings. They do not include Full FT
+# (experiment=commonsense170k_full): the paper cites that row, and the run does not fit on one GPU.
 TABLE2 := $(addprefix experiment=commonsense170k_,r12 r32 adalora adalora_r32)
 COSTS := table12 table13 table14
 TABLES := table1 table2 table3 table4 table5 table6 $(COSTS) table15 table16
 FIGURES := figure2 figure3
 
 .PHONY: tables figures list ablations $(TABLES) $(FIGURES)
-tables: ## Run and write every table, whatever became of another (SCALE=tiny SEEDS=0,1,2 OVERRIDES=… DRY=1)
+tables: ## Run and write every table, even if one fails (SCALE=tiny SEEDS=0,1,2 OVERRIDES=… DRY=1)
 	@$(MAKE) --no-print-directory --keep-going $(TABLES)
 
-figures: ## Run and draw every figure, whatever became of another
+figures: ## Run and draw every figure, even if one fails
 	@$(MAKE) --no-print-directory --keep-going $(FIGURES)
 
-# The figures' runs are Table 1's: they are listed with it.
+# The figures use runs of Table 1, so the list of the tables has them.
 list: ## Say which runs of the tables and figures are done, failed or missing, and how long the rest takes
 	@$(MAKE) --no-print-directory tables DRY=1
 
-# $(call sweeps,<sweeps>): one after another; one that fails does not keep the others from being run.
+# $(call sweeps,<sweeps>): runs sweeps one after another; the others run even if one fails.
 sweeps = $(foreach sweep,$(1),$(SWEEP) $(subst +, ,$(sweep)) || code=$$?;)
 
-# $(call table,<the report's name>,<sweeps>): a run that fails does not keep the others' table from being written.
+# $(call table,<name of the table in the report>,<sweeps>): writes the table even if a run fails.
 define table
 @code=0; $(call sweeps,$(2)) \
   $(if $(DRY),,$(BIN)/flexlora-report $(RUNS) --table $(1) --save $(RUNS)/tables || code=$$?;) exit $$code
@@ -83,17 +82,18 @@ table3: $(STAMP) ## Table 3: VTAB-1K
 table4: $(STAMP) ## Table 4: importance metrics, on GLUE
 	$(call table,glue_table4,$(BESIDE) experiment=table4)
 
-table5: $(STAMP) ## Table 5: pruning alone, expansion alone
+table5: $(STAMP) ## Table 5: only pruning, only expansion
 	$(call table,glue_table5,$(BESIDE) experiment=table5)
 
 table6: $(STAMP) ## Table 6: initialization of new directions
 	$(call table,glue_table6,$(BESIDE) experiment=table6)
 
-# $(call cost,<the report's name>,<tasks>,<methods>): each run a process of its own, the methods in turn, round by round.
+# $(call cost,<name of the table in the report>,<tasks>,<methods>): each run is a process of its own. Every round runs
+# all methods in turn.
 comma := ,
 define cost
 @case '$(SEEDS)' in ''|*[!0-9$(comma)]*) \
-  echo "make $@: its runs are started one by one: list their seeds (SEEDS=0,1,2), not SEEDS='$(SEEDS)'" >&2; exit 2;; esac
+  echo "make $@: it starts its runs one by one and needs a list of seeds (SEEDS=0,1,2), not SEEDS='$(SEEDS)'" >&2; exit 2;; esac
 @code=0; $(if $(DRY),$(SWEEP) experiment=cost task=$(subst +,$(comma),$(2)) method=$(subst +,$(comma),$(3)) || code=$$?;, \
   for task in $(subst +, ,$(2)); do for seed in $(subst $(comma), ,$(SEEDS)); do for method in $(subst +, ,$(3)); do \
     $(RUN) experiment=cost task=$$task seed=$$seed method=$$method || code=$$?; \
@@ -116,7 +116,7 @@ table15: $(STAMP) ## Table 15: energy in the importance
 table16: $(STAMP) ## Table 16: VTAB-1K in its second setting
 	$(call table,vtab_table16,experiment=vtab_table16)
 
-# $(call figure,<the report's name>): of FlexLoRA on CoLA, whose runs are Table 1's.
+# $(call figure,<name of the figure in the report>): draws FlexLoRA on CoLA, from the runs of Table 1.
 define figure
 @code=0; $(SWEEP) task=glue/cola method=flexlora || code=$$?; \
   $(if $(DRY),,$(BIN)/flexlora-report figures $(RUNS) --only $(1) --task glue/cola --method flexlora --save $(RUNS)/figures || code=$$?;) exit $$code
@@ -128,7 +128,7 @@ figure2: $(STAMP) ## Figure 2: ranks over training, on CoLA
 figure3: $(STAMP) ## Figure 3: singular values by matrix, on CoLA
 	$(call figure,singular_values)
 
-# Ours, beyond the paper's: one variant of FlexLoRA each, beside its default.
+# Our ablations, which the paper does not have: each compares variants of FlexLoRA with its default.
 ABLATIONS := $(sort $(basename $(notdir $(wildcard conf/experiment/ablation_*.yaml))))
 ABLATED := $(BIN)/flexlora-report $(RUNS) --table glue --method flexlora,flexlora_released --against flexlora
 
@@ -137,7 +137,7 @@ ablations: $(STAMP) ## Our ablations of FlexLoRA, on CoLA
 	  $(if $(DRY),,mkdir -p $(RUNS)/tables; for ending in md csv tex html; do \
 	    $(ABLATED) --output $(RUNS)/tables/ablations.$$ending || code=$$?; done;) exit $$code
 
-# Fuzz tests try 200 examples in `make test` and 2,000 in the slow set (docs/how-to/run-the-tests.md).
+# Fuzz tests run 200 examples in `make test` and 2,000 in the slow set (docs/how-to/run-the-tests.md).
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 test: $(STAMP) ## Run the tests that gate a change, in at most ten minutes (sets up first)

@@ -28,10 +28,10 @@ WRONG_PATHS = ("model.path=nowhere", "task.data_dir=nowhere", "adapter=nowhere")
 
 
 def cpu_seconds(words: list[str], codes: tuple[int, ...] = (0,)) -> float:
-    """User and system time of a command and its children.
+    """Return the user and system time of a command and its children, in seconds.
 
     Raises:
-        RuntimeError: the exit code is none of `codes`; the message is what the command printed.
+        RuntimeError: the exit code is not one of `codes`; the message is the command's output.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryFile() as output:
@@ -45,7 +45,7 @@ def cpu_seconds(words: list[str], codes: tuple[int, ...] = (0,)) -> float:
 
 
 class Bench:
-    """The rows, each a method; `folder` takes what the runs write."""
+    """The rows of the table, each a method. The runs write into `folder`."""
 
     def __init__(self, rounds: int, folder: Path) -> None:
         self.rounds = rounds
@@ -62,13 +62,13 @@ class Bench:
         return self._best("flexlora-run", "--help")
 
     def skip(self) -> float:
-        """One more finished run in a sweep: it is composed, found done and skipped."""
+        """Return the cost of one more finished run in a sweep: the run is composed, found done and skipped."""
         cpu_seconds([str(BIN / "flexlora-run"), *self._sweep(MANY, "skip")])
         few, many = (self._best("flexlora-run", *self._sweep(runs, "skip")) for runs in (FEW, MANY))
         return (many - few) / (MANY - FEW)
 
     def short(self) -> float:
-        """One more new run in a sweep, without its training steps and evaluations."""
+        """Return the cost of one more new run in a sweep, without its training steps and evaluations."""
         return min(self._one_more_short_run(f"short{number}") for number in range(self.rounds))
 
     def _one_more_short_run(self, name: str) -> float:
@@ -84,7 +84,7 @@ class Bench:
         return self._best("flexlora-doctor", "methods")
 
     def path(self) -> float:
-        """The slowest refusal of a folder that does not exist."""
+        """Return the cost of refusing a folder that does not exist, for the slowest such setting."""
         run = [
             "task=glue/cola",
             "method=lora",
@@ -108,7 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="times that each command runs; the lowest figure counts")
     parser.add_argument("--only", default=",".join(ROWS), help="rows to measure, with commas between them")
-    parser.add_argument("--json", type=Path, help="file that takes the figures")
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
     options = parser.parse_args()
     results: list[dict[str, Any]] = []
     print(f"{'CPU seconds':<55}{'measured':>9}{'wanted':>9}")

@@ -1,13 +1,14 @@
-"""How fast `task.evaluation_mode=fast` answers, and whether its answers are the protocol's.
+"""Measures how fast `task.evaluation_mode=fast` answers, and whether its answers are those of the protocol.
 
     python scripts/bench_generation.py MODEL DATA [--adapter DIR] [--sets boolq,piqa] [--rows 500] [--bf16]
 
-The protocol's loop (LLM-Adapters' commonsense_evaluate.py, written down here once more and greedy: one beam) takes the
-rows in their file's order and generates to the end; `fast` is the task's own code, in batches by length. Both are timed
-in one run, on the same rows and the same batch size, and every row's answer is compared. In float32 they have to agree
-on every row (the exit code says so); in bfloat16 sums depend on the padding, and what differs is counted.
+The protocol's loop is that of LLM-Adapters' commonsense_evaluate.py, written again here with greedy search (one beam).
+It takes the rows in the order of their file and generates every token. `fast` is the task's own code, with batches of
+similar length. Both are timed in one run, on the same rows and with the same batch size, and the answers to every row
+are compared. In float32 all answers must agree, or the exit code is 1. In bfloat16 sums depend on the padding, and the
+answers that differ are counted.
 
-Measured on two cores of a CPU with stories260k: docs/reference/commonsense.md.
+docs/reference/commonsense.md has figures for stories260k on two CPU cores.
 """
 
 import argparse
@@ -30,7 +31,7 @@ NEW_TOKENS = 32
 
 
 def protocol_loop(model: Any, tokenizer: Any, rows: list[Row], batch_size: int) -> list[int]:
-    """Each row's answer as a number of its format's words, -1 for none: batches in order, all new tokens."""
+    """Return the answers of the protocol's loop: for each row the number of the chosen option, -1 for none."""
     answers = []
     for first in range(0, len(rows), batch_size):
         batch = rows[first : first + batch_size]
@@ -52,7 +53,7 @@ def protocol_loop(model: Any, tokenizer: Any, rows: list[Row], batch_size: int) 
 
 
 def fast_loop(model: Any, task: Commonsense, batch_size: int) -> list[int]:
-    """The same by the task's own code, as an evaluation of a run asks it (without the evaluation's loss)."""
+    """Return the answers of the task's own code, as in an evaluation of a run but without its loss."""
     (split,) = task.evaluation
     answers = [UNPARSED] * len(split)
     for indices in evaluation_batches(split.lengths, batch_size):
@@ -64,7 +65,7 @@ def fast_loop(model: Any, task: Commonsense, batch_size: int) -> list[int]:
 
 
 def task_of(rows: list[Row], name: str, tokenizer: Any) -> Commonsense:
-    """A task that is asked these rows in the fast mode."""
+    """Return a task that evaluates on these rows in the fast mode."""
     settings = CommonsenseTask(
         name="bench",
         main_metric="average",
@@ -83,7 +84,7 @@ def task_of(rows: list[Row], name: str, tokenizer: Any) -> Commonsense:
 
 
 def timed(answer: Any, *arguments: Any) -> tuple[list[int], float]:
-    """What it answers, and how many rows a second."""
+    """Return the answers of a loop, and the rows it answers per second."""
     began = time.perf_counter()
     answers = answer(*arguments)
     if torch.cuda.is_available():
@@ -92,7 +93,7 @@ def timed(answer: Any, *arguments: Any) -> tuple[list[int], float]:
 
 
 def loaded(path: str, dtype: Dtype, adapter: str | None) -> tuple[Any, Any]:
-    """Model, with its adapter where there is one, and tokenizer."""
+    """Return the model (with its adapter, if given) and its tokenizer."""
     settings = ModelSettings(
         name=None,
         kind="causal_lm",
@@ -108,14 +109,14 @@ def loaded(path: str, dtype: Dtype, adapter: str | None) -> tuple[Any, Any]:
     if adapter is not None:
         from peft import PeftModel
 
-        import flexlora  # noqa: F401 - PEFT then knows its adapters
+        import flexlora  # noqa: F401 - registers the adapters with PEFT
 
         model = PeftModel.from_pretrained(model, adapter)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), backbone.processor
 
 
 def padding(lengths: list[int], batch_size: int) -> str:
-    """The share of an epoch's tokens that is padding, in batches by length and in batches as they come."""
+    """Return the share of padding among an epoch's tokens, with batches of similar length and with random ones."""
     real = sum(lengths)
     by_length = epoch_batches(lengths, batch_size, seed=0, epoch=0)
     as_they_come = [
@@ -129,13 +130,13 @@ def padding(lengths: list[int], batch_size: int) -> str:
 
 
 def main() -> int:
-    """Print a line a test set; 1 where float32 answers differ."""
+    """Print a line for each test set; return 1 if answers in float32 differ, else 0."""
     with torch.no_grad():
         return compare(arguments())
 
 
 def arguments() -> argparse.Namespace:
-    """What the command line says."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("data", help="folder in LLM-Adapters' layout")
@@ -143,13 +144,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sets", default=",".join(TEST_SETS))
     parser.add_argument("--rows", type=int, default=500)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--bf16", action="store_true", help="in bfloat16 instead, and count what differs")
-    parser.add_argument("--padding", help="training sets whose padding to tell as well, as in boolq,winogrande")
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16 and count the answers that differ")
+    parser.add_argument("--padding", help="also print the padding share of these training sets, as in boolq,winogrande")
     return parser.parse_args()
 
 
 def compare(options: argparse.Namespace) -> int:
-    """Both loops on every set, and the padding where it is asked for."""
+    """Run both loops on every test set, and print the share of padding if `--padding` is given."""
     dtype = Dtype.bfloat16 if options.bf16 else Dtype.float32
     model, tokenizer = loaded(options.model, dtype, options.adapter)
     print(f"{torch.get_num_threads()} threads, {model.device}, {dtype.value}, adapter: {options.adapter}")

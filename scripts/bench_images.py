@@ -1,20 +1,20 @@
-"""What it saves to decode a task's images once: images a second with the cache of decoded images, and without.
+"""Measures the cache of decoded images: images per second with the cache and without it.
 
     python scripts/bench_images.py --model DIR --data DIR [--task caltech101] [--rounds 5] [--batch 32]
 
-Epochs, shuffled, as a run reads its batches:
+Shuffled epochs, read in batches as in a run:
 
-    decoded each time  what a usual loader does: each batch's files are read, decoded and resized, by threads
-    memory-mapped      what a run does: from the file of decoded images
+    decoded each time  as usual loaders do: threads read, decode and resize the files of each batch
+    memory-mapped      as a run does: images come from the file of decoded images
 
-Starts, of all images to train and to evaluate on:
+Starts of a run, with all images to train and to evaluate on:
 
-    first start        decode all and keep them
-    later start        hash the images' files, find them kept, check the checksum
-    without a cache    task.image_cache=null: decode all, for this process only
+    first start        decode all images and write them to the cache
+    later start        hash the images' files, find them in the cache, verify the checksum
+    without a cache    task.image_cache=null: decode all images for this process only
 
-All take turns in one process, so that what else the machine does hits each; read the ratios. The images' files are in
-the system's own cache throughout.
+All ways run in turn in one process, so that changes in machine load affect all of them equally; read the ratios. The
+images' files are in the file cache of the system throughout.
 """
 
 import argparse
@@ -50,14 +50,14 @@ RATIOS = [
 
 
 def started(settings: VtabTask, cache: Path | None, processor: Any) -> Vtab:
-    """The task, its images decoded or found."""
+    """Return the task after its images are decoded or found in the cache."""
     task = load(replace(settings, image_cache=None if cache is None else str(cache)))
     task.preprocess(processor)
     return task
 
 
 def epoch(task: Vtab, batch: int, examples: Callable[[list[int]], list[dict[str, Any]]]) -> int:
-    """Every training image once, in batches and another order each time; how many they were."""
+    """Read every training image once, in batches and in a new order; return the number of images."""
     order = np.random.default_rng().permutation(len(task.train_rows)).tolist()
     for first in range(0, len(order), batch):
         task.collate(examples(order[first : first + batch]))
@@ -73,8 +73,8 @@ def positive(text: str) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder of a ViT: it says the images' size")
-    parser.add_argument("--data", required=True, help="folder of the tasks' folders")
+    parser.add_argument("--model", required=True, help="folder of a ViT, which defines the size of the images")
+    parser.add_argument("--data", required=True, help="folder that holds the folders of the tasks")
     parser.add_argument("--task", default="caltech101", choices=TASKS, metavar="TASK")
     parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--batch", type=positive, default=32)
@@ -88,7 +88,7 @@ def main() -> int:
 
 
 def bench(options: argparse.Namespace) -> None:
-    """Every way in turn, so many rounds, and the ratios."""
+    """Time all ways in turn for the given number of rounds, and print their ratios."""
     logging.getLogger("flexlora").setLevel(logging.ERROR)  # not at every start that these are not all images
     register_schemas()
     chosen = [f"task=vtab/{options.task}", "method=linear", "model=local", f"model.path={options.model}"]

@@ -1,9 +1,10 @@
-"""What batches of similar length, padded to a multiple of 8, save against padding every batch to the task's maximum.
+"""Measures batches of similar length, padded to a multiple of 8, against batches padded to the task's maximum length.
 
     python scripts/bench_padding.py --model DIR --data DIR [--tasks cola rte] [--steps 20] [--rounds 3]
 
-LoRA, float32, the runner's own loop; both ways train on as many steps of as many examples. They take turns in one
-process, so that what else the machine does hits both; read the ratio. Real tokens are those of the texts.
+Both ways train LoRA in float32 in the runner's own loop, with the same number of steps and of examples in a step. They
+run in turn in one process, so that changes in machine load affect both equally; read the ratio. Real tokens are tokens
+without padding.
 """
 
 import argparse
@@ -24,11 +25,11 @@ from flexlora.training.plan import run_context
 
 
 class Static:
-    """A task whose batches all have the maximum length, and are drawn without a look at lengths."""
+    """A task whose batches all have the maximum length and are drawn without regard to length."""
 
     def __init__(self, task: Task, length: int, pad_token: int) -> None:
         self._task, self._length, self._pad_token = task, length, pad_token
-        self.train = Split("train", task.train.examples, [1] * len(task.train))  # alike: their order stays shuffled
+        self.train = Split("train", task.train.examples, [1] * len(task.train))  # equal: the order stays shuffled
         self.evaluation = [Split(split.name, split.examples, [1] * len(split)) for split in task.evaluation]
 
     def __getattr__(self, name: str) -> object:
@@ -45,7 +46,7 @@ class Static:
 
 
 def train(settings: RunSettings, task: Task, steps: int) -> Outcome:
-    """`steps` steps from the start; the evaluation at the end is of a few rows."""
+    """Train `steps` steps from the start; the evaluation at the end has a few rows only."""
     set_seed(0)
     backbone = load_backbone(settings.model, task.num_labels)
     method = build_method(settings.method, run_context(settings, backbone, steps))
@@ -81,7 +82,7 @@ def main() -> None:
         for _ in range(options.rounds):
             for way, data in ways.items():
                 outcome = train(settings, data, options.steps)
-                # The examples drawn differ a little between the two; all of them have the split's mean length.
+                # The two ways draw slightly different examples; both draws have the mean length of the split.
                 speeds[way].append(examples * mean_length / outcome.train_seconds)
                 padded = outcome.tokens["padded"] if outcome.tokens else 0
                 real = outcome.tokens["real"] if way == "by length" and outcome.tokens else examples * mean_length

@@ -1,13 +1,13 @@
-"""What a report of many runs takes: `flexlora-report` on copies of one real run.
+"""Measures the time of a report on many runs: `flexlora-report` on copies of one real run.
 
     python scripts/bench_report.py --like outputs/tiny/glue/cola/deberta_v3_base/flexlora/default/seed0 [--runs 1000]
 
-The run (of FlexLoRA on one of GLUE's tasks, so that it has rank events) is copied as runs of GLUE's eight tasks, of
-several methods and seeds, each with figures of its own; those of the first three methods keep their rank events, as in
-a sweep over baselines (--events: of how many). Of the run's own task each method has one seed, with the run's own
-figures: its predictions give these, and so there is an interval to compute. Each command is a process of its own, from
-start to end, `--rounds` times in turn; the last column is the ratio to `--help`, which only starts up.
-"""
+The run must be FlexLoRA on a GLUE task, so that it has rank events. It is copied as runs of the eight GLUE tasks, of
+several methods and seeds, each copy with other scores. The copies of the first three methods keep their rank events, as
+in a sweep over baselines (--events changes the three). On the run's own task each method has one seed with the run's
+own scores: they agree with its predictions, so that the report has an interval to compute. Each command is a process of
+its own and is timed from start to end. All commands run in turn, `--rounds` times. The last column is the ratio to
+`--help`, which only starts the program."""
 
 import argparse
 import itertools
@@ -32,7 +32,7 @@ BESIDE_RECORD = ("ranks.jsonl", "metrics.jsonl", "predictions-last.parquet", "pr
 
 
 def scores_of_tasks() -> dict[str, list[str]]:
-    """The figures that the GLUE table shows of each task."""
+    """Return the metrics that the GLUE table shows for each task."""
     scores: dict[str, list[str]] = {}
     for column in TABLES["glue"].columns:
         scores.setdefault(column.task, []).append(column.metric)
@@ -40,7 +40,7 @@ def scores_of_tasks() -> dict[str, list[str]]:
 
 
 def write_runs(like: Path, root: Path, count: int, with_events: int) -> None:
-    """`count` runs under `root`: the record of `like` under other names, the rest of its files by links."""
+    """Write `count` runs under `root`: the record of `like` under other names, and links to its other files."""
     original = (like / "result.json").read_text(encoding="utf-8")
     own_task = json.loads(original)["task"]
     draw = random.Random(0)
@@ -68,10 +68,10 @@ def write_runs(like: Path, root: Path, count: int, with_events: int) -> None:
 
 
 def seconds_of(words: list[str]) -> float:
-    """What `flexlora-report` takes.
+    """Return the seconds that a `flexlora-report` command takes.
 
     Raises:
-        RuntimeError: it failed, or had no interval to compute where it was told to.
+        RuntimeError: the command failed, or it should have computed an interval and did not.
     """
     start = time.perf_counter()
     done = subprocess.run([REPORT, *words], capture_output=True, text=True, env=os.environ, check=False)
@@ -79,7 +79,9 @@ def seconds_of(words: list[str]) -> float:
     if done.returncode:
         raise RuntimeError(f"flexlora-report {' '.join(words)}: {done.stderr.strip()}")
     if "--intervals" in words and INTERVAL not in done.stdout:
-        raise RuntimeError("no interval was computed: the predictions beside --like do not give its figures")
+        raise RuntimeError(
+            "no interval was computed: the predictions in the folder of --like do not give the scores of its record"
+        )
     return taken
 
 
@@ -87,7 +89,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--like", type=Path, required=True, help="folder of a finished run, with its result.json")
     parser.add_argument("--runs", type=int, default=1000)
-    parser.add_argument("--events", type=int, default=3, help="methods with rank events, of the 28 of a thousand runs")
+    parser.add_argument("--events", type=int, default=3, help="methods with rank events; 1,000 runs have 28 methods")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     if not (options.like / "result.json").is_file():

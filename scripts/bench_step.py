@@ -1,17 +1,16 @@
-"""What FlexLoRA costs a training step, as a ratio to PEFT's LoRA, measured alternately in one process.
+"""Measures the cost of a FlexLoRA training step as a ratio to PEFT's LoRA, in turn in one process.
 
     python scripts/bench_step.py                                   # DeBERTaV3-base's exact shapes, random weights
     python scripts/bench_step.py --model vit_b16 --batch 32
     python scripts/bench_step.py --device cuda --dtype bfloat16 --length 256
     python scripts/bench_step.py --model llama3_8b --layers 4 --batch 1
 
-Each round runs one step of every method in turn; ratios are taken round by round, and their median is printed, so
-that they hold where the machine's speed drifts. Peak memory: on a GPU torch's own peak; on a CPU the largest resident
-size of a process that runs one method only, less that of the base model alone. A step is forward, backward, what the
-method adds before the optimizer ("penalty": FlexLoRA's orthogonality gradient; AdaLoRA's is inside its forward and
-backward), the optimizer (AdamW, foreach), and what it does after ("after": AdaLoRA's importance and mask every step).
-FlexLoRA's rank event, which falls on few steps, stands apart.
-"""
+Each round runs one step of every method in turn; ratios are taken round by round, and their median is printed, so that
+they hold when the machine's speed drifts. Peak memory: on a GPU, torch's own peak; on a CPU, the largest resident size
+of a process that runs one method only, minus that of the base model alone. A step has five parts: forward, backward,
+"penalty" (FlexLoRA's orthogonality gradient; AdaLoRA's is a part of its forward and backward), the optimizer (AdamW,
+foreach) and "after" (AdaLoRA's importance and mask, in every step). FlexLoRA's rank event happens in few steps and is
+reported separately."""
 
 from __future__ import annotations
 
@@ -40,12 +39,12 @@ TARGETS = {
     "vit_b16": r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))",
     "llama3_8b": r".*layers\.\d+\.(self_attn\.(q|k|v)_proj|mlp\.(up|down)_proj)",
 }
-# The paper's CoLA run (Table 8): it gives FlexLoRA the capacity it would really have, 24 at rank 8.
+# The paper's CoLA run (Table 8). FlexLoRA then has the capacity of a real run, 24 at rank 8.
 SCHEDULE = {"total_step": 5360, "tinit": 1000, "tfinal": 1000, "deltaT": 200}
 
 
 def configurations(model: str, rank: int) -> dict[str, PeftConfig]:
-    """The three methods at equal rank."""
+    """Return the configs of the three methods at equal rank."""
     target = TARGETS[model]
     return {
         "lora": LoraConfig(r=rank, lora_alpha=16, target_modules=target),
@@ -105,7 +104,7 @@ class Bench:
         return dict(zip(PARTS, (b - a for a, b in pairwise(marks)), strict=True))
 
     def event(self) -> float:
-        """Seconds of one rank event that moves b₀ = 4 matrices each way (λ is filled so that all have a score)."""
+        """Return the seconds of one rank event that moves b₀ = 4 matrices each way (λ is filled to give scores)."""
         assert self.allocator is not None
         with torch.no_grad():
             for layer in self.allocator.layers:
@@ -118,7 +117,7 @@ class Bench:
 
 
 def make_batch(options: argparse.Namespace, device: torch.device) -> dict[str, torch.Tensor]:
-    """Random tokens (batch × length) or images (batch × 3 × 224 × 224) with labels."""
+    """Make random tokens (batch × length) or images (batch × 3 × 224 × 224) with labels."""
     generator = torch.Generator().manual_seed(0)
     if options.model == "vit_b16":
         images = torch.randn(options.batch, 3, 224, 224, generator=generator)
@@ -155,7 +154,7 @@ def measure_time(options: argparse.Namespace) -> None:
 
 
 def measure_memory(options: argparse.Namespace) -> None:
-    """Peak memory of each method, alone in its own process."""
+    """Return the peak memory of each method, measured in a process of its own."""
     names = ["base", *configurations(options.model, options.rank)]
     peaks = {}
     for name in names:
@@ -164,7 +163,7 @@ def measure_memory(options: argparse.Namespace) -> None:
     rows = []
     for name in names[1:]:
         above, lora = peaks[name] - peaks["base"], peaks["lora"] - peaks["base"]
-        ratio = f"{above / lora:.3f}" if lora > 0 else "n/a"  # a tiny run never rises above the building of the model
+        ratio = f"{above / lora:.3f}" if lora > 0 else "n/a"  # building the model may need more memory than a tiny run
         rows.append([name, f"{above / 2**20:.0f}", ratio, f"{peaks[name] / peaks['lora']:.3f}"])
     print_table(["method", "peak above the base model (MiB)", "ratio to lora", "whole process, ratio"], rows)
 
@@ -182,7 +181,7 @@ def report_memory(options: argparse.Namespace) -> None:
 
 
 def print_table(head: list[str], rows: list[list[str]]) -> None:
-    """A Markdown table, columns aligned."""
+    """Print a Markdown table with aligned columns."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     for row in [head, ["-" * width for width in widths], *rows]:
         print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
@@ -194,7 +193,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=None, help="fewer layers than the real model")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--length", type=int, default=64, help="tokens a sequence")
+    parser.add_argument("--length", type=int, default=64, help="tokens in a sequence")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", default="float32", help="dtype of the base model")

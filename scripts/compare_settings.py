@@ -1,10 +1,10 @@
-"""Compose every task, method and scale, and every experiment; compare the resolved settings of two checkouts.
+"""Composes every task, method and scale and every experiment, and compares the resolved settings of two checkouts.
 
-    python scripts/compare_settings.py dump before.jsonl       # in the one checkout
+    python scripts/compare_settings.py dump before.jsonl       # in one checkout
     python scripts/compare_settings.py dump after.jsonl        # in the other
     python scripts/compare_settings.py diff before.jsonl after.jsonl
 
-A line of a dump is one composition: its overrides and its resolved settings, or the error that refuses it.
+A line of a dump is one composition: its overrides, and its resolved settings or its error.
 """
 
 import itertools
@@ -30,13 +30,13 @@ NO_SETTINGS = {"benchmark", "recipes"}
 
 
 def names(group: str) -> list[str]:
-    """Every choice of a config group."""
+    """Return every choice of a config group."""
     folder = conf_dir() / group
     return sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml"))
 
 
 def compositions() -> Iterator[list[str]]:
-    """The overrides of every composition: the product of task, method and scale, then each experiment's runs."""
+    """Yield the overrides of every composition: the product of task, method and scale, then each experiment's runs."""
     tasks = [name for name in names("task") if name != "none"]
     for task, method, scale in itertools.product(tasks, names("method"), SCALES):
         yield [f"task={task}", f"method={method}", f"scale={scale}"]
@@ -47,7 +47,7 @@ def compositions() -> Iterator[list[str]]:
 
 
 def runs_of(experiment: str) -> Iterator[list[str]]:
-    """The overrides of an experiment's sweep, one seed of each; CoLA where the experiment leaves the task open."""
+    """Yield the overrides of an experiment's runs with one seed; the task is CoLA if the experiment sets none."""
     content = safe_load((conf_dir() / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8"))
     params: dict[str, Any] = {}
     for parent in content.get("defaults", []):
@@ -72,7 +72,7 @@ def dump(target: Path) -> None:
 
 
 def settings_of(config: DictConfig) -> dict[str, Any]:
-    """The resolved settings by key; "???" where one is still missing."""
+    """Return the resolved settings by key; a missing one is "???"."""
     unresolved: Any = OmegaConf.to_container(config, resolve=False)
     unresolved = {key: value for key, value in unresolved.items() if key not in NO_SETTINGS}
     unresolved["method"].pop("recipes", None)
@@ -92,7 +92,7 @@ def settings_of(config: DictConfig) -> dict[str, Any]:
 
 
 def parent_of(config: DictConfig, key: str) -> tuple[Any, str]:
-    """The node that holds a setting, and the setting's last name."""
+    """Return the node that has a setting, and the last part of the setting's name."""
     parent, _, name = key.rpartition(".")
     return (OmegaConf.select(config, parent) if parent else config), name
 

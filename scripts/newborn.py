@@ -1,13 +1,13 @@
-"""How large are Adam's first updates of a newborn direction, and what do they cost? One table for each `growth_state`.
+"""Measures Adam's first updates of a newborn direction and their effect on the loss, for each `growth_state`.
 
-At every rank event of a real training the run is copied, optimizer and all, once for each way to start the optimizer
-state of newborn directions. The copies see the same batches for `--window` steps. Beside them: a copy that prunes but
-does not grow, which shows what pruning alone does to the loss.
+At every rank event of a real training the run is copied with its optimizer, once for each way to start the optimizer
+state of newborn directions. The copies see the same batches for `--window` steps. Another copy prunes and does not
+grow: it shows the effect of pruning alone on the loss.
 
-    python scripts/newborn.py                                  # scikit-learn's digits, a small MLP: a minute on a core
+    python scripts/newborn.py                                  # scikit-learn's digits, a small MLP: about a minute
     python scripts/newborn.py --encoder DIR --glue DIR ...     # CoLA on a local encoder: minutes
 
-Prints Markdown; docs/explanation/newborn-directions.md shows what it found.
+The output is Markdown. docs/explanation/newborn-directions.md shows the results.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ AGES = (1, 2, 3, 5, 10, 20, 30, 50)  # steps after birth that the tables show
 
 
 class Training:
-    """A model, its optimizer and schedule, one step at a time; copied whole to try a growth state."""
+    """A training that runs step by step and can be copied to try a growth state."""
 
     def __init__(self, task: Task, seed: int, settings: argparse.Namespace, **config: Any) -> None:
         self.task, self.seed, self.settings = task, seed, settings
@@ -62,7 +62,7 @@ class Training:
         self.optimizer = torch.optim.AdamW(parameter_groups(self.model, settings.lr), weight_decay=0.0)
 
     def copy(self, **config: Any) -> Training:
-        """The same training, with its configuration changed; it shares nothing that moves."""
+        """Return a copy of the training with a changed configuration; it shares no state that training changes."""
         other = copy.copy(self)
         other.model, other.optimizer = copy.deepcopy((self.model, self.optimizer))
         for name, value in config.items():
@@ -77,7 +77,7 @@ class Training:
         return self.settings.lr * min((self.taken + 1) / warmup, left / (self.settings.steps - warmup))
 
     def step(self, batch: Batch, allocator: RankAllocator) -> float:
-        """One step without an event; returns its learning rate."""
+        """Run one step without an event; return its learning rate."""
         rate = self.learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -97,7 +97,7 @@ class Training:
         return statistics.fmean(self.task.loss(self.model, batch).item() for batch in batches)
 
 
-Newborn = tuple[Any, int]  # a layer and a slot
+Newborn = tuple[Any, int]  # layer and slot
 
 
 def directions(model: nn.Module) -> set[Newborn]:
@@ -114,12 +114,12 @@ def parts_of(layer: Any, slot: int) -> dict[str, torch.Tensor]:
 
 
 def term(parts: dict[str, torch.Tensor]) -> torch.Tensor:
-    """λ p qᵀ: what one direction adds to ΔW, but for the scale."""
+    """Return λ p qᵀ, which one direction adds to ΔW, without the scale."""
     return parts["lambda"] * torch.outer(parts["P"], parts["Q"])
 
 
 class Measures:
-    """What the steps after birth showed: lists over newborns (and seeds and events) by (state, part, step)."""
+    """Measurements after birth: lists over newborns, seeds and events, by (state, part, step)."""
 
     def __init__(self) -> None:
         self.mean: dict[tuple[str, str, int], list[float]] = defaultdict(list)
@@ -137,7 +137,7 @@ class Measures:
 
 
 def follow(training: Training, state: str, batches: list[Batch], held_out: list[Batch], found: Measures) -> None:
-    """Hold the event of this step in `training`, then measure the steps of `batches`."""
+    """Run the rank event of this step in `training`, then measure the steps on `batches`."""
     allocator = training.allocator()
     old = directions(training.model)
     allocator.hold_event(training.taken, training.optimizer)
@@ -168,7 +168,7 @@ def follow(training: Training, state: str, batches: list[Batch], held_out: list[
 
 
 def measure(task: Task, seed: int, settings: argparse.Namespace, found: Measures) -> None:
-    """One training under the default state; at each of its events, copies."""
+    """Run one training with the default state, and measure copies at each of its events."""
     batches = task.batches(seed)
     held_out = task.held_out()
     training = Training(task, seed, settings)
@@ -185,7 +185,7 @@ def measure(task: Task, seed: int, settings: argparse.Namespace, found: Measures
 
 
 def whole(task: Task, seed: int, settings: argparse.Namespace, state: str) -> float:
-    """The held-out loss at the end of a whole training."""
+    """Return the held-out loss at the end of a whole training."""
     batches = task.batches(seed)
     training = Training(task, seed, settings, growth_state=state)
     allocator = training.allocator()
@@ -204,7 +204,7 @@ def table(header: list[str], rows: list[list[str]]) -> None:
 
 
 def spread(values: list[float]) -> str:
-    """mean ± standard error"""
+    """Return `mean ± standard error` as text."""
     error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
     return f"{statistics.fmean(values):+.4f} ± {error:.4f}"
 
@@ -275,7 +275,9 @@ def main() -> None:
     parser.add_argument("--encoder", type=Path, help="folder of a BERT-like encoder; with --glue: CoLA, else digits")
     parser.add_argument("--glue", type=Path, help="folder of the classic GLUE download")
     parser.add_argument("--seeds", type=int, default=3, help="trainings with copies at every event")
-    parser.add_argument("--whole-seeds", type=int, default=None, help="whole trainings a state (default: --seeds)")
+    parser.add_argument(
+        "--whole-seeds", type=int, default=None, help="whole trainings for each state (default: --seeds)"
+    )
     parser.add_argument("--steps", type=int, default=2000, help="optimizer steps of a training")
     parser.add_argument("--period", type=int, default=330, help="steps between events, and before the first")
     parser.add_argument("--window", type=int, default=50, help="steps followed after an event")

@@ -15,11 +15,11 @@ Batch = Any
 
 
 class Task:
-    """A model to adapt, batches to train on, and a loss to look at.
+    """A model to adapt, its training batches and its held-out loss.
 
     Attributes:
         targets: the linears to adapt.
-        heads: modules that train beside the adapter.
+        heads: modules that train in full, together with the adapter.
     """
 
     targets: Sequence[str]
@@ -29,7 +29,7 @@ class Task:
         raise NotImplementedError
 
     def batches(self, seed: int) -> Iterator[Batch]:
-        """Endless, shuffled by `seed`."""
+        """Yield batches without end, shuffled by `seed`."""
         raise NotImplementedError
 
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
@@ -40,7 +40,7 @@ class Task:
 
 
 class Digits(Task):
-    """An MLP that has learnt scikit-learn's digits is adapted to the same digits turned by a quarter."""
+    """An MLP trained on scikit-learn's digits is adapted to the same digits rotated by 90 degrees."""
 
     targets = ("0", "2", "4", "6")
     heads = ("8",)

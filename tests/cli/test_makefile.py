@@ -144,7 +144,7 @@ def test_seeds_that_costs_cannot_take_are_refused_in_one_line(tmp_path, target, 
     told, of_make = made.stderr.splitlines()
     given = words[0].removeprefix("SEEDS=")
     assert told == (
-        f"make {target}: its runs are started one by one: list their seeds (SEEDS=0,1,2), not SEEDS='{given}'"
+        f"make {target}: it starts its runs one by one and needs a list of seeds (SEEDS=0,1,2), not SEEDS='{given}'"
     )
     assert of_make.startswith("make: ***")
     assert not notes.exists()
