@@ -76,7 +76,7 @@ def test_what_cannot_be_registered_is_one_line(mine):
         "takes_lora": r"importing 'takes_lora' fails: ValueError: there is a tuner named 'lora' already \(peft\.",
         "takes_entropy": r"importing 'takes_entropy' fails: ValueError: there is an importance named 'entropy'",
         "is_nowhere": r"Python finds no module 'is_nowhere'",
-        "no module": r"'no module' is no module's name",
+        "no module": r"'no module' is not the name of a Python module",
     }
     for module, message in refused.items():
         with pytest.raises(UserError, match=rf"^method\.python_module: {message}"):
