@@ -1,1 +1,1 @@
-"""What `flexlora-doctor` says: could a run start here (`run_check`), and its list of methods (`method_list`)."""
+"""The content of `flexlora-doctor`: whether a run could start here (`run_check`), and the list of methods."""

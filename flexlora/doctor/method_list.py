@@ -1,4 +1,4 @@
-"""Every method in one list: where it comes from, which backbones it adapts, whether it merges, what it trains."""
+"""The list of all methods: source, supported backbones, whether the adapter merges, and number of parameters."""
 
 import itertools
 import re
@@ -34,21 +34,22 @@ class Described:
 
     name: str
     title: str
-    """The first sentence of its YAML's comment: its name, its paper, what it does."""
+    """The first sentence of the comment in its YAML file: name, paper and idea."""
     source: str
-    """`PEFT`, `ours` (a tuner that PEFT lacks), or `weights` (it chooses among the model's own)."""
+    """`PEFT`, `ours` (a tuner that PEFT lacks), or `weights` (it trains some of the model's own weights)."""
     backbones: dict[str, bool]
+    """Whether the method adapts each kind of backbone."""
     merges: bool | None
-    """Into the backbone's weights; None where there is nothing beside them."""
+    """Whether the adapter merges into the backbone's weights; None if the method has no adapter."""
     parameters: int | None
-    """Active adapter parameters on the current model; None where it cannot adapt it."""
+    """Active adapter parameters on the current model; None if the method cannot adapt it."""
 
 
 def current_backbone(settings: RunSettings) -> Backbone:
-    """The model of a command line: a hub's by its shapes alone.
+    """Load the model of the command line. A hub model is represented by its shapes only.
 
     Raises:
-        UserError: it cannot be loaded, or its shapes are not known.
+        UserError: the model cannot be loaded, or its shapes are not known.
     """
     if on_hub(settings.model):
         return outline(settings.model, settings.task.num_labels)[0]
@@ -58,9 +59,9 @@ def current_backbone(settings: RunSettings) -> Backbone:
 def describe(
     methods: Mapping[str, MethodSettings], files: Mapping[str, Path], model: nn.Module, context: RunContext
 ) -> list[Described]:
-    """Each method by its settings and its YAML; `context` and `model` are the current backbone's."""
+    """Describe each method from its settings and its YAML file. `context` and `model` are the current backbone's."""
     small = {kind: random_init(name, layers=1, device="meta") for kind, (name, *_) in BACKBONES.items()}
-    context = replace(context, held_out=True)  # whatever they are asked to evaluate on
+    context = replace(context, held_out=True)  # the list does not depend on the evaluation split
     contexts = {
         kind: replace(
             context, target_modules=at.target_modules, head_modules=list(at.head_modules), task_type=task_type
@@ -89,7 +90,7 @@ def _count(method: MethodSettings, context: RunContext, model: nn.Module) -> int
 
 
 def _title(file: Path) -> str:
-    """The comment's first sentence, or the part of it before a colon."""
+    """Read the first sentence of the file's comment, or its part before a colon."""
     lines = itertools.takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines())
     comment = " ".join(line.removeprefix("#").strip() for line in lines)
     return re.split(r"(?<=\S)[:.](?=\s|$)", comment.strip(), maxsplit=1)[0]

@@ -1,4 +1,4 @@
-"""Whether a run could start here, and what it would do: asked of the very code that runs it, up to the first step."""
+"""Checks whether a run could start here and describes it. The checks use the code of the run, up to the first step."""
 
 import math
 import os
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from flexlora.models import Backbone
     from flexlora.tasks import Task
 
-# Of the bytes that train: the adapter, and two checkpoints with two moments each.
+# Disk space in multiples of the trained bytes: the adapter, and two checkpoints with weights and two moments each.
 KEPT_COPIES = 1 + 2 * 3
 
 
 class Mark(Enum):
-    """What a finding means for the run."""
+    """The meaning of a finding for the run."""
 
     good = "✓"
     told = " "
@@ -47,9 +47,9 @@ class Finding:
 
 
 def check_run(settings: RunSettings, config: Mapping[str, Any], path: Path) -> list[Finding]:
-    """All there is to say about a run before it starts; its folder `path` is looked at and not touched.
+    """Check a run before it starts. Its folder `path` is read but not changed.
 
-    A problem does not end it: what can be said without the part that is missing is said.
+    A problem does not end the check: all parts that do not depend on it are still checked.
     """
     return _RunCheck(settings, config, path).run()
 
@@ -125,9 +125,9 @@ class _RunCheck:
         on_gpu, tf32 = self.device.startswith("cuda"), self.settings.training.tf32
         text, mark = precision.value, Mark.good
         if precision is Precision.bf16 and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
-            text, mark = "bf16 is emulated on this GPU: take fp16, or fp32", Mark.warning
+            text, mark = "bf16 is emulated on this GPU: use fp16 or fp32", Mark.warning
         elif precision is not Precision.fp32 and not on_gpu:
-            text, mark = f"{precision.value} on a CPU: it runs, and is often slower than fp32", Mark.warning
+            text, mark = f"{precision.value} on a CPU works but is often slower than fp32", Mark.warning
         elif tf32:
             text += ", TF32 on" if on_gpu else ", training.tf32 has no effect on a CPU"
         elif on_gpu and precision is Precision.fp32:
@@ -156,11 +156,11 @@ class _RunCheck:
         if from_hub and not cached:
             if trouble_with(str(model.path), "model", model.revision) is not None:
                 try:
-                    load_backbone(model, labels)  # for what the run itself would say
+                    load_backbone(model, labels)  # gives the same message as the run
                 except UserError as error:
                     self._say("model", "backbone", str(error), Mark.problem)
             else:
-                self._say("model", "backbone", f"{model.path}, fetched from the hub by the first run", Mark.good)
+                self._say("model", "backbone", f"{model.path}; the first run fetches it from the hub", Mark.good)
             self.backbone, source = outline(model, labels)
             if self.settings.training.gradient_checkpointing:
                 self.backbone.recompute_activations()
@@ -171,7 +171,7 @@ class _RunCheck:
                 refuse_what_cannot_fit(self.settings, self.task, self.device, self.processes)
         except UserError as error:
             self._say("model", "backbone", str(error), Mark.problem)
-            self.backbone = sketch(model, labels)  # what can be said of its shapes is said
+            self.backbone = sketch(model, labels)  # its shapes are enough for the remaining checks
             if self.backbone is not None and self.settings.training.gradient_checkpointing:
                 self.backbone.recompute_activations()
             return
@@ -201,17 +201,17 @@ class _RunCheck:
         except ValueError as error:  # too few rows for so many processes
             raise UserError(f"task: {error}") from error
 
-    # --- what it will do ------------------------------------------------------------------------------------------
+    # --- the training and the method --------------------------------------------------------------------------------
 
     def _steps(self) -> None:
         training = self.settings.training
         if self.task is None or not hasattr(self.task, "train"):
-            self._say("steps", "training", "not known without data and tokenizer")
+            self._say("steps", "training", "unknown without data and tokenizer")
             return
         self.steps = steps = plan_steps(training, len(self.task.train), self.processes)
         self._say("steps", "training", str(steps))
-        accumulated = f", {training.gradient_accumulation} batches a step" if training.gradient_accumulation > 1 else ""
-        self._say("steps", "batches", f"{steps.batches:,} an epoch of {training.batch_size} rows at most{accumulated}")
+        accumulated = f", {training.gradient_accumulation} per step" if training.gradient_accumulation > 1 else ""
+        self._say("steps", "batches", f"{steps.batches:,} per epoch, at most {training.batch_size} rows{accumulated}")
         peak = f"{training.learning_rate:g}"
         fall = {LrScheduler.linear: "linearly", LrScheduler.cosine: "by a cosine"}[training.lr_scheduler]
         self._say("steps", "warmup", f"{steps.warmup:,} steps up to a learning rate of {peak}, then {fall} to 0")
@@ -221,13 +221,13 @@ class _RunCheck:
 
     def _method(self) -> None:
         if self.backbone is None:
-            self._say("parameters", "adapter", "not known without the model")
+            self._say("parameters", "adapter", "unknown without the model")
             return
         total = self.settings.training.max_steps or self.settings.paper_steps
         if self.steps is not None:
             total = self.steps.total
         elif total is not None:
-            self._say("steps", "assumed", f"{total:,} optimizer steps, the recipe's, in what follows")
+            self._say("steps", "assumed", f"{total:,} optimizer steps, from the recipe")
         method, fit = make_method(self.settings, self.backbone, total or 1)
         if fit is not None:
             chosen = ", ".join(f"method.{name}={value}" for name, value in fit["changed"].items())
@@ -238,8 +238,8 @@ class _RunCheck:
             model = method.wrap(self.backbone.model)
             self._start(method, model)
             count = method.parameters(model)
-        except NotImplementedError as error:  # a method that looks at the weights' values
-            self._say("parameters", "adapter", f"not known without training: {one_line(error)}")
+        except NotImplementedError as error:  # the method needs the weights' values
+            self._say("parameters", "adapter", f"unknown before training: {one_line(error)}")
             return
         self._events(method)
         spare = count["adapter_allocated"] - count["adapter_active"]
@@ -248,15 +248,15 @@ class _RunCheck:
         self._say("parameters", "head", f"{count['head']:,}")
         trained = count["adapter_active"] + count["head"]
         share = trained / count["total"]
-        self._say("parameters", "trained", f"{trained:,} of {count['total']:,} in all ({share:.2%})")
+        self._say("parameters", "trained", f"{trained:,} of {count['total']:,} in total ({share:.2%})")
         self._memory(model, method)
 
     def _start(self, method: "Method", model: Any) -> None:
-        """Load the adapter to start from, as the run will: whether it fits shows in its tensors."""
+        """Load the initial adapter as the run will: the shapes of its tensors show whether it fits."""
         if self.settings.adapter is None or self.backbone is None:
             return
         if self.backbone.processor is None:
-            self._say("model", "start", f"{self.settings.adapter}, not looked into without the model", Mark.warning)
+            self._say("model", "start", f"{self.settings.adapter}, not checked without the model", Mark.warning)
             return
         method.load(model, existing_folder("adapter", self.settings.adapter))
         self._say("model", "start", f"from the adapter in {self.settings.adapter}", Mark.good)
@@ -268,7 +268,7 @@ class _RunCheck:
         self._say("rank events", "windows", windows_line(method.schedule).removeprefix("windows "))
         events = method.planned_events()
         if events is None:
-            self._say("rank events", "events", "none: ranks stay as they are", Mark.warning)
+            self._say("rank events", "events", "none: ranks do not change", Mark.warning)
             return
         (first, most), (last, least) = events.first, events.last
         every = f", every {events.every:,} steps" if events.every else ""
@@ -278,7 +278,7 @@ class _RunCheck:
         self._say("rank events", "budget", f"{most:,} at the first, {least:,} at the last")
         capacity = getattr(getattr(method, "config", None), "max_rank", None)
         if capacity is not None:
-            self._say("rank events", "capacity", f"rank {capacity} at most a module")
+            self._say("rank events", "capacity", f"at most rank {capacity} per module")
 
     def _memory(self, model: Any, method: "Method") -> None:
         import torch
@@ -303,10 +303,10 @@ class _RunCheck:
             if "overflow" not in str(error):
                 raise
             remedy = "lower training.batch_size and training.eval_batch_size"
-            raise UserError(f"the largest batch, {shape}, fits in no memory: {remedy}") from error
+            raise UserError(f"the largest batch ({shape}) does not fit in memory on any device: {remedy}") from error
         self.trained_bytes = need.trained
-        self._say("memory", "parameters", f"{size(need.frozen)} frozen, {size(need.trained)} that train")
-        self._say("memory", "gradients", f"{size(need.gradients)}, and {size(need.optimizer)} of the optimizer's state")
+        self._say("memory", "parameters", f"{size(need.frozen)} frozen, {size(need.trained)} trained")
+        self._say("memory", "gradients", f"{size(need.gradients)}, and {size(need.optimizer)} of optimizer state")
         self._say("memory", "activations", f"{size(need.activations)} of the largest batch, {shape}")
         free = free_memory(self.device)
         by = "an evaluation" if need.evaluation_decides else "a training step"
@@ -320,7 +320,9 @@ class _RunCheck:
         self._say("memory", "peak", text, Mark.good if free else Mark.told)
         if fragments:
             tight = free is not None and fragments > free[0]
-            text = f"up to {size(fragments)} with what malloc does not give back" + (": may not fit" if tight else "")
+            text = f"up to {size(fragments)} with memory that malloc does not release" + (
+                ": it may not fit" if tight else ""
+            )
             self._say("memory", "resident", text, Mark.warning if tight else Mark.told)
 
     # --- its folder -----------------------------------------------------------------------------------------------
@@ -330,7 +332,7 @@ class _RunCheck:
         folder = RunFolder(self.path, self.config)
         try:
             there = next(parent for parent in (self.path, *self.path.parents) if parent.exists())
-        except OSError as error:  # a path that is too long, or that leads through what is closed to us
+        except OSError as error:  # the path is too long, or a folder of it may not be read
             raise cannot_write(self.path, error) from error
         if not there.is_dir():
             raise cannot_write(self.path, NotADirectoryError(20, "Not a directory"))
@@ -340,10 +342,12 @@ class _RunCheck:
         if holder is not None:
             raise UserError(held_by(self.path, holder))
         if folder.is_finished():
-            self._say("folder", "state", "holds this very run, finished: it is skipped", Mark.good)
+            self._say("folder", "state", "contains this run, finished: it is skipped", Mark.good)
         elif folder.can_resume():
             newest = next(iter(checkpoint_folders(self.path)))
-            self._say("folder", "state", f"holds this run, unfinished: it goes on after step {newest:,}", Mark.good)
+            self._say(
+                "folder", "state", f"contains this run, unfinished: it continues after step {newest:,}", Mark.good
+            )
         else:
             self._say("folder", "state", self._unfinished(), Mark.good)
         free, need = shutil.disk_usage(there).free, KEPT_COPIES * self.trained_bytes
@@ -356,11 +360,11 @@ class _RunCheck:
         result = self.path / "result.json"
         if not result.is_file():
             return "new"
-        return f"holds a run that is {read_record(result).status}: it begins again"
+        return f"contains a run with status {read_record(result).status}: it starts again"
 
 
 def size(count: float) -> str:
-    """Bytes as `21.3 GiB`, `703 MiB`."""
+    """Format bytes, such as `21.3 GiB` or `703 MiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1000 or unit == "GiB":
             break

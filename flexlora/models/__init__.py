@@ -1,4 +1,4 @@
-"""Backbones, from the hub or from a folder. One file a kind of model; `model.kind` names it."""
+"""Backbones from the hub or from a folder. `model.kind` names the file of a kind of model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,73 +19,73 @@ KINDS = ("flexlora.models", "flexlora.tiny.models")
 
 @dataclass
 class Backbone:
-    """A pretrained model with its preprocessing, and what a method has to know of it."""
+    """A pretrained model with its preprocessing, and the facts about it that a method needs."""
 
     model: Any
     processor: Any
-    """Its tokenizer, or what it takes images as; None of an outline."""
+    """The tokenizer or the image settings; None for an outline."""
     target_modules: str | None
-    """Regular expression of the linears to adapt where the settings name none; None: of this architecture not known."""
+    """Regular expression of the linears to adapt by default; None if it is not known for this architecture."""
     head_modules: list[str]
     task_type: str | None
     revision: str | None
-    """The hub's commit it came from; None for a folder."""
+    """The hub's commit of the model; None for a folder."""
 
     def logits(self, model: Any, batch: "Mapping[str, torch.Tensor]") -> "torch.Tensor":
-        """What `model`, this backbone adapted, answers to a batch without its labels."""
+        """Compute the logits of `model` (this backbone with an adapter) for a batch without labels."""
         logits: torch.Tensor = model(**batch).logits
         return logits
 
     def made_batch(self, rows: int, length: int) -> "dict[str, torch.Tensor]":
-        """A batch of such a shape and no content, for sizes: `rows` texts of `length` tokens."""
+        """Make a batch without content, to measure sizes: `rows` texts of `length` tokens."""
         import torch
 
         ids = torch.ones(rows, length, dtype=torch.long, device="meta")
         return {"input_ids": ids, "attention_mask": ids}
 
     def weight_bytes(self) -> tuple[int, int]:
-        """Bytes of the weights as they are here, and as a run will hold them."""
+        """The bytes of the weights as loaded now, and as a run will hold them."""
         held = sum(p.numel() * p.element_size() for p in self.model.parameters())
         return held, held
 
     def recompute_activations(self) -> None:
-        """Keep no activations inside a block for the backward: they are computed there again (before it is wrapped)."""
+        """Enable gradient checkpointing: the backward pass recomputes activations. Call it before wrapping."""
         self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def check_model(settings: Any) -> None:
-    """Refuse a `model.kind` that does not exist, or has no small relative at scale=tiny, before anything is loaded.
+    """Check `model.kind` before anything is loaded.
 
     Raises:
-        UserError: there is none.
+        UserError: the kind does not exist, or has no small relative at scale=tiny.
     """
     if settings.scale == "tiny" and not settings.kind.startswith("tiny"):
         raise UserError(
-            f"scale=tiny has no small model of kind {settings.kind} yet: take scale=paper, with model=local"
+            f"scale=tiny has no small model of kind {settings.kind}: set scale=paper, and model=local for your own"
         )
     load_plugin(KINDS, settings.kind, "model.kind", "load")
 
 
 def load_backbone(settings: Any, num_labels: int | None) -> Backbone:
-    """The backbone that `settings` (`model.*`) describes, with a fresh head of `num_labels` outputs where it takes one.
+    """Load the backbone that `settings` (`model.*`) describes, with a fresh head of `num_labels` outputs if it has one.
 
     Raises:
-        UserError: no such kind, folder or hub model, or not a model of this kind.
+        UserError: the kind, the folder or the hub's model does not exist, or the model is of another kind.
     """
     return load_plugin(KINDS, settings.kind, "model.kind", "load")(settings, num_labels)
 
 
 def outline(settings: Any, num_labels: int | None) -> tuple[Backbone, str]:
-    """A hub model's shapes on the meta device, without its processor, and where they are from.
+    """Make a hub model on the meta device, without its processor. Also returns the source of its shapes.
 
     Raises:
-        UserError: neither the hub answers, nor are its shapes known here; or its architecture is not described.
+        UserError: the hub cannot be reached and the shapes are not known here, or the architecture is not described.
     """
     return load_plugin(KINDS, settings.kind, "model.kind", "outline")(settings, num_labels)
 
 
 def on_hub(settings: Any) -> bool:
-    """Whether `model.path` names a repository of the hub, and no folder."""
+    """Whether `model.path` names a repository on the hub and not a folder."""
     if settings.path is None or settings.name is None:
         return False
     path = Path(settings.path).expanduser()
@@ -93,14 +93,14 @@ def on_hub(settings: Any) -> bool:
 
 
 def sketch(settings: Any, num_labels: int | None) -> Backbone | None:
-    """The backbone on the meta device with its processor, as `load_backbone` would load it but without its weights.
+    """Make the backbone on the meta device with its processor: like `load_backbone`, but without the weights.
 
-    None where its kind does not tell, or its files are not here yet.
+    None if its kind does not support this, or if its files are not on this machine.
     """
     draw = getattr(load_module(KINDS, settings.kind, "model.kind", "load"), "sketch", None)
     return None if draw is None else draw(settings, num_labels)
 
 
 def model_name(settings: Any) -> str:
-    """The model's name in the folder of a run: `model.name`, or the name of the folder it is loaded from."""
+    """The model's name in a run's path: `model.name`, or the name of the folder of the model."""
     return settings.name or (settings.path or "").rstrip("/").rpartition("/")[2] or "unnamed"

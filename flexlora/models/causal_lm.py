@@ -21,22 +21,22 @@ log = logging.getLogger("flexlora")
 
 LOCAL_HINT = "model=local model.path=DIR takes a language model from a folder"
 
-# The protocol's: token 0, masked wherever it pads (of LLaMA <unk>; LLaMA3 has none to spare and 0 is a "!").
+# The protocol pads with token 0, which is masked. It is <unk> in LLaMA and "!" in LLaMA3, which has no spare token.
 PAD = 0
 
 
-# Bytes of a packed weight: of 4 bits there is a scale, a float32, to every 64.
+# Bytes of a quantised weight. With 4 bits every 64 weights share a float32 scale.
 PACKED = {Quantization["8bit"]: 1.0, Quantization["4bit"]: 0.5 + 4 / 64}
 
 
 @dataclass
 class CausalLm(Backbone):
-    """A language model brings its own head, which stays as it is."""
+    """A language model, which keeps its own head."""
 
     quantization: Quantization | None = None
 
     def weight_bytes(self) -> tuple[int, int]:
-        """Bytes of the weights as they are here, and as they will be where bitsandbytes packs the linears."""
+        """The bytes of the weights as loaded now, and after bitsandbytes quantises the linears."""
         from torch import nn
 
         whole, packed = super().weight_bytes()
@@ -48,7 +48,7 @@ class CausalLm(Backbone):
         return whole, packed
 
     def logits(self, model: Any, batch: "Mapping[str, torch.Tensor]") -> "torch.Tensor":
-        """Of all tokens while training; of an evaluation's batch only of the last ones, as generating needs them."""
+        """Compute the logits of all tokens in training, and of the last token in evaluation, as generation does."""
         last = {} if model.training else {"logits_to_keep": 1}
         logits: torch.Tensor = model(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False, **last
@@ -57,11 +57,11 @@ class CausalLm(Backbone):
 
 
 def load(settings: ModelSettings, num_labels: None = None) -> Backbone:
-    """Model and tokenizer. Code that comes with a checkpoint is never run.
+    """Load model and tokenizer. Code from a checkpoint is never run.
 
     Raises:
-        UserError: nothing at `model.path`, no such model in reach, one without a language model's head or some of its
-            weights, or a tokenizer that cannot end a text.
+        UserError: `model.path` does not exist, the hub's model cannot be reached, weights or the head are missing, or
+            the tokenizer has no end-of-sequence token.
     """
     with pretrained(settings, LOCAL_HINT) as (source, where):
         return _load(source, where, settings)
@@ -83,7 +83,7 @@ def _load(source: str, where: dict[str, Any], settings: ModelSettings) -> Backbo
         use_safetensors=settings.use_safetensors,
         dtype=getattr(torch, settings.dtype.value),
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # none is taken: they are told of below
+        ignore_mismatched_sizes=True,  # they are refused below
         **packed,
         **where,
     )
@@ -93,13 +93,14 @@ def _load(source: str, where: dict[str, Any], settings: ModelSettings) -> Backbo
         raise UserError(f"model.path: {settings.path} lacks {len(missing)} of its weights, such as {missing[0]}")
     for name, theirs, ours in report["mismatched_keys"]:
         raise UserError(
-            f"model.path: {settings.path} contradicts itself: {name} is {list(theirs)}, by config.json {list(ours)}"
+            f"model.path: {settings.path} contradicts its config.json: {name} has shape {list(theirs)}, "
+            f"but config.json gives {list(ours)}"
         )
     return _backbone(model, tokenizer, getattr(config, "_commit_hash", None), settings)
 
 
 def _tokenizer(source: str, where: dict[str, Any], settings: ModelSettings, vocabulary: int) -> Any:
-    """The model's own, padding on the left with a token that is masked."""
+    """Load the model's tokenizer. It pads on the left with a masked token."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source, **where)
@@ -107,13 +108,13 @@ def _tokenizer(source: str, where: dict[str, Any], settings: ModelSettings, voca
         raise UserError(f"model.path: {settings.path} has no tokenizer: save it beside the model")
     if len(tokenizer) > vocabulary:
         raise UserError(
-            f"model.path: the tokenizer of {settings.path} has {len(tokenizer)} words, the model {vocabulary}: "
+            f"model.path: the tokenizer of {settings.path} has {len(tokenizer)} words, but the model has {vocabulary}: "
             "they do not belong together"
         )
     if tokenizer.eos_token_id is None:
         raise UserError(
-            f"model.path: the tokenizer of {settings.path} has no end-of-sequence token, which ends every text: "
-            'name one in tokenizer_config.json ("eos_token")'
+            f"model.path: the tokenizer of {settings.path} has no end-of-sequence token: "
+            'set "eos_token" in its tokenizer_config.json'
         )
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
@@ -122,10 +123,10 @@ def _tokenizer(source: str, where: dict[str, Any], settings: ModelSettings, voca
 
 
 def _packed(settings: ModelSettings) -> dict[str, Any]:
-    """Keywords of `from_pretrained` for a base whose linears bitsandbytes packs.
+    """The keywords of `from_pretrained` for a model whose linears bitsandbytes quantises.
 
     Raises:
-        UserError: it is not installed.
+        UserError: bitsandbytes is not installed.
     """
     if not isinstance(settings.quantization, Quantization):
         return {}
@@ -134,7 +135,7 @@ def _packed(settings: ModelSettings) -> dict[str, Any]:
     if find_spec("bitsandbytes") is None:
         raise UserError(
             f"model.quantization={settings.quantization.value} needs bitsandbytes, which is not installed: "
-            "pip install bitsandbytes, or model.quantization=null"
+            "run `pip install bitsandbytes`, or set model.quantization=null"
         )
     import torch
     from transformers import BitsAndBytesConfig
@@ -161,10 +162,10 @@ def _backbone(model: Any, tokenizer: Any, revision: str | None, settings: ModelS
 
 
 def sketch(settings: ModelSettings, num_labels: None = None) -> CausalLm | None:
-    """Model on the meta device and tokenizer, by what is in the folder or the hub's cache; None where it is not.
+    """Make the model on the meta device, with its tokenizer, from a folder or the hub's cache; None if not cached.
 
     Raises:
-        UserError: as `load`, whose weights it leaves out.
+        UserError: as for `load`, except for errors in the weights, which are not read.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -183,10 +184,10 @@ def sketch(settings: ModelSettings, num_labels: None = None) -> CausalLm | None:
 
 
 def outline(settings: ModelSettings, num_labels: None = None) -> tuple[Backbone, str]:
-    """A hub model on the meta device, without a tokenizer, and where its shapes are from.
+    """Make a hub model on the meta device, without its tokenizer. Also returns the source of its shapes.
 
     Raises:
-        UserError: neither the hub answers, nor are its shapes known here.
+        UserError: the hub cannot be reached and the shapes are not known here.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM

@@ -1,4 +1,4 @@
-"""Image classifiers of timm's, from the hub or from a folder in timm's layout: config.json and model.safetensors."""
+"""timm image classifiers, from the hub or from a folder in timm's layout: config.json and model.safetensors."""
 
 import dataclasses
 import json
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("flexlora")
 
-LOCAL_HINT = "model=local model.path=DIR takes a model of timm's from a folder"
+LOCAL_HINT = "model=local model.path=DIR takes a timm model from a folder"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 @dataclass(frozen=True)
 class ImageInput:
-    """What a backbone takes images as; mean and deviation are of values in [0, 1], one for each of three channels."""
+    """The image settings of a backbone. Mean and deviation are for values in [0, 1], one for each of three channels."""
 
     size: tuple[int, int]
     """Height and width."""
@@ -38,7 +38,7 @@ class ImageInput:
 
 @dataclass
 class ImageBackbone(Backbone):
-    """A classifier that is called with a batch of images, (rows, 3, height, width), and answers with their logits."""
+    """A classifier whose model maps a batch of images, (rows, 3, height, width), to logits."""
 
     size: tuple[int, int]
     dtype: "torch.dtype"
@@ -48,7 +48,7 @@ class ImageBackbone(Backbone):
         return logits
 
     def made_batch(self, rows: int, length: int) -> "dict[str, torch.Tensor]":
-        """`rows` images; they have no length."""
+        """Make a batch of `rows` images. `length` has no meaning for images."""
         import torch
 
         return {"images": torch.zeros(rows, 3, *self.size, dtype=torch.uint8)}
@@ -59,18 +59,19 @@ class ImageBackbone(Backbone):
         except (AttributeError, AssertionError) as error:
             name = type(self.model).__name__
             raise UserError(
-                f"training.gradient_checkpointing: {name} of timm's cannot recompute activations"
+                f"training.gradient_checkpointing: timm's {name} does not support it: "
+                "set training.gradient_checkpointing=false"
             ) from error
 
 
 @dataclass(frozen=True)
 class _Description:
-    """A model's config.json: which architecture of timm's, made with what, and what it takes images as."""
+    """The content of a model's config.json: timm's architecture, its arguments, and the image settings."""
 
     architecture: str
     arguments: dict[str, Any]
     pretrained: dict[str, Any]
-    """timm's own description of the architecture, with what the file says of this checkpoint."""
+    """timm's own description of the architecture, updated by the file's values."""
 
     @property
     def head(self) -> list[str]:
@@ -79,18 +80,18 @@ class _Description:
 
 
 def load(settings: ModelSettings, num_labels: int | None) -> ImageBackbone:
-    """A model of timm's with a fresh head of `num_labels` classes. Nothing is unpickled.
+    """Load a timm model with a fresh head of `num_labels` classes. Nothing is unpickled.
 
     Raises:
-        UserError: nothing at `model.path`, no such model in reach, an architecture that timm does not know, weights
-            that are not there, not all there or of other shapes, or a task without classes.
+        UserError: `model.path` does not exist, the hub's model cannot be reached, timm does not know the architecture,
+            weights are missing or have other shapes, or the task has no classes.
     """
     if settings.path is None:
-        raise UserError("model.path is not set: model=local needs model.path=DIR, a folder with a model of timm's")
+        raise UserError("model.path is not set: model=local needs model.path=DIR, a folder with a timm model")
     if not settings.use_safetensors:
         raise UserError("model.use_safetensors=false: image classifiers are read from safetensors only")
     if settings.quantization is not None:
-        raise UserError("model.quantization: image classifiers are not packed, set model.quantization=null")
+        raise UserError("model.quantization: image classifiers cannot be quantised: set model.quantization=null")
     config, weights, revision = _fetched(settings) if on_hub(settings) else (*_in_folder(settings.path), None)
     description = _read(config, settings.path)
     model = _made(description, num_labels, settings.path)
@@ -99,10 +100,10 @@ def load(settings: ModelSettings, num_labels: int | None) -> ImageBackbone:
 
 
 def outline(settings: ModelSettings, num_labels: int | None) -> tuple[ImageBackbone, str]:
-    """A hub model on the meta device, and where its shapes are from.
+    """Make a hub model on the meta device. Also returns the source of its shapes.
 
     Raises:
-        UserError: neither the hub answers, nor are its shapes known here.
+        UserError: the hub cannot be reached and the shapes are not known here.
     """
     import torch
 
@@ -126,9 +127,9 @@ def outline(settings: ModelSettings, num_labels: int | None) -> tuple[ImageBackb
 def _in_folder(path: str) -> tuple[Path, Path]:
     folder = existing_folder("model.path", path)
     if not (folder / CONFIG).is_file():
-        raise UserError(f"model.path: {path} has no {CONFIG}, it is not a model of timm's")
+        raise UserError(f"model.path: {path} has no {CONFIG}: it is not a timm model")
     if not (folder / WEIGHTS).is_file():
-        raise UserError(f"model.path: {path} has no {WEIGHTS}; weights in other files are not read")
+        raise UserError(f"model.path: {path} has no {WEIGHTS}: weights in other files are not read")
     return folder / CONFIG, folder / WEIGHTS
 
 
@@ -144,13 +145,13 @@ def _from_hub(settings: ModelSettings, name: str) -> Path:
     assert settings.path is not None
     trouble = trouble_with(settings.path, "model", settings.revision)
     if trouble is None and name == WEIGHTS:
-        log.info("%s: fetched from the hub where the local cache does not have it", settings.path)
+        log.info("%s: fetching it from the hub unless it is in the local cache", settings.path)
     disable_progress_bars()
     try:
         return Path(
             hf_hub_download(settings.path, name, revision=settings.revision, local_files_only=trouble is not None)
         )
-    except Exception as error:  # of the library, of the cache, of whatever opens connections
+    except Exception as error:  # the cache and the network libraries raise many kinds of errors
         if trouble is not None:
             raise UserError(f"{settings.path} is not in the local cache and {trouble}; {LOCAL_HINT}") from error
         raise UserError(f"cannot load {settings.path} from the hub: {what_failed(error)}; {LOCAL_HINT}") from error
@@ -165,21 +166,21 @@ def _read(file: Path, path: str) -> _Description:
 
 
 def _described(values: Any, path: str) -> _Description:
-    """From config.json's values: timm's own layout, or one where pretrained_cfg's keys stand beside the others."""
+    """Interpret config.json's values: timm's own layout, or one with the keys of pretrained_cfg at the top level."""
     import timm
     from timm.models import PretrainedCfg
 
     architecture = values.get("architecture") if isinstance(values, dict) else None
     if not isinstance(architecture, str):
-        raise UserError(f"model.path: {CONFIG} of {path} names no architecture, it is not a model of timm's")
+        raise UserError(f"model.path: {CONFIG} of {path} names no architecture: it is not a timm model")
     given, arguments = values.get("pretrained_cfg", values), values.get("model_args") or {}
     if not isinstance(given, dict) or not isinstance(arguments, dict):
-        raise UserError(f"model.path: {CONFIG} of {path} is not as timm writes it")
-    name = architecture.partition(".")[0]  # behind the point stands what it was trained on
+        raise UserError(f"model.path: {CONFIG} of {path} is not in timm's format")
+    name = architecture.partition(".")[0]  # the part after the point names the training data
     if not timm.is_model(name):
         near = did_you_mean(name, timm.list_models())
-        raise UserError(f"model.path: {path} is of an architecture '{name}' that timm does not have.{near}")
-    # Where a checkpoint would be fetched from is left out: it is read from where it lies.
+        raise UserError(f"model.path: {path} has the architecture '{name}', which timm does not have.{near}")
+    # The keys for downloading a checkpoint are left out: the weights are read from the local file.
     known = {field.name for field in dataclasses.fields(PretrainedCfg)} - {
         *("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load"),
     }
@@ -189,11 +190,11 @@ def _described(values: Any, path: str) -> _Description:
 
 
 def _made(description: _Description, num_labels: int | None, path: str) -> Any:
-    """The architecture with random weights, a fresh head of `num_labels` among them."""
+    """Make the architecture with random weights and a fresh head of `num_labels` classes."""
     import timm
 
     if num_labels is None:
-        raise UserError("this task has no classes: it takes a model of another kind than image_classifier")
+        raise UserError("this task has no classes: choose a model of another kind than image_classifier")
     try:
         model = timm.create_model(
             description.architecture,
@@ -202,14 +203,14 @@ def _made(description: _Description, num_labels: int | None, path: str) -> Any:
             **description.arguments | {"num_classes": num_labels},
         )
     except (TypeError, ValueError, RuntimeError, AssertionError, KeyError) as error:
-        raise UserError(f"model.path: timm cannot make what {CONFIG} of {path} says: {one_line(error)}") from error
+        raise UserError(f"model.path: timm cannot make the model in {CONFIG} of {path}: {one_line(error)}") from error
     if not description.head or any(not hasattr(model.get_submodule(name), "weight") for name in description.head):
-        raise UserError(f"model.path: {description.architecture} of timm's is no classifier: it has no head to train")
+        raise UserError(f"model.path: timm's {description.architecture} is not a classifier: it has no head to train")
     return model
 
 
 def _fill(model: Any, head: list[str], file: Path, path: str) -> None:
-    """All of the model's weights but its head's, from `file`."""
+    """Load all weights of the model except its head's from `file`."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -225,12 +226,17 @@ def _fill(model: Any, head: list[str], file: Path, path: str) -> None:
     for name, value in held.items():
         if saved[name].shape != value.shape:
             raise UserError(
-                f"model.path: {path} contradicts itself: {name} is {list(saved[name].shape)}, "
-                f"by {CONFIG} {list(value.shape)}"
+                f"model.path: {path} contradicts its {CONFIG}: {name} has shape {list(saved[name].shape)}, "
+                f"but {CONFIG} gives {list(value.shape)}"
             )
     strange = [name for name in saved if name not in held and not name.startswith(in_head)]
     if strange:
-        log.warning("model.path: %d tensors of %s have no place and are left out: %s", len(strange), path, strange[0])
+        log.warning(
+            "model.path: %d tensors of %s are ignored because the model has no such weights: %s",
+            len(strange),
+            path,
+            strange[0],
+        )
     model.load_state_dict({name: saved[name] for name in held}, strict=False)
 
 
@@ -241,7 +247,7 @@ def _backbone(model: Any, description: _Description, settings: ModelSettings, re
     takes = resolve_data_config({}, pretrained_cfg=description.pretrained)
     channels, height, width = takes["input_size"]
     if channels != 3:
-        raise UserError(f"model.path: {settings.path} takes images of {channels} channels, not of three")
+        raise UserError(f"model.path: {settings.path} takes images with {channels} channels: only 3 are supported")
     dtype = getattr(torch, settings.dtype.value)
     size = (height, width)
     return ImageBackbone(
@@ -257,9 +263,11 @@ def _backbone(model: Any, description: _Description, settings: ModelSettings, re
 
 
 def _last_names(model: Any, head: list[str]) -> list[str]:
-    """The head's modules by their last names, as methods look for them: `fc` of `head.fc`."""
+    """The last parts of the head modules' names, which methods match: `fc` for `head.fc`."""
     names = [name.rpartition(".")[2] for name in head]
     others = [name for name, _ in model.named_modules() if name not in head and name.rpartition(".")[2] in names]
     if others:
-        raise UserError(f"model.path: the head of {type(model).__name__} is called as {others[0]} is: not supported")
+        raise UserError(
+            f"model.path: {type(model).__name__} is not supported: its head has the same name as {others[0]}"
+        )
     return names

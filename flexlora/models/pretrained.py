@@ -1,4 +1,4 @@
-"""Where a pretrained transformers model is read from, and what to say where it cannot be."""
+"""The source of a pretrained transformers model, and the error messages if it cannot be loaded."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,14 +14,15 @@ from flexlora.settings import ModelSettings
 
 @contextmanager
 def pretrained(settings: ModelSettings, hint: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The first argument and the keywords of a `from_pretrained`; what fails in the block is said in one line.
+    """Yield the first argument and the keywords for `from_pretrained`. Errors in the block become one-line messages.
 
     Args:
         settings: `model.*`.
-        hint: what to do where the hub cannot be reached.
+        hint: what the user can do if the hub cannot be reached.
 
     Raises:
-        UserError: nothing at `model.path`, no such model in reach, or files that cannot be read.
+        UserError: `model.path` is not set or does not exist, the hub's model cannot be reached, or a file cannot be
+            read.
     """
     if settings.path is None:
         raise UserError("model.path is not set: model=local needs model.path=DIR, a folder with a saved model")
@@ -29,7 +30,7 @@ def pretrained(settings: ModelSettings, hint: str) -> Iterator[tuple[str, dict[s
     if not on_hub(settings):
         existing_folder("model.path", settings.path)
         if not (folder / "config.json").is_file():
-            raise UserError(f"model.path: {settings.path} has no config.json, it is not a saved transformers model")
+            raise UserError(f"model.path: {settings.path} has no config.json: it is not a saved transformers model")
         source, trouble = str(folder), None
     else:
         source, trouble = settings.path, trouble_with(settings.path, "model", settings.revision)
@@ -38,7 +39,7 @@ def pretrained(settings: ModelSettings, hint: str) -> Iterator[tuple[str, dict[s
         yield source, {"revision": settings.revision, "local_files_only": only_here, "trust_remote_code": False}
     except UserError:
         raise
-    except Exception as error:  # a damaged file makes each library fail in its own ways, and so does a connection
+    except Exception as error:  # libraries raise many kinds of errors on damaged files and broken connections
         if folder.is_dir():
             kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
             raise UserError(f"model.path: cannot load {settings.path}: {kind}{one_line(error)}") from error

@@ -1,7 +1,7 @@
-"""The paper's backbones at their exact shapes with random weights, built offline.
+"""The paper's backbones in their exact shapes with random weights, built offline.
 
-For counting parameters (on the meta device), for benchmarks, and for trying the real shapes where no hub can be
-reached. The configurations are those of the published checkpoints.
+They serve to count parameters (on the meta device), to run benchmarks, and to try the real shapes without the hub. The
+configurations are those of the published checkpoints.
 """
 
 from __future__ import annotations
@@ -84,13 +84,13 @@ VIT_B16 = "vit_base_patch16_224.augreg_in21k"
 def random_init(
     name: str, *, num_labels: int = 2, layers: int | None = None, device: str | torch.device = "cpu"
 ) -> nn.Module:
-    """Build a backbone at its exact shapes with random weights.
+    """Build a backbone in its exact shapes with random weights.
 
     Args:
         name: deberta_v3_base, roberta_base, llama3_8b or vit_b16.
-        num_labels: classes of the head (a causal LM has none of its own).
-        layers: use fewer transformer layers than the real model.
-        device: 'meta' to count parameters without memory.
+        num_labels: the number of classes of the head; ignored for a causal LM.
+        layers: the number of transformer layers, if it differs from the real model.
+        device: 'meta' allocates no memory, which is enough to count parameters.
 
     Raises:
         ValueError: the name is not one of these.
@@ -108,7 +108,7 @@ def random_init(
             depth: dict[str, Any] = {} if layers is None else {"depth": layers}
             return timm.create_model(VIT_B16, pretrained=False, num_classes=num_labels, **depth)
     raise ValueError(
-        f"there is no exact shape for '{name}'; there are deberta_v3_base, roberta_base, llama3_8b and vit_b16."
+        f"the exact shapes of '{name}' are not known. Known are: deberta_v3_base, roberta_base, llama3_8b and vit_b16."
     )
 
 

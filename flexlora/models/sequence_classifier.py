@@ -17,11 +17,11 @@ LOCAL_HINT = "model=local model.path=DIR takes an encoder from a folder"
 
 
 def load(settings: ModelSettings, num_labels: int) -> Backbone:
-    """Model and tokenizer. Code that comes with a checkpoint is never run.
+    """Load model and tokenizer. Code from a checkpoint is never run.
 
     Raises:
-        UserError: nothing at `model.path`, no such model in reach, an architecture nobody has described, or a
-            checkpoint that leaves parts of the encoder random.
+        UserError: `model.path` does not exist, the hub's model cannot be reached, the architecture is not described,
+            or the checkpoint lacks weights of the encoder.
     """
     with pretrained(settings, LOCAL_HINT) as (source, where):
         return _load(source, where, settings, num_labels)
@@ -32,7 +32,7 @@ def _load(source: str, where: dict[str, Any], settings: ModelSettings, num_label
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
     from transformers.utils import logging
 
-    # Its report on the fresh head says the expected at length; what is not expected is checked below.
+    # transformers would print a long report about the expected fresh head. Unexpected problems are checked below.
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
@@ -40,10 +40,10 @@ def _load(source: str, where: dict[str, Any], settings: ModelSettings, num_label
     architecture = ENCODERS.get(config.model_type)
     if architecture is None:
         known = ", ".join(sorted(ENCODERS))
-        raise UserError(f"model.path: architecture '{config.model_type}' is not among those described: {known}")
+        raise UserError(f"model.path: architecture '{config.model_type}' is not supported. Supported are: {known}")
     tokenizer = AutoTokenizer.from_pretrained(source, **where)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        # Where its files are missing transformers makes one that knows no word: every sentence would be [UNK].
+        # Without tokenizer files transformers makes an empty tokenizer, which maps every word to [UNK].
         raise UserError(f"model.path: {settings.path} has no tokenizer: save it beside the model")
     model, report = AutoModelForSequenceClassification.from_pretrained(
         source,
@@ -51,7 +51,7 @@ def _load(source: str, where: dict[str, Any], settings: ModelSettings, num_label
         use_safetensors=settings.use_safetensors,
         dtype=getattr(torch, settings.dtype.value),
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # a head of another task's; of the rest none is taken below
+        ignore_mismatched_sizes=True,  # allowed for a head of another task, refused below for all other weights
         **where,
     )
     head = list(architecture.head_modules)
@@ -62,17 +62,21 @@ def _load(source: str, where: dict[str, Any], settings: ModelSettings, num_label
         )
     layers = [name for name in report["unexpected_keys"] if not {"layer", "layers"}.isdisjoint(name.split("."))]
     if layers:
-        raise UserError(f"model.path: {settings.path} contradicts itself: config.json knows no {layers[0]}")
+        raise UserError(
+            f"model.path: {settings.path} contradicts its config.json: the weights have {layers[0]}, "
+            "but config.json describes no such layer"
+        )
     for name, theirs, ours in report["mismatched_keys"]:
         if set(head).isdisjoint(name.split(".")):
             raise UserError(
-                f"model.path: {settings.path} contradicts itself: {name} is {list(theirs)}, by config.json {list(ours)}"
+                f"model.path: {settings.path} contradicts its config.json: {name} has shape {list(theirs)}, "
+                f"but config.json gives {list(ours)}"
             )
-        log.info("model.path: %s has another shape there and starts anew", name)
+        log.info("model.path: %s has another shape in the checkpoint and is initialised again", name)
     if len(tokenizer) > config.vocab_size:
         raise UserError(
-            f"model.path: the tokenizer of {settings.path} has {len(tokenizer)} words, the model {config.vocab_size}: "
-            "they do not belong together"
+            f"model.path: the tokenizer of {settings.path} has {len(tokenizer)} words, "
+            f"but the model has {config.vocab_size}: they do not belong together"
         )
     tokenizer.model_max_length = min(tokenizer.model_max_length, positions(model))
     return Backbone(
@@ -86,10 +90,10 @@ def _load(source: str, where: dict[str, Any], settings: ModelSettings, num_label
 
 
 def outline(settings: ModelSettings, num_labels: int) -> tuple[Backbone, str]:
-    """A hub model on the meta device, without a tokenizer, and where its shapes are from.
+    """Make a hub model on the meta device, without its tokenizer. Also returns the source of its shapes.
 
     Raises:
-        UserError: neither the hub answers, nor are its shapes known here; or its architecture is not described.
+        UserError: the hub cannot be reached and the shapes are not known here, or the architecture is not described.
     """
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
@@ -118,7 +122,7 @@ def outline(settings: ModelSettings, num_labels: int) -> tuple[Backbone, str]:
         source = "by the hub's config"
     architecture = ENCODERS.get(model.config.model_type)
     if architecture is None:
-        raise UserError(f"model.path: architecture '{model.config.model_type}' is not described")
+        raise UserError(f"model.path: architecture '{model.config.model_type}' is not supported")
     model.to(getattr(torch, settings.dtype.value))
     backbone = Backbone(
         model=model,
@@ -132,11 +136,11 @@ def outline(settings: ModelSettings, num_labels: int) -> tuple[Backbone, str]:
 
 
 def positions(model: Any) -> int:
-    """Tokens that an encoder's table of absolute positions has room for; a very large number where it has none."""
+    """The number of tokens in an encoder's table of absolute positions; `sys.maxsize` if it has no such table."""
     from torch import nn
 
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            # RoBERTa counts its positions from behind the padding's.
+            # RoBERTa counts positions from the padding id plus one.
             return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
     return sys.maxsize

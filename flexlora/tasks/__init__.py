@@ -1,4 +1,4 @@
-"""Tasks: load the splits, turn examples into batches, score predictions. One file a family; `task.family` names it."""
+"""Tasks load the splits, turn examples into batches and score predictions. `task.family` names the file of a family."""
 
 from flexlora.tasks.base import Split, Task, load_task
 

@@ -1,8 +1,7 @@
-"""Questions in words with options to choose from: one model trained on all, several test sets (Commonsense170K).
+"""Multiple-choice questions: one training set and several test sets (Commonsense170K).
 
-A causal language model is trained on whole texts and asked by the protocol of LLM-Adapters;
-docs/reference/commonsense.md
-says where each part of it comes from.
+A causal language model is trained on whole texts and tested by the protocol of LLM-Adapters.
+docs/reference/commonsense.md names the source of each part.
 """
 
 import logging
@@ -35,8 +34,10 @@ UNPARSED = -1
 
 @dataclass
 class Commonsense(Task):
-    """Rows as read, and once tokenised the splits a loop takes. A prediction is the number of a word of the row's
-    format, or -1 where the model's text has none of them."""
+    """A commonsense task: its rows as read and, after `preprocess`, its splits.
+
+    A prediction is the index of an answer word in the row's format, or -1 if the model's text contains none of them.
+    """
 
     settings: CommonsenseTask
     train_rows: Sequence[Row]
@@ -56,7 +57,10 @@ class Commonsense(Task):
         figures = [f"{name}_{self._prefix}accuracy" for name in self.evaluation_rows]
         if self.settings.main_metric not in ("average", *figures):
             near = did_you_mean(self.settings.main_metric, figures)
-            raise UserError(f"task.main_metric: there is no '{self.settings.main_metric}'.{near}")
+            raise UserError(
+                f"task.main_metric: there is no metric '{self.settings.main_metric}'.{near} "
+                f"There are: average, {', '.join(figures)}."
+            )
         self.main_metric = self.settings.main_metric
         if self.main_metric == "average":
             self.main_metric = f"{self._prefix}average"
@@ -68,7 +72,7 @@ class Commonsense(Task):
         self.evaluation = [self._test_split(name, rows, cache) for name, rows in self.evaluation_rows.items()]
 
     def _train_split(self, cache: TokenCache) -> Split:
-        """Whole texts of at most `max_length` tokens, with the end-of-sequence token where one still fits.
+        """Tokenise the training texts: at most `max_length` tokens, with the end-of-sequence token if it still fits.
 
         An example's label is the number of tokens at its start that the loss leaves out.
         """
@@ -78,7 +82,7 @@ class Commonsense(Task):
         cut = sum(length >= longest for length in tokens.lengths)
         if cut:
             log.info(
-                "%d of %d training texts reach task.max_length=%d: what does not fit is cut, the answer first",
+                "%d of %d training texts reach task.max_length=%d tokens: they are cut at the end, where the answer is",
                 cut,
                 len(self.train_rows),
                 longest,
@@ -89,7 +93,7 @@ class Commonsense(Task):
         return Split("train", Examples(tokens, left_out), tokens.lengths)
 
     def _test_split(self, name: str, rows: Sequence[Row], cache: TokenCache) -> Split:
-        """Prompts, and texts to weigh: of the right answer, or of every option where the mode ranks them."""
+        """Tokenise the prompts and the texts to score: the right answer's, or every option's in likelihood mode."""
         prompts = cache.tokens(([evaluation_prompt(row) for row in rows],), WHOLE)
         starts = cache.tokens(([training_text(row, "") for row in rows],), WHOLE).lengths
         offered = [options_of(row) if self._ranks else (row["answer"],) for row in rows]
@@ -123,12 +127,12 @@ class Commonsense(Task):
         return {**batch, "labels": labels}
 
     def _collate_questions(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Prompts as `input_ids`; the texts to weigh of all of them in one row, with whose and which they are."""
+        """Batch the prompts as `input_ids`, and all texts to score as `text_ids` with their row and option."""
         prompts = pad([{"input_ids": example["input_ids"]} for example in examples], self.processor)
         texts = pad([{"input_ids": text} for example in examples for text in example["texts"]], self.processor)
         counts = [len(example["texts"]) for example in examples]
         starts = torch.tensor([example["start"] for example in examples]).repeat_interleave(torch.tensor(counts))
-        # Of a text padded on the left, what stands at least `start` tokens after its first one.
+        # Texts are padded on the left. The scored tokens are at least `start` tokens after the first real token.
         place = texts["attention_mask"].cumsum(dim=1) - 1
         return {
             **prompts,
@@ -148,21 +152,21 @@ class Commonsense(Task):
         return token_loss(model, batch)
 
     def predict(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss is that of the right answer's sentence after its question, a token's mean."""
+        """Compute the loss and the answers. The loss is the mean over the tokens of the right answer's sentence."""
         weights = answer_log_probabilities(model, batch["text_ids"], batch["text_mask"], batch["scored"])
         is_right = batch["option"] == batch["answer"][batch["row"]]
         loss = -weights[is_right].sum() / batch["scored"][is_right].sum().clamp(min=1)
         return loss, self._likeliest(batch, weights) if self._ranks else self.answered(model, batch)
 
     def _likeliest(self, batch: dict[str, torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
-        """The likeliest option of each row, of equal ones the first."""
+        """Find the most likely option of each row, the first one among equals."""
         widest = max(len(words) for words in FORMATS)
         table = weights.new_full((len(batch["format"]), widest), -torch.inf)
         table[batch["row"], batch["option"]] = weights
         return table.argmax(dim=1)
 
     def answered(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The number of the first word of its format in what the model makes of each prompt; -1 without one."""
+        """Generate an answer to each prompt and return the index of its first answer word, or -1 if it has none."""
         words = [FORMATS[i] for i in batch["format"].tolist()]
         ask = partial(
             generate,
@@ -183,7 +187,7 @@ class Commonsense(Task):
         return torch.tensor(answers, device=made.device)
 
     def score(self, split: Split, predictions: Sequence[Any]) -> dict[str, float]:
-        """`<set>_accuracy`, and `<set>_unparsed`: how many texts have none of the options, each counted wrong."""
+        """Compute `<set>_accuracy`, and `<set>_unparsed`: the number of texts without an answer word, counted wrong."""
         right = [example["answer"] == given for example, given in zip(split.examples, predictions, strict=True)]
         scores = {f"{split.name}_{self._prefix}accuracy": fmean(right)}
         if not self._ranks:
@@ -191,17 +195,17 @@ class Commonsense(Task):
         return scores
 
     def aggregate(self, scores: dict[str, float]) -> dict[str, float]:
-        """The plain mean of the test sets' accuracies, as the paper's last column."""
+        """Compute the unweighted mean of the test sets' accuracies, as in the paper's last column."""
         accuracies = [scores[f"{name}_{self._prefix}accuracy"] for name in self.evaluation_rows]
         return {f"{self._prefix}average": fmean(accuracies)}
 
 
-# Of a tokenizer: cut nothing.
+# A length limit for the tokenizer that cuts nothing.
 WHOLE = 2**20
 
 
 def with_end(tokens: Tokens, end: int, longest: int) -> Tokens:
-    """The same with the token `end` behind each text that is shorter than `longest` and does not end with it."""
+    """Append the token `end` to each text that is shorter than `longest` and does not already end with it."""
     ids = tokens.columns["input_ids"]
     lengths = np.diff(tokens.offsets)
     last = ids[tokens.offsets[1:] - 1]
@@ -211,10 +215,10 @@ def with_end(tokens: Tokens, end: int, longest: int) -> Tokens:
 
 
 def load(settings: CommonsenseTask) -> Commonsense:
-    """Read the rows to train on and the test sets, from `task.data_dir` or the hub.
+    """Read the training rows and the test sets from `task.data_dir` or from the hub.
 
     Raises:
-        UserError: no such set, a folder or file is missing, a row is broken, the hub is out of reach.
+        UserError: a set does not exist, a folder or file is missing, a row is broken, or the hub cannot be reached.
     """
     check_sets(settings)
     root, provenance = (_folder if settings.hub_path is None or settings.data_dir is not None else _from_hub)(settings)
@@ -236,7 +240,7 @@ def load(settings: CommonsenseTask) -> Commonsense:
 def commonsense(
     settings: CommonsenseTask, train: Sequence[Row], evaluation: Mapping[str, Sequence[Row]], provenance: dict[str, Any]
 ) -> Commonsense:
-    """The task over these rows, or over the first of them where the settings want no more."""
+    """Make the task from these rows, cut to `max_train_rows` and `max_eval_rows`."""
     whole = [len(rows) for rows in (train, *evaluation.values())]
     if settings.validation_rows is not None:
         kept, held = held_out(settings.validation_rows, len(train))
@@ -249,10 +253,10 @@ def commonsense(
 
 
 def check_sets(settings: CommonsenseTask) -> None:
-    """Refuse sets to train or test on that do not exist, or none of them.
+    """Check `task.train_sets` and `task.test_sets`.
 
     Raises:
-        UserError: the message names the setting and what there is.
+        UserError: a named set does not exist, a set is named twice, or a list is empty.
     """
     for key in ("train_sets", "test_sets"):
         names = getattr(settings, key)
@@ -262,7 +266,7 @@ def check_sets(settings: CommonsenseTask) -> None:
 
 def _check_sets(key: str, names: Sequence[str]) -> None:
     if not names:
-        raise UserError(f"{key} is an empty list: name some of {', '.join(TEST_SETS)}")
+        raise UserError(f"{key} is an empty list: name one or more of {', '.join(TEST_SETS)}")
     for name in names:
         if name not in TEST_SETS:
             near = did_you_mean(name, TEST_SETS)
@@ -274,7 +278,7 @@ def _check_sets(key: str, names: Sequence[str]) -> None:
 def _folder(settings: CommonsenseTask) -> tuple[Path, dict[str, Any]]:
     if settings.data_dir is None:
         raise UserError(
-            "task.data_dir is not set: give a folder in LLM-Adapters' layout "
+            "task.data_dir is not set: set it to a folder in LLM-Adapters' layout "
             f"({settings.train_file}, dataset/<set>/test.json), such as a clone of AGI-Edgerunners/LLM-Adapters"
         )
     root = existing_folder("task.data_dir", settings.data_dir)
@@ -283,7 +287,7 @@ def _folder(settings: CommonsenseTask) -> tuple[Path, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Wanted:
-    """`name` in `folder`, where LLM-Adapters has it, or at the top."""
+    """A file of the data set: it is in `folder`, as in LLM-Adapters' repository, or at the top level."""
 
     folder: str
     name: str
@@ -314,7 +318,7 @@ def _find(root: Path, file: Wanted) -> Path:
 
 
 def _from_hub(settings: CommonsenseTask) -> tuple[Path, dict[str, Any]]:
-    """What is wanted of `task.hub_path`, and no other file of it: LLM-Adapters' repository has many."""
+    """Fetch only the needed files of `task.hub_path`: LLM-Adapters' repository has many others."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import disable_progress_bars
 
@@ -334,7 +338,7 @@ def _from_hub(settings: CommonsenseTask) -> tuple[Path, dict[str, Any]]:
                 local_files_only=trouble is not None,
             )
         )
-    except Exception as error:  # of the cache, of whatever opens connections
+    except Exception as error:  # the cache and the network libraries raise many kinds of errors
         if trouble is not None:
             raise UserError(f"{path} is not in the local cache and {trouble}; {hint}") from error
         raise UserError(f"cannot load {path} from the hub: {what_failed(error)}; {hint}") from error
@@ -343,5 +347,5 @@ def _from_hub(settings: CommonsenseTask) -> tuple[Path, dict[str, Any]]:
             if trouble is not None:
                 raise UserError(f"{file.name} of {path} is not in the local cache and {trouble}; {hint}")
             raise UserError(f"task.hub_path: {path} has neither {' nor '.join(file.places)}; {hint}")
-    # The cache's folder of a snapshot is named after its commit.
+    # The cache names a snapshot's folder after its commit.
     return root, {"source": "hub", "layout": "LLM-Adapters", "path": path, "revision": root.name}

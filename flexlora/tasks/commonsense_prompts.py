@@ -1,14 +1,14 @@
-"""The protocol's texts (AGI-Edgerunners/LLM-Adapters 8166572), to the blank.
+"""The protocol's prompts (AGI-Edgerunners/LLM-Adapters 8166572), including their exact spaces.
 
-Its two scripts differ in blanks: finetune.py ends the first line with two of them, commonsense_evaluate.py with one,
-and only finetune.py indents its empty lines. A model is trained on the one and tested with the other, by everyone who
-follows the protocol; so it is here.
+Its two scripts differ in their spaces: finetune.py ends the first line with two spaces, commonsense_evaluate.py with
+one, and only finetune.py indents empty lines. The published results train with the first and test with the second. We
+do the same.
 """
 
 from flexlora.tasks.commonsense_rows import Row
 
 RESPONSE = "### Response:"
-"""What the protocol cuts a model's text at."""
+"""The protocol reads a model's answer after this heading."""
 
 _INDENT = " " * 16
 _PLAIN = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -19,7 +19,7 @@ _WITH_INPUT = (
 
 
 def training_text(row: Row, output: str) -> str:
-    """A row with its `output` as finetune.py makes it: what is trained on."""
+    """Make the training text of a row with `output`, as finetune.py does."""
     sections = [("### Instruction:", row["instruction"])]
     if row["input"]:
         sections.append(("### Input:", row["input"]))
@@ -28,15 +28,15 @@ def training_text(row: Row, output: str) -> str:
 
 
 def evaluation_prompt(row: Row) -> str:
-    """A row as commonsense_evaluate.py asks it: it leaves the row's input out, which is empty in all eight sets."""
+    """Make the test prompt of a row, as commonsense_evaluate.py does. It omits `input`, which is always empty."""
     return f"{_PLAIN} \n\n" + _joined([("### Instruction:", row["instruction"]), (RESPONSE, "")], empty="")
 
 
 def answer_sentence(option: str) -> str:
-    """The output of every row of the training set whose answer is `option`."""
+    """The output of a training row whose answer is `option`."""
     return f"the correct answer is {option}"
 
 
 def _joined(sections: list[tuple[str, str]], empty: str) -> str:
-    """Headings and texts, each on an indented line of its own, with a line between sections that holds `empty`."""
+    """Join headings and texts, each on its own indented line. A line with `empty` separates the sections."""
     return f"\n{empty}\n".join(f"{_INDENT}{heading}\n{_INDENT}{text}" for heading, text in sections)

@@ -1,4 +1,4 @@
-"""Rows in LLM-Adapters' JSON: an instruction that lists its options, and the word of the right one."""
+"""Rows in LLM-Adapters' JSON: an instruction that lists its options, and the word of the right option."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from typing import Any
 from flexlora.errors import UserError
 
 Row = Mapping[str, str]
-"""`instruction`, `input` (empty in all of this benchmark's), `output` (the answer in a sentence) and `answer`."""
+"""The keys are `instruction`, `input` (always empty in this benchmark), `output` (the answer sentence) and `answer`."""
 
 KEYS = ("instruction", "input", "output", "answer")
 
@@ -22,7 +22,7 @@ FORMATS: tuple[tuple[str, ...], ...] = (
     ("ending1", "ending2", "ending3", "ending4"),
     ("option1", "option2"),
 )
-"""The words that answer a question of each kind; a text's answer is the first of them in it."""
+"""The answer words of each kind of question. The first one that occurs in a text is the text's answer."""
 
 TEST_SETS: dict[str, tuple[str, ...]] = {
     "boolq": FORMATS[0],
@@ -34,7 +34,7 @@ TEST_SETS: dict[str, tuple[str, ...]] = {
     "ARC-Challenge": FORMATS[2],
     "openbookqa": FORMATS[2],
 }
-"""The eight test sets and the format of each one's questions."""
+"""The eight test sets and the answer words of their questions."""
 
 _LISTED = re.compile(r"Answer format: (\S+)\s*$")
 
@@ -48,12 +48,12 @@ class File:
 
 
 def format_of(row: Row) -> tuple[str, ...]:
-    """The words that answer a question of this row's kind, by its own answer."""
+    """Find the format of a row: the group of answer words that contains its answer."""
     return next(words for words in FORMATS if row["answer"] in words)
 
 
 def options_of(row: Row) -> tuple[str, ...]:
-    """The words that this very row offers: those its instruction lists at its end, else all of its format."""
+    """The answer words that the row's instruction lists at its end, or all words of its format if it lists none."""
     words = format_of(row)
     listed = _LISTED.search(row["instruction"])
     offered = tuple(word for word in words if word in listed[1].split("/")) if listed else ()
@@ -61,25 +61,26 @@ def options_of(row: Row) -> tuple[str, ...]:
 
 
 def extract(text: str, words: Sequence[str]) -> str | None:
-    """The first of `words` in a model's text, as the protocol reads it; None where there is none of them."""
+    """Find the first of `words` in a model's text, as the protocol does; None if the text contains none of them."""
     found = re.search("|".join(words), text.strip())
     return None if found is None else found[0]
 
 
 def read_rows(path: Path, test_set: str | None = None) -> File:
-    """The rows of a JSON file, each checked; of a test set's they answer in its format.
+    """Read and check the rows of a JSON file. The rows of a test set must answer in its format.
 
     Raises:
-        UserError: no JSON, not a list of rows, or a row that is broken; the message names file and row (from 1).
-        OSError: it cannot be read.
+        UserError: the file is not JSON, is not a list of rows, or has a broken row. The message names the file and the
+            row, counted from 1.
+        OSError: the file cannot be read.
     """
     content = path.read_bytes()
     try:
         rows = json.loads(content)
-    except ValueError as error:  # broken JSON, or bytes that are no text
-        raise UserError(f"{path} is no JSON: {error}") from error
+    except ValueError as error:  # broken JSON, or bytes that are not text
+        raise UserError(f"{path} is not JSON: {error}") from error
     if not isinstance(rows, list):
-        raise UserError(f"{path} holds no list of rows")
+        raise UserError(f"{path} is not a list of rows")
     if not rows:
         raise UserError(f"{path} has no rows")
     words = TEST_SETS[test_set] if test_set else tuple(word for format in FORMATS for word in format)
@@ -92,12 +93,12 @@ def read_rows(path: Path, test_set: str | None = None) -> File:
 
 def _wrong_with(row: Any, words: Sequence[str]) -> str | None:
     if not isinstance(row, dict):
-        return "it is no row with instruction, output and answer"
+        return "the row is not an object with instruction, output and answer"
     for key in ("instruction", "output", "answer"):
         if not isinstance(row.get(key), str) or not row[key].strip():
-            return f"it has no '{key}'"
+            return f"'{key}' is missing, empty or not a text"
     if not isinstance(row.get("input", ""), str):
-        return "its 'input' is no text"
+        return "'input' is not a text"
     if row["answer"] not in words:
-        return f"its answer '{row['answer']}' is none of {', '.join(words)}"
+        return f"answer '{row['answer']}' is not one of {', '.join(words)}"
     return None

@@ -1,4 +1,4 @@
-"""The GLUE family: one or two texts in, a class or a number out. What sets its tasks apart is all in their YAML."""
+"""The GLUE family: one or two texts in, a class or a number out. The tasks differ only in their YAML files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from flexlora.tasks.tokens import Examples, TokenCache, cache_folder, pad
 
 @dataclass
 class Glue(Task):
-    """One GLUE task: rows as read, and once tokenised the splits a loop takes."""
+    """A GLUE task: its rows as read and, after `preprocess`, its splits."""
 
     settings: GlueTask
     train_rows: Rows
@@ -40,20 +40,23 @@ class Glue(Task):
         self._metric = load_metric(self.settings.metric)
         fewest, most = self._metric.num_labels
         if not fewest <= self.num_labels <= most:
-            raise UserError(f"task.metric: {self.settings.metric} is not for task.num_labels={self.num_labels}")
+            raise UserError(f"task.metric: {self.settings.metric} does not work with task.num_labels={self.num_labels}")
         several = len(self.settings.tsv.evaluation) > 1
         self._prefixes = {name: f"{name}_" if several else "" for name in self.evaluation_rows}
         figures = [f"{prefix}{score}" for prefix in self._prefixes.values() for score in self._metric.scores]
         if self.main_metric not in figures:
             near = did_you_mean(self.main_metric, figures)
             raise UserError(
-                f"task.main_metric: there is no '{self.main_metric}'.{near} This task has {', '.join(figures)}."
+                f"task.main_metric: there is no metric '{self.main_metric}'.{near} There are: {', '.join(figures)}."
             )
 
     def preprocess(self, processor: Any) -> None:
         own = processor.num_special_tokens_to_add(pair=len(self.settings.text) == 2)
-        if self.settings.max_length <= own:  # the tokenizer would then cut nothing at all
-            raise UserError(f"task.max_length must be above the {own} tokens that this tokenizer adds itself")
+        if self.settings.max_length <= own:  # below this limit the tokenizer cuts nothing
+            raise UserError(
+                f"task.max_length={self.settings.max_length} is too small: "
+                f"it must be larger than the {own} special tokens that this tokenizer adds"
+            )
         self.processor = processor
         cache = TokenCache(cache_folder(self.settings.token_cache), processor)
         self.train = self._split("train", self.train_rows, cache)
@@ -77,7 +80,7 @@ class Glue(Task):
     def predict(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         output = model(**batch)
         logits = output.logits.float()
-        # DeBERTa's single number comes as (batch,), the others' as (batch, 1).
+        # With one label DeBERTa's logits are (batch,), those of the other models (batch, 1).
         return output.loss, logits.reshape(-1) if self.num_labels == 1 else logits.argmax(dim=-1)
 
     def score(self, split: Split, predictions: Sequence[Any]) -> dict[str, float]:
@@ -88,10 +91,10 @@ class Glue(Task):
 
 
 def load(settings: GlueTask) -> Glue:
-    """Read a GLUE task's rows from `task.data_dir`, or from the hub.
+    """Read a GLUE task's rows from `task.data_dir` or from the hub.
 
     Raises:
-        UserError: the folder, a file or a split is missing, a row is broken, the hub is out of reach.
+        UserError: the folder, a file or a split is missing, a row is broken, or the hub cannot be reached.
     """
     check_columns(settings)
     check_labels(settings)
@@ -106,10 +109,10 @@ def load(settings: GlueTask) -> Glue:
 
 
 def glue(settings: GlueTask, train: Rows, evaluation: dict[str, Rows], provenance: dict[str, Any]) -> Glue:
-    """The task over these rows, or over the first of them where the settings want no more."""
+    """Make the task from these rows, cut to `max_train_rows` and `max_eval_rows`."""
     whole = [len(rows) for rows in (train, *evaluation.values())]
     if settings.validation_rows is not None:
-        # In the place of the split that the main metric is of, and under its name.
+        # The held-out rows replace the split of the main metric and take its name.
         first, *_ = evaluation
         split = next((name for name in evaluation if settings.main_metric.startswith(f"{name}_")), first)
         kept, held = held_out(settings.validation_rows, len(train))
@@ -122,16 +125,14 @@ def glue(settings: GlueTask, train: Rows, evaluation: dict[str, Rows], provenanc
 
 
 def _from_folder(settings: GlueTask, root: Path) -> tuple[Rows, dict[str, Rows], dict[str, Any]]:
-    """From the first of the folders that has a file to train on; what lies there decides how it is read."""
+    """Read the rows from the first folder that has a training file. The kind of that file decides how it is read."""
     tsv, hub = settings.tsv, settings.hub
     for folder in dict.fromkeys([root / tsv.folder, root / (hub.name or tsv.folder), root]):
         if not folder.is_dir():
             continue
         classic, files = (folder / tsv.train).is_file(), find_split(folder, hub.train)
         if classic and files:
-            raise UserError(
-                f"task.data_dir: {folder} has both {tsv.train} and {files[0].name}: leave one of them there"
-            )
+            raise UserError(f"task.data_dir: {folder} has both {tsv.train} and {files[0].name}: keep only one of them")
         if classic:
             paths = {"train": tsv.train, **tsv.evaluation}
             rows = {name: read_tsv(folder / file, settings) for name, file in paths.items()}
@@ -141,7 +142,7 @@ def _from_folder(settings: GlueTask, root: Path) -> tuple[Rows, dict[str, Rows],
             for name, split in hub.evaluation.items():
                 found = find_split(folder, split)
                 if not found:
-                    raise UserError(f"task.data_dir: {folder} has no file of split '{split}', such as {split}.parquet")
+                    raise UserError(f"task.data_dir: {folder} has no file for split '{split}', such as {split}.parquet")
                 rows[name] = read_files(found, settings)
             layout = "columns"
         else:
@@ -167,16 +168,16 @@ def _from_hub(settings: GlueTask) -> tuple[Rows, dict[str, Rows], dict[str, Any]
     import datasets
 
     datasets.utils.logging.disable_progress_bar()
-    datasets.utils.logging.set_verbosity_error()  # what is to be said of its cache is said below
+    datasets.utils.logging.set_verbosity_error()  # errors of its cache are reported below
     hint = f"task.data_dir=DIR takes the classic GLUE download (DIR/{settings.tsv.folder}/{settings.tsv.train})"
     try:
         with offline(trouble is not None):
             loaded = datasets.load_dataset(hub.path, hub.name, revision=hub.revision)
-    except Exception as error:  # of the library, of the cache, of whatever opens connections
-        if isinstance(error, OSError) and error.errno in NO_WRITING:  # its lock is in its cache, also to read that
+    except Exception as error:  # the cache and the network libraries raise many kinds of errors
+        if isinstance(error, OSError) and error.errno in NO_WRITING:  # datasets needs a lock file even to read
             raise UserError(
                 f"datasets cannot write in its cache: {error.filename}: {error.strerror} "
-                f"(HF_DATASETS_CACHE=DIR names another); {hint}"
+                f"(HF_DATASETS_CACHE=DIR sets another folder); {hint}"
             ) from error
         if trouble is not None:
             raise UserError(f"{hub.path} ({hub.name}) is not in the local cache and {trouble}; {hint}") from error
@@ -184,7 +185,7 @@ def _from_hub(settings: GlueTask) -> tuple[Rows, dict[str, Rows], dict[str, Any]
     splits = {"train": hub.train, **hub.evaluation}
     for split in splits.values():
         if split not in loaded:
-            raise UserError(f"{hub.path} ({hub.name}) has no split '{split}': it has {', '.join(loaded)}")
+            raise UserError(f"{hub.path} ({hub.name}) has no split '{split}'. It has: {', '.join(loaded)}")
     rows = {name: hub_rows(loaded[split], settings, split) for name, split in splits.items()}
     provenance = {"source": "hub", "path": f"{hub.path}/{hub.name}", "revision": hub.revision, "sha256": None}
     return rows.pop("train"), rows, provenance

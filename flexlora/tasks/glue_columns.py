@@ -1,4 +1,4 @@
-"""GLUE's splits by the hub's columns: from the hub itself, and from parquet, JSON or CSV files of the same columns."""
+"""GLUE's splits with the hub's columns: from the hub, or from parquet, JSON or CSV files with the same columns."""
 
 import csv
 import hashlib
@@ -16,23 +16,23 @@ from flexlora.tasks.rows import Rows, as_class, as_number
 
 LABEL = "label"
 HALF_LETTER = re.compile("[\ud800-\udfff]")
-# Of a file that the hub splits in parts: train-00000-of-00002.parquet
+# The name of one part of a split, as on the hub: train-00000-of-00002.parquet
 PART = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<parts>\d{5})")
 
 
 @dataclass
 class Table:
-    """Columns as they were read; `names` are the classes' names where the file says them."""
+    """The columns as read. `names` are the names of the classes if the file contains them."""
 
     columns: Mapping[str, Sequence[Any]]
     names: Sequence[str] | None = None
 
 
 def find_split(folder: Path, split: str) -> list[Path]:
-    """The files of one split in `folder`, in order: `<split>.parquet` (.json, .jsonl, .csv), whole or in parts.
+    """Find the files of one split in `folder`, in order: `<split>.parquet` (.json, .jsonl, .csv), whole or in parts.
 
     Raises:
-        UserError: several files could be meant, or a part is missing.
+        UserError: the folder has the split more than once, or a part is missing.
     """
     whole, parts = [], []
     for path in sorted(folder.iterdir()):
@@ -50,15 +50,15 @@ def find_split(folder: Path, split: str) -> list[Path]:
         count = parts[0][2]
         if [(number, total) for _, number, total in parts] != [(number, count) for number in range(count)]:
             found = ", ".join(path.name for path, _, _ in parts)
-            raise UserError(f"task.data_dir: split '{split}' in {folder} is not whole: there are {found}")
+            raise UserError(f"task.data_dir: split '{split}' in {folder} is incomplete: it has only {found}")
     return whole or [path for path, _, _ in parts]
 
 
 def read_files(paths: Sequence[Path], settings: GlueTask) -> Rows:
-    """The rows of one split from its files.
+    """Read the rows of one split from its files.
 
     Raises:
-        UserError: a file cannot be read, lacks a column, or has a broken row; the message names file and row.
+        UserError: a file cannot be read, lacks a column, or has a broken row. The message names the file and the row.
     """
     every = [_read_file(path, settings) for path in paths]
     texts = tuple([text for rows in every for text in rows.texts[i]] for i in range(len(settings.text)))
@@ -69,10 +69,10 @@ def read_files(paths: Sequence[Path], settings: GlueTask) -> Rows:
 
 
 def hub_rows(split: Any, settings: GlueTask, name: str) -> Rows:
-    """The rows of a split of the `datasets` library.
+    """Read the rows of a split that the `datasets` library loaded.
 
     Raises:
-        UserError: a column is missing, or a row is broken; the message names split and row.
+        UserError: a column is missing, or a row is broken. The message names the split and the row.
     """
     wanted = [column for column in (*settings.text, LABEL) if column in split.column_names]
     columns = dict.fromkeys(split.column_names, ()) | split.select_columns(wanted)[:]
@@ -83,7 +83,7 @@ def _read_file(path: Path, settings: GlueTask) -> Rows:
     try:
         content = path.read_bytes()
         table = READERS[path.suffix.lower()](content)
-    except Exception as error:  # what a damaged parquet file makes of pyarrow's and datasets' code is any error at all
+    except Exception as error:  # pyarrow and datasets raise any kind of error on a damaged file
         raise UserError(f"cannot read {path}: {one_line(error)}") from error
     rows = _rows(table, settings, str(path))
     rows.sha256[path.name] = hashlib.sha256(content).hexdigest()
@@ -95,18 +95,18 @@ def _rows(table: Table, settings: GlueTask, where: str) -> Rows:
         raise UserError(f"{where} has no rows")
     for column in (*settings.text, LABEL):
         if column not in table.columns:
-            raise UserError(f"{where} has no column '{column}': it has {', '.join(map(str, table.columns))}")
-    # Texts of our own in another order: every label would mean another class.
+            raise UserError(f"{where} has no column '{column}'. It has: {', '.join(map(str, table.columns))}")
+    # The same classes in another order would give every label another meaning.
     if table.names is not None and set(table.names) == set(settings.labels) and [*table.names] != settings.labels:
         order, ours = ", ".join(table.names), ", ".join(settings.labels)
-        raise UserError(f"{where} has its classes in the order {order}, not {ours}")
+        raise UserError(f"{where} has the classes in the order {order}, but task.labels has {ours}")
     for column in settings.text:
         for number, text in enumerate(table.columns[column], start=1):
             if not isinstance(text, str):
                 what = "null" if text is None else f"{text!r}, not a text"
                 raise UserError(f"{where}, row {number}: {column} is {what}")
-            if not text.isascii() and HALF_LETTER.search(text):  # as JSON can spell them; no tokenizer takes them
-                raise UserError(f"{where}, row {number}: {column} holds half a letter")
+            if not text.isascii() and HALF_LETTER.search(text):  # JSON can contain them; tokenizers refuse them
+                raise UserError(f"{where}, row {number}: {column} contains half of a surrogate pair")
     as_label = as_number if settings.num_labels == 1 else _class
     labels: list[Any] = []
     for number, value in enumerate(table.columns[LABEL], start=1):
@@ -118,15 +118,15 @@ def _rows(table: Table, settings: GlueTask, where: str) -> Rows:
 
 
 def _class(label: Any, settings: GlueTask) -> int | str:
-    """A class by its number or its text; where it is neither, what to say of it."""
+    """Return a label's class, given as a number or as a text, or an error text if it is neither."""
     if isinstance(label, str) and label in settings.labels:
         return as_class(label, settings)
     number = int(label) if isinstance(label, str) and label.isdecimal() else label
     if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < settings.num_labels:
         return number
     shown = f"'{label}'" if isinstance(label, str) else repr(label)
-    unlabelled = ", which on the hub means that there is none" if number == -1 else ""
-    return f"label {shown} is none of 0 to {settings.num_labels - 1}{unlabelled}"
+    unlabelled = ": on the hub -1 marks a row without a label" if number == -1 else ""
+    return f"label {shown} is not between 0 and {settings.num_labels - 1}{unlabelled}"
 
 
 def _parquet(content: bytes) -> Table:
@@ -139,7 +139,7 @@ def _parquet(content: bytes) -> Table:
 
 
 def _json(content: bytes) -> Table:
-    """A list of objects, or one object a line."""
+    """Parse a list of objects, or one object on each line."""
     text = content.decode("utf-8-sig")
     if text.lstrip().startswith("["):
         rows = json.loads(text, object_pairs_hook=_object)
@@ -152,14 +152,14 @@ def _json(content: bytes) -> Table:
                 raise ValueError(f"line {number}: {error.msg}") from error
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
-            raise ValueError(f"row {number} is no object")
-    # A key that only some rows have is null in the others, and then refused by its row.
+            raise ValueError(f"row {number} is not an object")
+    # A key that is missing in some rows becomes null there. `_rows` then refuses the row by its number.
     names = dict.fromkeys(name for row in rows for name in row)
     return Table({name: [row.get(name) for row in rows] for name in names})
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A row of JSON; Python's own takes the last of two values without a word."""
+    """Make a row of JSON and refuse duplicate keys. Python's own parser silently keeps the last value."""
     row = dict(pairs)
     if len(row) < len(pairs):
         raise ValueError("a row has a key more than once")
@@ -167,12 +167,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _csv(content: bytes) -> Table:
-    """Commas, a header, and fields in quotes where they need them."""
+    """Parse comma-separated values with a header; fields may be quoted."""
     reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
     try:
         header = next(reader, [])
         if len(set(header)) < len(header):
-            raise ValueError("line 1: two columns have one name")
+            raise ValueError("line 1: two columns have the same name")
         rows = []
         for row in reader:
             if row and len(row) != len(header):

@@ -1,4 +1,4 @@
-"""The TSV files of the classic GLUE download: tab-separated, UTF-8, no quoting; a `"` is only a `"`."""
+"""The TSV files of the classic GLUE download: tab-separated, UTF-8, no quoting. A `"` is an ordinary character."""
 
 import hashlib
 import logging
@@ -13,18 +13,18 @@ log = logging.getLogger("flexlora")
 
 
 def read_tsv(path: Path, settings: GlueTask) -> Rows:
-    """The rows of one labelled split, as `settings.tsv` lays out its columns.
+    """Read the rows of one labelled split whose columns `settings.tsv` describes.
 
-    Lines of another width are left out with a warning, as long as they are at most `settings.tsv.broken_rows`.
+    Up to `settings.tsv.broken_rows` lines with a wrong number of columns are left out with a warning.
 
     Raises:
-        UserError: no such file, or a line that is broken; the message names file and line.
+        UserError: the file does not exist, or a line is broken. The message names the file and the line.
     """
     if not path.is_file():
         files = [settings.tsv.train, *settings.tsv.evaluation.values()]
-        raise UserError(f"there is no {path}: the task needs {', '.join(files[:-1])} and {files[-1]}")
+        raise UserError(f"there is no file {path}: the task needs {', '.join(files[:-1])} and {files[-1]}")
     content = path.read_bytes()
-    # Only a newline ends a row: `splitlines` would also break at U+2028 and its kin, which texts do contain.
+    # Only a newline ends a row. `splitlines` also splits at U+2028 and similar characters, which the texts contain.
     lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     if lines[-1] == b"":
         lines.pop()
@@ -74,12 +74,12 @@ def _position(column: Any, header: list[str] | None, width: int | None, path: Pa
     if header is None:
         if not isinstance(column, int) or width is None or not 0 <= column < width:
             raise UserError(
-                f"task.tsv: there is no column {column!r}: without a header columns have positions, "
+                f"task.tsv: there is no column {column!r}: without a header, name columns by position, "
                 "0 to task.tsv.width - 1"
             )
         return column
     if column not in header:
-        raise UserError(f"{path}, line 1: there is no column '{column}' among {', '.join(header)}")
+        raise UserError(f"{path}, line 1: there is no column '{column}'. There are: {', '.join(header)}")
     if header.count(column) > 1:
         raise UserError(f"{path}, line 1: there is more than one column '{column}'")
     return header.index(column)

@@ -1,4 +1,4 @@
-"""Images as arrays: decoded once, kept in a memory-mapped file named after their content, augmented where asked for."""
+"""Images as arrays: they are decoded once, cached in a memory-mapped file, and augmented if the settings say so."""
 
 import hashlib
 import io
@@ -25,11 +25,11 @@ from flexlora.tasks.image_lists import ImageRows
 
 log = logging.getLogger("flexlora")
 
-# Part of every file's name: raised whenever what a file holds changes.
+# The version of the file format, part of every file's name. Increase it whenever the content changes.
 FORMAT = 1
-# Images decoded in one go, by all threads together.
+# Number of images that all threads together decode at a time.
 CHUNK = 256
-# Bytes at the end of a file: the CRC-32 of all before, in hexadecimal.
+# Bytes at the end of a file: the CRC-32 of all bytes before, in hexadecimal.
 CHECKSUM = 8
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -38,7 +38,7 @@ Array = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Form:
-    """What every image is brought to: the whole of it resized, whatever its own proportions."""
+    """The size of every decoded image. The whole image is resized; its aspect ratio is not kept."""
 
     height: int
     width: int
@@ -46,7 +46,7 @@ class Form:
 
 
 class BadImages(Exception):
-    """Images that cannot be read: all of them, each with what is wrong."""
+    """Some images cannot be read. `problems` lists all of them with the reason."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__(f"{len(problems)} images cannot be read")
@@ -54,7 +54,7 @@ class BadImages(Exception):
 
 
 class ImageExamples(Sequence[dict[str, Any]]):
-    """Images, (3, height, width) uint8 each, with their classes."""
+    """Images with their classes. Each image is (3, height, width) uint8."""
 
     def __init__(self, images: Array, labels: Sequence[int]) -> None:
         self.images = images
@@ -74,7 +74,7 @@ class ImageExamples(Sequence[dict[str, Any]]):
 
 
 class Augmented(ImageExamples):
-    """The same as one epoch sees them: each a function of (seed, epoch, its index) and of nothing else."""
+    """The augmented images of one epoch. Each image depends only on (seed, epoch, index)."""
 
     def __init__(self, examples: ImageExamples, transform: Any, seed: int, epoch: int) -> None:
         super().__init__(examples.images, examples.labels)
@@ -87,8 +87,8 @@ class Augmented(ImageExamples):
             return super().__getitem__(index)
         index = range(len(self))[index]
         image = torch.from_numpy(self.images[index].copy())
-        # torchvision draws from torch's generator, which dropout draws from too: it gets it back as it was. Not by
-        # torch.manual_seed, which would seed the GPU's as well.
+        # torchvision and dropout share torch's generator, so its state is restored afterwards. torch.manual_seed is
+        # not used because it also seeds the GPU's generator.
         state = torch.get_rng_state()
         try:
             drawn = np.random.SeedSequence([self._seed, self._epoch, index]).generate_state(1, np.uint64)
@@ -99,7 +99,7 @@ class Augmented(ImageExamples):
 
 
 def augmentation(form: Form, smallest_crop: float | None, flip: float) -> Any:
-    """The transform of a training image, or None where there is none: crop, back to size, mirror."""
+    """Make the transform of training images: random crop, resize, mirror. None if no augmentation is set."""
     if smallest_crop is None and flip == 0:
         return None
     from torchvision.transforms import InterpolationMode, v2
@@ -114,7 +114,7 @@ def augmentation(form: Form, smallest_crop: float | None, flip: float) -> Any:
 
 
 def decode(content: bytes, form: Form) -> Array:
-    """A file's image as (3, height, width): red, green, blue, resized by Pillow as torchvision's `Resize` does."""
+    """Decode an image file to RGB, (3, height, width), resized by Pillow as in torchvision's `Resize`."""
     with Image.open(io.BytesIO(content)) as image:
         rgb = image.convert("RGB")
     size = (form.width, form.height)
@@ -124,11 +124,11 @@ def decode(content: bytes, form: Form) -> Array:
 
 
 class ImageCache:
-    """Decoded images by content: the same files in the same order and form are decoded once.
+    """A cache of decoded images by content: the same files in the same order and size are decoded once.
 
-    One file an entry: uint8, (images, 3, height, width), and a checksum. It is written beside its name and moved there,
-    by one process for all that wait; one that is damaged all the same is noticed and made anew. Where the folder cannot
-    be written the images lie in a file without a name, for this process only.
+    Each entry is one file: uint8, (images, 3, height, width), and a checksum. One process writes it to a temporary name
+    and renames it; the others wait. A damaged file is detected and made again. If the folder cannot be written, the
+    images go into a temporary file of this process.
     """
 
     def __init__(self, folder: Path | None, form: Form) -> None:
@@ -136,11 +136,11 @@ class ImageCache:
         self._form = form
 
     def images(self, rows: ImageRows) -> tuple[Array, str]:
-        """The images of `rows`, which are paged in as they are needed, and a hash of their files.
+        """Decode the images of `rows` and hash their files. The images are a memory map, loaded when accessed.
 
         Raises:
-            BadImages: files that are missing, or no images.
-            UserError: there is no room for what is decoded.
+            BadImages: some files are missing or are not images.
+            UserError: the disk has no room for the decoded images.
         """
         with ThreadPoolExecutor(_threads()) as pool:
             digest, problems = _digest(rows, pool)
@@ -152,7 +152,11 @@ class ImageCache:
                     return self._kept(path, rows, shape, pool), digest
                 except OSError as error:
                     reason = error.strerror or error
-                    log.warning("images are not kept, %s cannot be written: %s (task.image_cache)", path.parent, reason)
+                    log.warning(
+                        "images are not cached: cannot write in %s: %s (task.image_cache=DIR sets another folder)",
+                        path.parent,
+                        reason,
+                    )
                     self._folder = None
             return self._aside(rows, shape, pool, problems), digest
 
@@ -161,16 +165,16 @@ class ImageCache:
         if array is not None:
             return array
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f".{path.name}.lock")):  # it dies with its process
+        with FileLock(path.with_name(f".{path.name}.lock")):  # the system releases it when the process ends
             array = _mapped(path, shape, warn=True)
             if array is None:
                 if len(rows) > CHUNK:
-                    log.info("decoding %d images; the next start finds them in %s", len(rows), path.parent)
+                    log.info("decoding %d images; the next run reads them from %s", len(rows), path.parent)
                 with replacing(path) as part, part.open("wb") as file:
                     self._write(file, rows, pool, {})
                 array = _mapped(path, shape)
         if array is None:
-            raise OSError(f"{path.name} is not what was written")
+            raise OSError(f"{path.name} differs from what was written")
         return array
 
     def _aside(self, rows: ImageRows, shape: tuple[int, ...], pool: ThreadPoolExecutor, bad: dict[int, str]) -> Array:
@@ -182,11 +186,11 @@ class ImageCache:
             need = f"{np.prod(shape) / 2**30:.1f} GiB"
             raise UserError(
                 f"no room for {need} of decoded images in {tempfile.gettempdir()}: {error.strerror or error}; "
-                "task.image_cache=DIR takes another place"
+                "task.image_cache=DIR sets another folder"
             ) from error
 
     def _write(self, file: BinaryIO, rows: ImageRows, pool: ThreadPoolExecutor, bad: dict[int, str]) -> None:
-        """Decode all into `file`, with a checksum behind them; those that are `bad` are known to be."""
+        """Decode all images into `file` and append a checksum. Images in `bad` are already known to be unreadable."""
         problems, crc = dict(bad), 0
         for first in range(0, len(rows), CHUNK):
             chunk = [i for i in range(first, min(first + CHUNK, len(rows))) if i not in bad]
@@ -202,17 +206,17 @@ class ImageCache:
         file.flush()
 
     def _decoded(self, rows: ImageRows, index: int) -> Array | str:
-        """An image, or what is wrong with it."""
+        """Decode an image, or return the reason why it cannot be read."""
         try:
             return decode(rows.read(index), self._form)
-        except Exception as error:  # Pillow's readers raise whatever they stumble over in a broken file
+        except Exception as error:  # Pillow raises any kind of error on a broken file
             if isinstance(error, Image.UnidentifiedImageError):
-                return "is no image"
+                return "is not an image"
             return one_line(error)
 
 
 def _digest(rows: ImageRows, pool: ThreadPoolExecutor) -> tuple[str, dict[int, str]]:
-    """A hash of all files in their order, and what is wrong with those that cannot be read."""
+    """Hash all files in order, and give the reason for each file that cannot be read."""
 
     def of(index: int) -> bytes | str:
         try:
@@ -230,7 +234,7 @@ def _digest(rows: ImageRows, pool: ThreadPoolExecutor) -> tuple[str, dict[int, s
 
 
 def _mapped(path: Path, shape: tuple[int, ...], warn: bool = False) -> Array | None:
-    """The images in a file, None where there is none or it is not whole."""
+    """Map the images of a file into memory; None if the file is missing or incomplete."""
     size = int(np.prod(shape))
     try:
         with path.open("rb") as file:
@@ -242,7 +246,7 @@ def _mapped(path: Path, shape: tuple[int, ...], warn: bool = False) -> Array | N
     except FileNotFoundError:
         return None
     if warn:
-        log.warning("%s is damaged and made anew", path)
+        log.warning("%s is damaged: making it again", path)
     return None
 
 
@@ -258,5 +262,5 @@ def _parts(flat: Array, size: int) -> Iterator[Array]:
 
 
 def _threads() -> int:
-    """Pillow decodes without the interpreter's lock."""
+    """The number of decoding threads. Threads help because Pillow releases the interpreter lock."""
     return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

@@ -1,4 +1,4 @@
-"""Ask a causal language model: let it generate an answer, or weigh given ones."""
+"""Evaluate a causal language model: generate answers, or score given answers."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -13,9 +13,9 @@ IGNORED = -100
 
 
 def token_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The mean cross-entropy of the next token over all `labels` that are not -100, as transformers computes it.
+    """Compute the mean next-token cross-entropy over all `labels` that are not -100, as transformers does.
 
-    A batch without any has loss 0, and not the mean of nothing.
+    A batch without such labels has loss 0 instead of NaN.
     """
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
     following = functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
@@ -28,18 +28,18 @@ def token_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor
 def answer_log_probabilities(
     model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, scored: torch.Tensor
 ) -> torch.Tensor:
-    """The summed log-probability of each text's scored tokens, given what stands before them: (texts,).
+    """Sum the log-probabilities of each text's scored tokens, given the earlier tokens: (texts,).
 
     Args:
         model: a causal language model.
         ids: (texts, width), padded on the left.
-        mask: (texts, width), 1 for what is no padding.
-        scored: (texts, width), true for the tokens that count: some at the end of each text.
+        mask: (texts, width), 1 for real tokens, 0 for padding.
+        scored: (texts, width), true for the tokens to score, which are at the end of each text.
     """
     last = int(scored.sum(dim=1).max())
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
     if "logits_to_keep" in inspect.signature(_innermost(model).forward).parameters:
-        inputs["logits_to_keep"] = last + 1  # the others are not even computed: a vocabulary's worth each
+        inputs["logits_to_keep"] = last + 1  # saves memory: each token's logits span the vocabulary
     logits = model(**inputs).logits[:, -last - 1 : -1].float()
     chosen = functional.log_softmax(logits, dim=-1).gather(2, ids[:, -last:, None]).squeeze(2)
     return (chosen * scored[:, -last:]).sum(dim=1)
@@ -55,16 +55,16 @@ def generate(
     num_beams: int = 1,
     is_answer: Callable[[int, str], bool] | None = None,
 ) -> torch.Tensor:
-    """The prompts with what the model makes of them: (rows, width + new tokens), by beam search or greedily.
+    """Continue the prompts by beam search or greedily: (rows, width + new tokens), prompts included.
 
     Args:
-        model: a causal language model, adapted or not, wrapped for several processes or not.
+        model: a causal language model, with or without an adapter, with or without DDP or FSDP.
         ids: (rows, width), padded on the left.
-        mask: (rows, width), 1 for what is no padding.
-        tokenizer: the model's.
-        max_new_tokens: of each row, at most; a row ends at its end-of-sequence token.
-        num_beams: 1 is greedy.
-        is_answer: called with a row's number and its new text after every token; a row of which it is true is done.
+        mask: (rows, width), 1 for real tokens, 0 for padding.
+        tokenizer: the model's tokenizer.
+        max_new_tokens: the largest number of new tokens; a row ends earlier at its end-of-sequence token.
+        num_beams: 1 means greedy decoding.
+        is_answer: called with a row's number and its new text after every token; the row ends when it returns true.
     """
     from transformers import GenerationConfig, StoppingCriteriaList
 
@@ -91,7 +91,7 @@ def generate(
 
 
 class _Answered:
-    """A stopping criterion of transformers': the rows whose new text holds an answer."""
+    """A stopping criterion for transformers: it stops each row whose new text contains an answer."""
 
     def __init__(self, tokenizer: Any, width: int, is_answer: Callable[[int, str], bool]) -> None:
         self.tokenizer = tokenizer
@@ -111,7 +111,7 @@ class _Answered:
 
 @contextmanager
 def _without_own_settings(model: nn.Module) -> Iterator[None]:
-    """Without what a checkpoint says about generation: its sampling or its penalty would fill in what is not set."""
+    """Ignore the checkpoint's own generation settings, which would otherwise add sampling or penalties."""
     from transformers import GenerationConfig
 
     inner: Any = _innermost(model)
@@ -123,7 +123,7 @@ def _without_own_settings(model: nn.Module) -> Iterator[None]:
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside what DDP puts around it."""
+    """The model inside DDP's wrapper."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
@@ -135,10 +135,10 @@ def _innermost(model: nn.Module) -> nn.Module:
 
 
 def _is_sharded(model: nn.Module) -> bool:
-    """Whether every pass needs all processes, each of which holds a share of the weights."""
+    """Whether FSDP shards the model. Every forward pass then needs all processes."""
     from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
     if not isinstance(model, FSDPModule):
         return False
-    register_fsdp_forward_method(model, "generate")  # gathers the weights outside the blocks, as a forward does
+    register_fsdp_forward_method(model, "generate")  # gathers the weights outside the blocks, as `forward` does
     return True

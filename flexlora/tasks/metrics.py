@@ -1,7 +1,7 @@
-"""Metrics as `evaluate.Metric` classes of our own, so that none is fetched from a network.
+"""Our own `evaluate.Metric` classes, so that no metric is fetched from the network.
 
-All lie in [-1, 1] and more is better. Where a figure is not defined it is 0.0, what a prediction without information
-scores: a correlation with a side that is constant, F1 where nothing is positive.
+All metrics are in [-1, 1], and higher is better. An undefined metric is 0.0, the score of an uninformative prediction:
+a correlation with a constant side, or F1 without any positive.
 """
 
 import sys
@@ -17,20 +17,20 @@ from flexlora.errors import UserError, did_you_mean
 
 
 class _Metric(evaluate.Metric):
-    """Keeps its examples in memory: nothing is written to a cache that a second process could meet."""
+    """Keeps its examples in memory, so that two processes do not share cache files."""
 
     value_type = "int64"
     description = ""
     scores: tuple[str, ...] = ()
-    """The names of the figures that `compute` gives."""
+    """The names of the metrics that `compute` returns."""
     num_labels = (2, sys.maxsize)
-    """The fewest and the most classes that it takes; 1 is a number."""
+    """The smallest and the largest supported `num_labels`; 1 means regression."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"keep_in_memory": True, **options})
 
     def _build_data_dir(self) -> str:
-        """Its library makes a folder in the user's cache even so, which may be read-only."""
+        """Return the folder without creating it: the library would create it in a cache that may be read-only."""
         return self._data_dir_root if self.keep_in_memory else super()._build_data_dir()
 
     def _info(self) -> evaluate.MetricInfo:
@@ -38,25 +38,25 @@ class _Metric(evaluate.Metric):
         return evaluate.MetricInfo(
             description=self.description,
             citation="",
-            inputs_description="predictions and references: one number an example",
+            inputs_description="predictions and references: one number for each example",
             features=datasets.Features({"predictions": value, "references": value}),
         )
 
 
 class MatthewsCorrelation(_Metric):
-    """Matthews' correlation of classes, in [-1, 1]; 0 where predictions or references are all of one class."""
+    """Matthews correlation of classes, in [-1, 1]; 0 if all predictions or all references are the same class."""
 
     description = "Matthews correlation coefficient"
     scores = ("matthews_correlation",)
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        # scikit-learn gives 0.0 for a constant side itself, but warns at length where both sides are one class.
+        # scikit-learn returns 0.0 for a constant side, but prints warnings if both sides have only one class.
         one_class = len({*predictions, *references}) == 1
         return {"matthews_correlation": 0.0 if one_class else float(matthews_corrcoef(references, predictions))}
 
 
 class Accuracy(_Metric):
-    """The share of examples whose class is right, in [0, 1]."""
+    """The share of correct classes, in [0, 1]."""
 
     description = "Accuracy"
     scores = ("accuracy",)
@@ -66,7 +66,7 @@ class Accuracy(_Metric):
 
 
 class AccuracyF1(_Metric):
-    """Accuracy, F1 of class 1 (0 where neither side has one), and their mean, GLUE's figure for MRPC and QQP."""
+    """Accuracy, F1 of class 1 (0 if class 1 does not occur), and their mean, GLUE's metric for MRPC and QQP."""
 
     description = "Accuracy, F1 of class 1, and their mean"
     num_labels = (2, 2)
@@ -79,9 +79,9 @@ class AccuracyF1(_Metric):
 
 
 class PearsonSpearman(_Metric):
-    """Pearson's and Spearman's correlation, and their mean, GLUE's figure for STS-B.
+    """Pearson and Spearman correlation, and their mean, GLUE's metric for STS-B.
 
-    0 where a side is constant (or nearly: where its spread is lost in rounding), or not finite.
+    All are 0 if a side is constant up to rounding, or not finite.
     """
 
     value_type = "float64"
@@ -99,7 +99,7 @@ class PearsonSpearman(_Metric):
 
 
 def _varies(values: np.ndarray[Any, Any]) -> bool:
-    """Whether a correlation with `values` is defined; scipy calls a spread below 1e-13 of the mean lost in rounding."""
+    """Whether a correlation with `values` is defined: scipy treats a spread below 1e-13 of the mean as constant."""
     if not np.isfinite(values).all():
         return False
     return bool(np.linalg.norm(values - values.mean()) > 1e-13 * abs(values.mean()))
@@ -114,12 +114,12 @@ METRICS: dict[str, type[_Metric]] = {
 
 
 def load_metric(name: str) -> _Metric:
-    """A fresh metric by its name in a task's `metric`.
+    """Make a fresh metric by its name in `task.metric`.
 
     Raises:
-        UserError: there is no such metric.
+        UserError: the metric does not exist.
     """
     if name not in METRICS:
         near = did_you_mean(name, METRICS)
-        raise UserError(f"task.metric: there is no '{name}'.{near} There are: {', '.join(METRICS)}.")
+        raise UserError(f"task.metric: there is no metric '{name}'.{near} There are: {', '.join(METRICS)}.")
     return METRICS[name]()

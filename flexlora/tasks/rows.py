@@ -1,4 +1,4 @@
-"""A split of texts and labels as read, whatever it was read from."""
+"""The rows of a split with texts and labels, from any kind of file."""
 
 import math
 from collections.abc import Sequence
@@ -13,42 +13,44 @@ from flexlora.settings import GlueTask
 
 @dataclass
 class Rows:
-    """One list for each text column, and a label for each row (a class's number, or a float)."""
+    """One list for each text column, and one label for each row: a class number or a float."""
 
     texts: tuple[list[str], ...]
     labels: list[Any]
     sha256: dict[str, str] = field(default_factory=dict)
-    """Of the files they were read from, by name; empty from the hub."""
+    """The hashes of the source files, by name; empty for data from the hub."""
     left_out: dict[str, list[int]] = field(default_factory=dict)
-    """Line numbers of broken rows that were left out, by file."""
+    """The line numbers of omitted broken rows, by file."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def first(self, count: int | None) -> "Rows":
-        """The first `count` rows, all of them for None."""
+        """The first `count` rows, or all rows if `count` is None."""
         return Rows(tuple(text[:count] for text in self.texts), self.labels[:count], self.sha256, self.left_out)
 
     def pick(self, numbers: Sequence[int]) -> "Rows":
-        """The rows of these numbers, counted from 0."""
+        """The rows with these numbers, counted from 0."""
         texts = tuple([text[i] for i in numbers] for text in self.texts)
         return Rows(texts, [self.labels[i] for i in numbers], self.sha256, self.left_out)
 
 
 def held_out(count: int, rows: int) -> tuple[list[int], list[int]]:
-    """The numbers of the training rows that stay, and of `count` that are held out: the same ones for every seed.
+    """Choose `count` of the training rows as held-out split. Returns the numbers of the remaining and held-out rows.
+
+    The choice is the same for every seed.
 
     Raises:
-        UserError: none would stay.
+        UserError: no training row would remain.
     """
     if count >= rows:
-        raise UserError(f"task.validation_rows={count} leaves none of {rows} rows to train on")
+        raise UserError(f"task.validation_rows={count} leaves none of the {rows} rows for training: lower it")
     chosen = set(np.random.default_rng(0).permutation(rows)[:count].tolist())
     return [i for i in range(rows) if i not in chosen], sorted(chosen)
 
 
 def as_number(label: Any, settings: GlueTask) -> float | str:
-    """A label that is a number as a float; where it is none, or out of `label_range`, what to say of it."""
+    """Return a numeric label as a float, or an error text if it is not a number or is outside `label_range`."""
     try:
         value = math.nan if isinstance(label, bool) else float(label)
     except (TypeError, ValueError):
@@ -61,35 +63,41 @@ def as_number(label: Any, settings: GlueTask) -> float | str:
 
 
 def as_class(label: Any, settings: GlueTask) -> int | str:
-    """A label's class by its text; where it is none of `task.labels`, what to say of it."""
+    """Return the class of a label text, or an error text if it is not in `task.labels`."""
     if label not in settings.labels:
-        return f"label {_shown(label)} is none of {', '.join(settings.labels)}"
+        return f"label {_shown(label)} is not one of {', '.join(settings.labels)}"
     return settings.labels.index(label)
 
 
 def check_columns(settings: GlueTask) -> None:
-    """Refuse text columns that do not fit each other.
+    """Check the text columns of the task.
 
     Raises:
-        UserError: neither one nor two, or another number of them in the TSV files.
+        UserError: `task.text` does not have one or two columns, or `task.tsv.text` has a different number.
     """
     if len(settings.text) not in (1, 2):
-        raise UserError(f"task.text names one or two columns, not {len(settings.text)}")
+        raise UserError(f"task.text has {len(settings.text)} columns: give one or two")
     if len(settings.tsv.text) != len(settings.text):
-        raise UserError(f"task.text has {len(settings.text)} columns, task.tsv.text has {len(settings.tsv.text)}")
+        raise UserError(
+            f"task.text has {len(settings.text)} columns, but task.tsv.text has {len(settings.tsv.text)}: "
+            "they must have the same number"
+        )
 
 
 def check_labels(settings: GlueTask) -> None:
-    """Refuse labels that do not fit each other.
+    """Check the labels of the task.
 
     Raises:
-        UserError: as many labels as classes, or a range of two numbers, and it is not so.
+        UserError: the number of labels differs from `num_labels`, or `label_range` is not `[low, high]`.
     """
     if len(settings.labels) != (settings.num_labels if settings.num_labels > 1 else 0):
-        raise UserError(f"task.num_labels is {settings.num_labels}, task.labels has {len(settings.labels)}")
+        raise UserError(
+            f"task.num_labels is {settings.num_labels}, but task.labels has {len(settings.labels)} labels: "
+            "give one label for each class, and none for num_labels=1"
+        )
     ends: Sequence[float] | None = settings.label_range
     if ends is not None and not (len(ends) == 2 and ends[0] < ends[1]):
-        raise UserError(f"task.label_range is the lowest and the highest label, not {list(ends)}")
+        raise UserError(f"task.label_range is {list(ends)}: give the lowest and the highest label, [low, high]")
 
 
 def _shown(label: Any) -> str:

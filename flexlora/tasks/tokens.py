@@ -1,4 +1,4 @@
-"""Texts as token ids: made once, kept in a file named after their content, padded batch by batch."""
+"""Texts as token ids: they are tokenised once, cached in a file by content, and padded in each batch."""
 
 import hashlib
 import itertools
@@ -20,14 +20,14 @@ from flexlora.results.files import replacing
 
 log = logging.getLogger("flexlora")
 
-# A row of eight lets a GPU's matrix units work on whole tiles.
+# Multiples of eight let a GPU's matrix units work on whole tiles.
 PAD_TO_MULTIPLE_OF = 8
-# Part of every file's name: raised whenever what a file holds changes.
+# The version of the file format, part of every file's name. Increase it whenever the content changes.
 FORMAT = 2
-# Texts tokenised in one go: a tokenizer answers in lists of Python integers, ten times the size of the arrays.
+# Texts tokenised at a time. A tokenizer returns lists of Python integers, ten times the size of the arrays.
 CHUNK = 10_000
 OFFSETS = "offsets"
-# The value of `task.token_cache` that leaves the place to us.
+# The value of `task.token_cache` that selects the default folder.
 DEFAULT_CACHE = "default"
 
 Array = npt.NDArray[Any]
@@ -35,9 +35,9 @@ Array = npt.NDArray[Any]
 
 @dataclass
 class Tokens:
-    """What a tokenizer makes of many examples, each column as one flat array.
+    """The tokens of many examples, with one flat array for each column.
 
-    Example i has `columns[name][offsets[i] : offsets[i + 1]]`. There is no attention mask: it is all ones.
+    Example i is `columns[name][offsets[i] : offsets[i + 1]]`. There is no attention mask because it is all ones.
     """
 
     columns: dict[str, Array]
@@ -46,7 +46,7 @@ class Tokens:
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each example."""
+        """The number of tokens of each example."""
         lengths: list[int] = np.diff(self.offsets).tolist()
         return lengths
 
@@ -56,7 +56,7 @@ class Tokens:
 
 
 class Examples(Sequence[dict[str, Any]]):
-    """Tokens with their labels; an example is a dictionary of views into the arrays, and its label."""
+    """Tokens with their labels. An example is a dictionary with views into the arrays and its label."""
 
     def __init__(self, tokens: Tokens, labels: Sequence[Any]) -> None:
         self.tokens = tokens
@@ -79,7 +79,7 @@ class Examples(Sequence[dict[str, Any]]):
 
 
 def tokenize(processor: Any, texts: tuple[list[str], ...], max_length: int) -> Tokens:
-    """One or two texts an example as tokens, at most `max_length` of them (the longer text of a pair is cut first)."""
+    """Tokenise examples of one or two texts to at most `max_length` tokens. A pair loses tokens of its longer text."""
     chunks: dict[str, list[Array]] = {}
     lengths: list[int] = []
     for first in range(0, len(texts[0]), CHUNK):
@@ -93,15 +93,15 @@ def tokenize(processor: Any, texts: tuple[list[str], ...], max_length: int) -> T
 
 
 def smallest(values: Array) -> Array:
-    """The same numbers in the smallest unsigned type that holds them."""
+    """Convert the numbers to the smallest unsigned type that holds them."""
     return values.astype(np.min_scalar_type(int(values.max(initial=0))))
 
 
 def pad(examples: Sequence[dict[str, Any]], processor: Any) -> dict[str, torch.Tensor]:
-    """A batch of `Examples` as the tokenizer's own `pad` would make it, without its work per example.
+    """Pad a batch of `Examples` as the tokenizer's own `pad` does, but faster.
 
-    (examples, width) int64 each, with an attention mask; the width is that of the longest example, rounded up to a
-    multiple of 8 but not above what the tokenizer says its model takes.
+    Each tensor is (examples, width) int64, and there is an attention mask. The width is the longest example's, rounded
+    up to a multiple of 8 but not above the tokenizer's `model_max_length`.
     """
     lengths = np.fromiter((len(example["input_ids"]) for example in examples), dtype=np.int64, count=len(examples))
     longest = int(lengths.max())
@@ -124,18 +124,17 @@ def pad(examples: Sequence[dict[str, Any]], processor: Any) -> dict[str, torch.T
 
 
 def cache_folder(setting: str | None) -> Path | None:
-    """The folder that `task.token_cache` means; None: tokens are not kept."""
+    """The folder that `task.token_cache` names; None means that tokens are not cached."""
     if setting is None:
         return None
     return cache_dir("tokens") if setting == DEFAULT_CACHE else Path(setting).expanduser()
 
 
 class TokenCache:
-    """Tokens by content: the same texts under the same tokenizer and length are tokenised once.
+    """A cache of tokens by content: the same texts with the same tokenizer and length are tokenised once.
 
-    One safetensors file an entry. It is written beside its name and moved there, so that another process meets a whole
-    file or none; one that is damaged all the same is noticed by its checksum and made anew. A folder that cannot be
-    written only costs time.
+    Each entry is one safetensors file. It is written to a temporary name and renamed, so other processes see a complete
+    file or none. A checksum detects damaged files, which are made again. Without a writable folder nothing is cached.
     """
 
     def __init__(self, folder: Path | None, processor: Any) -> None:
@@ -144,26 +143,30 @@ class TokenCache:
         self._processor = processor
 
     def tokens(self, texts: tuple[list[str], ...], max_length: int) -> Tokens:
-        """The tokens of `texts`, one or two an example, from the cache where they are in it."""
+        """The tokens of `texts` (one or two for each example), from the cache if they are there."""
         if self._folder is None or self._fingerprint is None:
             return tokenize(self._processor, texts, max_length)
         path = self._folder / f"{_key(self._fingerprint, texts, max_length)}.safetensors"
         tokens = _read(path)
         if tokens is None:
-            if len(texts[0]) > CHUNK:  # a matter of seconds, or of a minute
-                log.info("tokenising %d examples; the next start finds them in %s", len(texts[0]), self._folder)
+            if len(texts[0]) > CHUNK:  # this takes seconds up to a minute
+                log.info("tokenising %d examples; the next run reads them from %s", len(texts[0]), self._folder)
             tokens = tokenize(self._processor, texts, max_length)
             try:
                 _write(path, tokens)
             except OSError as error:
                 reason = error.strerror or error
-                log.warning("tokens are not kept, %s cannot be written: %s (task.token_cache)", self._folder, reason)
+                log.warning(
+                    "tokens are not cached: cannot write in %s: %s (task.token_cache=DIR sets another folder)",
+                    self._folder,
+                    reason,
+                )
                 self._folder = None
         return tokens
 
 
 def _fingerprint(processor: Any) -> str | None:
-    """A hash of everything that decides what a tokenizer answers; None for one that cannot say."""
+    """Hash everything that determines a tokenizer's output; None for a tokenizer without a backend."""
     import tokenizers
     import transformers
 
@@ -171,7 +174,7 @@ def _fingerprint(processor: Any) -> str | None:
     if backend is None:
         return None
     rules = json.loads(backend.to_str())
-    # What an earlier call left behind; each call sets its own.
+    # An earlier call may have left these; each call sets its own.
     rules.pop("truncation", None)
     rules.pop("padding", None)
     facts = {
@@ -189,7 +192,7 @@ def _fingerprint(processor: Any) -> str | None:
 def _key(fingerprint: str, texts: Iterable[Sequence[str]], max_length: int) -> str:
     digest = hashlib.sha256(f"{fingerprint} {max_length}".encode())
     for column in texts:
-        # With its length each text is told from its neighbours, whatever is in it.
+        # The lengths separate the texts unambiguously, whatever they contain.
         encoded = [text.encode("utf-8", "surrogatepass") for text in column]
         digest.update(np.array([len(encoded), *map(len, encoded)], dtype="<i8").tobytes())
         digest.update(b"".join(encoded))
@@ -197,20 +200,20 @@ def _key(fingerprint: str, texts: Iterable[Sequence[str]], max_length: int) -> s
 
 
 def _read(path: Path) -> Tokens | None:
-    """The tokens in a file, None where there is none, or it is not whole, or another's under this name."""
+    """Read the tokens of a file; None if the file is missing, damaged, or belongs to another entry."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="numpy") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             checksum = (file.metadata() or {}).get("crc32")
     except FileNotFoundError:
         return None
     except (OSError, SafetensorError, ValueError) as error:
-        log.warning("%s is damaged and made anew: %s", path, error)
+        log.warning("%s is damaged: making it again: %s", path, error)
         return None
     if checksum != _checksum(path, arrays):
-        log.warning("%s is damaged and made anew", path)
+        log.warning("%s is damaged: making it again", path)
         return None
     return Tokens({name: array for name, array in arrays.items() if name != OFFSETS}, arrays[OFFSETS])
 
@@ -224,12 +227,12 @@ def _write(path: Path, tokens: Tokens) -> None:
     try:
         with replacing(path) as part:
             save_file(arrays, part, metadata={"crc32": _checksum(path, arrays)})
-    except SafetensorError as error:  # how safetensors says that a disk is full
+    except SafetensorError as error:  # safetensors raises SafetensorError when the disk is full
         raise OSError(str(error)) from error
 
 
 def _checksum(path: Path, arrays: dict[str, Array]) -> str:
-    """Of the arrays and of the file's name, which says what they are the tokens of."""
+    """Compute the checksum of the arrays and of the file's name, which identifies the texts."""
     crc = zlib.crc32(path.name.encode())
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])

@@ -1,4 +1,4 @@
-"""The VTAB-1K family: an image in, a class out. What sets its 19 tasks apart is all in their YAML."""
+"""The VTAB-1K family: an image in, a class out. The 19 tasks differ only in their YAML files."""
 
 import logging
 from collections.abc import Sequence
@@ -22,17 +22,17 @@ from flexlora.tasks.rows import held_out
 
 log = logging.getLogger("flexlora")
 
-# The value of `task.image_cache` that leaves the place to us.
+# The value of `task.image_cache` that selects the default folder.
 DEFAULT_CACHE = "default"
-# Bad images that are named in one line; of more their number is told.
+# The largest number of unreadable images that an error message names.
 NAMED = 20
-# ImageNet's mean and deviation of values in [0, 1], as the VTAB-1K literature uses them with any backbone.
+# ImageNet's mean and standard deviation of values in [0, 1]. The VTAB-1K literature uses them with every backbone.
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @dataclass
 class Vtab(Task):
-    """One VTAB-1K task: rows of files, and once decoded the splits a loop takes."""
+    """A VTAB-1K task: its rows as read and, after `preprocess`, its splits."""
 
     settings: VtabTask
     train_rows: ImageRows
@@ -49,15 +49,17 @@ class Vtab(Task):
         self._metric = load_metric("accuracy")
 
     def preprocess(self, processor: Any) -> None:
-        """Decode all images, or find them in the cache.
+        """Decode all images, or read them from the cache.
 
         Raises:
-            UserError: the backbone takes no images, or some are none: all of them are named.
+            UserError: the backbone does not take images, or some images cannot be read. The message names them.
         """
         if not hasattr(processor, "interpolation"):
-            raise UserError(f"{self.name} is of images: it takes model=vit_b16, or another of kind image_classifier")
+            raise UserError(
+                f"{self.name} is an image task: set model=vit_b16, or another model with model.kind=image_classifier"
+            )
         self._form, mean, std = _preprocessing(self.settings, processor)
-        # Of whole numbers up to 255, and shaped to meet (rows, 3, height, width).
+        # For integer values up to 255, and shaped to broadcast with (rows, 3, height, width).
         self._mean = torch.tensor(mean).reshape(3, 1, 1) * 255
         self._std = torch.tensor(std).reshape(3, 1, 1) * 255
         self._dtype = processor.dtype
@@ -84,7 +86,7 @@ class Vtab(Task):
         return Augmented(self.train.examples, self._augmentation, seed, epoch)
 
     def collate(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Images stay whole numbers, a quarter of the bytes, until they are on the device."""
+        """Stack the examples. Images stay uint8 until they are on the device: a quarter of the bytes of float32."""
         images = torch.from_numpy(np.stack([example["images"] for example in examples]))
         return {"images": images, "labels": torch.tensor([example["labels"] for example in examples])}
 
@@ -109,7 +111,7 @@ class Vtab(Task):
 
 
 def load(settings: VtabTask) -> Vtab:
-    """Read a task's lists from `task.data_dir`; its images are decoded once the backbone's size is known.
+    """Read a task's lists from `task.data_dir`. `preprocess` decodes the images, because it knows the backbone's size.
 
     Raises:
         UserError: the folder or a list is missing, or a list is broken.
@@ -128,7 +130,7 @@ def load(settings: VtabTask) -> Vtab:
 
 
 def vtab(settings: VtabTask, train: ImageRows, evaluation: dict[str, ImageRows], provenance: dict[str, Any]) -> Vtab:
-    """The task over these rows, or over the first of them where the settings want no more."""
+    """Make the task from these rows, cut to `max_train_rows` and `max_eval_rows`."""
     whole = [len(rows) for rows in (train, *evaluation.values())]
     if settings.validation_rows is not None:
         kept, held = held_out(settings.validation_rows, len(train))
@@ -142,23 +144,26 @@ def vtab(settings: VtabTask, train: ImageRows, evaluation: dict[str, ImageRows],
 
 
 def _sizes(settings: VtabTask, train: ImageRows, evaluation: ImageRows) -> dict[str, list[int]]:
-    """Each list's rows, and those of the benchmark's own; where they differ it is said."""
+    """The number of rows of each list and the benchmark's number. A difference is logged as a warning."""
     train_file, _, evaluation_file = PARTS[settings.split]
     expected = {**SIZES, "test.txt": settings.test_rows}
     sizes = {file: [len(rows), expected[file]] for file, rows in ((train_file, train), (evaluation_file, evaluation))}
     for file, (rows, benchmark) in sizes.items():
         if rows != benchmark:
-            log.warning("%s has %d rows, VTAB-1K's has %d: not the benchmark's own split", file, rows, benchmark)
+            log.warning("%s has %d rows, but VTAB-1K has %d: this is not the benchmark's split", file, rows, benchmark)
     return sizes
 
 
 def _preprocessing(settings: VtabTask, processor: Any) -> tuple[Form, tuple[float, ...], tuple[float, ...]]:
-    """Size and interpolation, and mean and deviation of values in [0, 1]."""
+    """Choose size and interpolation, and mean and standard deviation of values in [0, 1]."""
     interpolation = settings.interpolation.value
     if settings.interpolation is Interpolation.model:
         interpolation = processor.interpolation
         if interpolation not in RESAMPLING:
-            raise UserError(f"task.interpolation=model: the model's is {interpolation}: take bicubic or bilinear")
+            raise UserError(
+                f"task.interpolation=model: the model's interpolation '{interpolation}' is not supported: "
+                "set task.interpolation to bicubic or bilinear"
+            )
     means = {
         Normalization.imagenet: IMAGENET,
         Normalization.model: (processor.mean, processor.std),
@@ -175,7 +180,7 @@ def _cache_folder(setting: str | None) -> Path | None:
 
 
 def _listed(problems: list[str]) -> str:
-    named = dict.fromkeys(problems)  # an image may stand in two lists
+    named = dict.fromkeys(problems)  # an image may be in two lists
     text = ", ".join(list(named)[:NAMED])
     more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
     return f"{len(named)} {'image' if len(named) == 1 else 'images'} cannot be read: {text}{more}"

@@ -1,4 +1,4 @@
-"""The images of `scale=tiny` for VTAB-1K: of each of its 19 tasks a small relative, drawn from handwritten digits."""
+"""The images of `scale=tiny` for VTAB-1K: each of the 19 tasks has a small relative made of handwritten digits."""
 
 import colorsys
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-# Pixels of a side: of an image, and of a digit in it (8 x 8 as they come).
+# Side lengths in pixels: of an image, and of a digit in it. scikit-learn's digits are 8 x 8.
 CANVAS, DIGIT = 32, 16
 
 Pixels = npt.NDArray[np.uint8]
@@ -16,7 +16,7 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Digits:
-    """Some of the 1,797 digits: (rows, 8, 8), and which digit each is."""
+    """Some of the 1,797 digits: `pixels` is (rows, 8, 8), `digits` is the class of each row, 0 to 9."""
 
     pixels: Pixels
     digits: npt.NDArray[np.int64]
@@ -25,33 +25,33 @@ class Digits:
         return len(self.digits)
 
     def before(self, row: int) -> int:
-        """How many rows before this one have the same digit: what is dealt out by it is dealt out evenly."""
+        """Count the earlier rows with the same digit. Classes assigned by this count are evenly distributed."""
         return int(np.sum(self.digits[:row] == self.digits[row]))
 
     def another(self, digit: int, draw: np.random.Generator) -> Pixels:
-        """Some image of this digit."""
+        """Draw a random image of `digit`."""
         return self.pixels[draw.choice(np.flatnonzero(self.digits == digit))]
 
 
 Example = Callable[[Digits, int, np.random.Generator], tuple[Pixels, int]]
-"""The image, (32, 32) or in colours (32, 32, 3), and the class of a row: of these digits, the row's own, with what is
-drawn for it."""
+"""Makes one row, given all digits, the row's number and a random generator. It returns the image, (32, 32) or in colour
+(32, 32, 3), and the class."""
 Look = Callable[[Digits, int, int, np.random.Generator], Pixels]
-"""The image of a row's digit in the look of this number."""
+"""Draws the digit of a row with the look of the given number."""
 
 
 def which(digits: Digits, row: int, draw: np.random.Generator) -> tuple[Pixels, int]:
-    """The digit itself."""
+    """The class is the digit."""
     return _resized(digits.pixels[row], CANVAS), int(digits.digits[row])
 
 
 def odd(digits: Digits, row: int, draw: np.random.Generator) -> tuple[Pixels, int]:
-    """Whether the digit is odd."""
+    """The class is whether the digit is odd."""
     return _resized(digits.pixels[row], CANVAS), int(digits.digits[row] % 2)
 
 
 def four_alike(digits: Digits, row: int, draw: np.random.Generator) -> tuple[Pixels, int]:
-    """Of which digit there are four."""
+    """The image holds four images of the same digit. The class is the digit."""
     image, digit = _empty(), int(digits.digits[row])
     _put(image, digits.pixels[row], 0, 0)
     for top, left in ((0, DIGIT), (DIGIT, 0), (DIGIT, DIGIT)):
@@ -60,7 +60,7 @@ def four_alike(digits: Digits, row: int, draw: np.random.Generator) -> tuple[Pix
 
 
 def two_of_ten(digits: Digits, row: int, draw: np.random.Generator) -> tuple[Pixels, int]:
-    """Which two different digits stand side by side, in either order: 45 pairs."""
+    """The image holds two different digits side by side, in either order. The class is the pair, one of 45."""
     digit = int(digits.digits[row])
     other = (digit + 1 + digits.before(row) % 9) % 10
     image, left = _empty(), int(draw.integers(2))
@@ -71,7 +71,7 @@ def two_of_ten(digits: Digits, row: int, draw: np.random.Generator) -> tuple[Pix
 
 
 def blotted(digits: Digits, row: int, draw: np.random.Generator) -> tuple[Pixels, int]:
-    """How many blots, none to four, lie on the digit: grey squares, a sixteenth of the image each."""
+    """Zero to four grey squares cover parts of the digit, each 1/16 of the image. The class is their number."""
     image, count = _resized(digits.pixels[row], CANVAS).copy(), int(draw.integers(5))
     side = CANVAS // 4
     for cell in draw.permutation(16)[:count]:
@@ -81,7 +81,7 @@ def blotted(digits: Digits, row: int, draw: np.random.Generator) -> tuple[Pixels
 
 
 def how_many(digits: Digits, row: int, draw: np.random.Generator) -> tuple[Pixels, int]:
-    """How many digits, one to eight, lie in the nine cells of a square."""
+    """One to eight digits lie in the nine cells of a square. The class is their number minus one."""
     count = int(draw.integers(1, 9))
     square = np.zeros((3 * DIGIT, 3 * DIGIT), dtype=np.uint8)
     others = draw.integers(len(digits), size=count - 1)
@@ -91,7 +91,7 @@ def how_many(digits: Digits, row: int, draw: np.random.Generator) -> tuple[Pixel
 
 
 def nearest(digits: Digits, row: int, draw: np.random.Generator) -> tuple[Pixels, int]:
-    """In which of six distances the nearer of two digits is: the nearer, the larger, from 28 pixels down to 8."""
+    """The image holds two digits. The class is the distance of the nearer one: six sizes, from 28 pixels down to 8."""
     distance = int(draw.integers(6))
     image = _empty()
     for number, side in ((row, 28 - 4 * distance), (draw.integers(len(digits)), 6)):
@@ -101,7 +101,7 @@ def nearest(digits: Digits, row: int, draw: np.random.Generator) -> tuple[Pixels
 
 
 def how_far_and_odd(digits: Digits, row: int, draw: np.random.Generator) -> tuple[Pixels, int]:
-    """In which of three distances the digit is (30, 22 or 14 pixels large), and whether it is odd."""
+    """The class combines the distance of the digit (30, 22 or 14 pixels large) and whether the digit is odd."""
     distance = int(draw.integers(3))
     side = 30 - 8 * distance
     top, left = draw.integers(CANVAS - side + 1, size=2)
@@ -109,27 +109,27 @@ def how_far_and_odd(digits: Digits, row: int, draw: np.random.Generator) -> tupl
 
 
 def on_a_road(digits: Digits, row: int, draw: np.random.Generator) -> tuple[Pixels, int]:
-    """In which of four ranges the distance of a digit on a road is: the farther, the smaller, its foot the higher."""
+    """A digit stands on a road. The class is the range of its distance, one of four: a farther digit is smaller."""
     side = int(draw.integers(8, 32))
     top, left = (CANVAS - side) // 2, int(draw.integers(CANVAS - side + 1))
     return _alone(digits.pixels[row], top, left, side, side), (31 - side) // 6
 
 
 def column(digits: Digits, row: int, draw: np.random.Generator) -> tuple[Pixels, int]:
-    """In which of 16 columns the digit begins, at any height."""
+    """The class is the column where the digit begins, one of 16. Its height is random."""
     left, top = int(draw.integers(16)), int(draw.integers(CANVAS - DIGIT + 1))
     return _alone(digits.pixels[row], top, left), left
 
 
 def from_above(digits: Digits, row: int, draw: np.random.Generator) -> tuple[Pixels, int]:
-    """From which of nine heights the digit is seen: the higher, the flatter it is, from 32 pixels down to 8."""
+    """The class is the height from which the digit is seen, one of nine: from 32 pixels tall down to 8."""
     height = int(draw.integers(9))
     tall = CANVAS - 3 * height
     return _alone(digits.pixels[row], (CANVAS - tall) // 2, 0, tall, CANVAS), height
 
 
 def turned(steps: int) -> tuple[int, Example]:
-    """By how many of so many steps round the circle the digit is turned."""
+    """Make a task whose class is the rotation of the digit: one of `steps` equal steps of the full circle."""
 
     def example(digits: Digits, row: int, draw: np.random.Generator) -> tuple[Pixels, int]:
         step = int(draw.integers(steps))
@@ -140,7 +140,7 @@ def turned(steps: int) -> tuple[int, Example]:
 
 
 def digit_and(classes: int, look: Look) -> tuple[int, Example]:
-    """Which digit, and in which look: the first so many of all pairs, dealt out evenly."""
+    """Make a task whose class is the pair (digit, look): the first `classes` pairs, evenly distributed."""
 
     def example(digits: Digits, row: int, draw: np.random.Generator) -> tuple[Pixels, int]:
         digit = int(digits.digits[row])
@@ -151,7 +151,7 @@ def digit_and(classes: int, look: Look) -> tuple[int, Example]:
 
 
 def beside(digits: Digits, row: int, number: int, draw: np.random.Generator) -> Pixels:
-    """Which digit stands to its right."""
+    """The look is the digit to the right of the row's digit."""
     image = _empty()
     _put(image, digits.pixels[row], 0, 0, CANVAS)
     _put(image, digits.another(number, draw), 0, DIGIT, CANVAS)
@@ -159,29 +159,29 @@ def beside(digits: Digits, row: int, number: int, draw: np.random.Generator) -> 
 
 
 def quarter_and_ground(digits: Digits, row: int, number: int, draw: np.random.Generator) -> Pixels:
-    """In which quarter of the image it stands, bright on black, bright on grey, or dark on white."""
+    """The look is the digit's quarter of the image, and bright on black, bright on grey, or dark on white."""
     image = _in_quarter(digits.pixels[row], number % 4)
     return [image, 128 + image // 2, 255 - image][number // 4]
 
 
 def quarter_and_colour(digits: Digits, row: int, number: int, draw: np.random.Generator) -> Pixels:
-    """In which quarter of the image it stands, in which of ten colours."""
+    """The look is the digit's quarter of the image and one of ten colours."""
     return _coloured(_in_quarter(digits.pixels[row], number % 4), (number // 4) / 10)
 
 
 def colour(digits: Digits, row: int, number: int, draw: np.random.Generator) -> Pixels:
-    """In which of eleven colours it is."""
+    """The look is one of eleven colours."""
     return _coloured(_resized(digits.pixels[row], CANVAS), number / 11)
 
 
 def build(digits: Digits, row: int, number: int, draw: np.random.Generator) -> Pixels:
-    """Whether it is large, narrow, flat or small."""
+    """The look is one of four shapes: large, narrow, flat or small."""
     height, width = ((28, 28), (28, 14), (14, 28), (14, 14))[number]
     return _alone(digits.pixels[row], (CANVAS - height) // 2, (CANVAS - width) // 2, height, width)
 
 
 def pattern(digits: Digits, row: int, number: int, draw: np.random.Generator) -> Pixels:
-    """Which quarters of the image repeat it: all, the upper, the left, or those of one or the other diagonal."""
+    """The look is which quarters repeat the digit: all, the upper two, the left two, or those of either diagonal."""
     quarters = ((0, 1, 2, 3), (0, 1), (0, 2), (0, 3), (1, 2))[number]
     return np.max([_in_quarter(digits.pixels[row], quarter) for quarter in quarters], axis=0)
 
@@ -207,7 +207,7 @@ RELATIVES: dict[str, tuple[int, Example]] = {
     "vtab/smallnorb_azi": turned(18),
     "vtab/smallnorb_ele": (9, from_above),
 }
-"""By the task's name: its classes, as many as the real one has, and its small relative."""
+"""Maps a task's name to its number of classes, the same as in the real task, and to its small relative."""
 
 
 def _empty() -> Pixels:
@@ -215,29 +215,29 @@ def _empty() -> Pixels:
 
 
 def _resized(pixels: Pixels, height: int, width: int | None = None) -> Pixels:
-    """As high and wide, or a square."""
+    """Resize to `height` x `width`, or to a square where no width is given."""
     size = (height if width is None else width, height)
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
 
 
 def _put(image: Pixels, digit: Pixels, top: int, left: int, height: int = DIGIT, width: int = DIGIT) -> None:
-    """Draw a digit into an image, over what is there."""
+    """Draw a digit into an image: each pixel keeps the larger of the two values."""
     place = image[top : top + height, left : left + width]
     np.maximum(place, _resized(digit, height, width), out=place)
 
 
 def _alone(digit: Pixels, top: int, left: int, height: int = DIGIT, width: int = DIGIT) -> Pixels:
-    """The digit in an image that is empty else."""
+    """Draw the digit into an empty image."""
     image = _empty()
     _put(image, digit, top, left, height, width)
     return image
 
 
 def _in_quarter(digit: Pixels, quarter: int) -> Pixels:
-    """The digit in a quarter of an empty image, counted as one reads."""
+    """Draw the digit into one quarter of an empty image: 0 and 1 are the upper ones, 2 and 3 the lower ones."""
     return _alone(digit, DIGIT * (quarter // 2), DIGIT * (quarter % 2))
 
 
 def _coloured(image: Pixels, hue: float) -> Pixels:
-    """What is bright in this hue, a share of the colour circle: (rows, columns, 3)."""
+    """Colour the bright pixels with `hue`, a fraction of the colour circle: (rows, columns, 3)."""
     return np.rint(image[:, :, None] * np.array(colorsys.hsv_to_rgb(hue, 1.0, 1.0))).astype(np.uint8)

@@ -1,6 +1,7 @@
-"""Models that are pretrained here, once, and kept: whole or not at all, one process making what several need.
+"""The cache of the small models of scale=tiny: each model is pretrained once, by one process, and then reused.
 
-Each is a folder in the cache, named after a hash of everything that makes it what it is.
+Each model is a folder in the cache. The folder's name holds a hash of everything that determines the model. A folder
+is complete or does not exist.
 """
 
 import hashlib
@@ -35,37 +36,44 @@ Load = Callable[[ModelSettings], BackboneT]
 """Loads a model from the folder that the settings name."""
 
 Build = Callable[[Path], None]
-"""Writes a model into a folder, which exists and is empty: files only, no folders."""
+"""Writes a model into an existing, empty folder: files only, no subfolders."""
 
 
 def hash_of(facts: Mapping[str, Any], *libraries: ModuleType) -> str:
-    """A name for what is made of `facts`, JSON's values, with these libraries' versions (of patches no account)."""
+    """Hash `facts` (JSON values) and the versions of these libraries, without their patch numbers."""
     versions = [".".join(library.__version__.split(".")[:2]) for library in libraries]
     return hashlib.sha256(json.dumps({**facts, "versions": versions}, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @cache
 def source_hash(*parts: ModuleType | Callable[..., Any]) -> str:
-    """A hash of the source of all that decides what is made."""
+    """Hash the source code of these modules and functions."""
     return hashlib.sha256("".join(map(inspect.getsource, parts)).encode()).hexdigest()
 
 
 def check_relative(settings: ModelSettings, names: Collection[str], of: str) -> None:
-    """Refuse a model of one's own, or one that has no small relative of this kind.
+    """Check that `model.name` has a small relative and that no `model.path` is set.
+
+    Args:
+        settings: `model.*`.
+        names: the models that have a small relative.
+        of: the kind of models, for the message, such as "of encoders".
 
     Raises:
-        UserError: the message says what there is.
+        UserError: `model.path` is set, or `model.name` is not in `names`.
     """
     if settings.name not in names or settings.path is not None:
         raise UserError(
-            "scale=tiny makes its own small model: leave out model=local and model.path, or scale=tiny "
-            f"({of} there is a small relative of {' and '.join(names)})"
+            "scale=tiny makes its own small model: leave out model=local and model.path, or leave out scale=tiny "
+            f"(small relatives {of}: {', '.join(names)})"
         )
 
 
 def small_relative(settings: ModelSettings, revision: str, build: Build, load: Load[BackboneT]) -> BackboneT:
-    """The small relative of `model.name` as `load` loads it from a folder, made there first where it is not; its
-    revision is `revision`."""
+    """Load the small relative of `model.name` with `load`. `build` makes it first if it is not in the cache.
+
+    The backbone's `revision` is the given one.
+    """
     with cached_model(settings.name or "", revision, build) as folder:
         backbone = load(replace(settings, path=str(folder)))
     return replace(backbone, revision=revision)
@@ -73,16 +81,20 @@ def small_relative(settings: ModelSettings, revision: str, build: Build, load: L
 
 @contextmanager
 def cached_model(name: str, revision: str, build: Build) -> Iterator[Path]:
-    """The folder of a small model, built first where it is not there.
+    """Yield the folder of a small model. The model is built first if it is not there.
 
-    It is the cache's, or for this time a temporary one where there is no writing there.
+    The folder is in the cache. If the cache cannot be written, it is a temporary folder that is deleted afterwards.
     """
     folder = cache_dir("tiny") / f"{name}-{revision}"
     try:
         ensure(folder, name, build)
-    except (OSError, SafetensorError) as error:  # safetensors' word for a disk that is full
+    except (OSError, SafetensorError) as error:  # safetensors raises SafetensorError when the disk is full
         reason = getattr(error, "strerror", None) or one_line(error)
-        log.warning("the small model is not kept, %s cannot be written: %s (FLEXLORA_CACHE)", folder.parent, reason)
+        log.warning(
+            "the small model is not cached: cannot write in %s: %s (FLEXLORA_CACHE=DIR sets another folder)",
+            folder.parent,
+            reason,
+        )
         with tempfile.TemporaryDirectory(prefix="flexlora-tiny-") as temporary:
             _announced(name, build, Path(temporary))
             yield Path(temporary)
@@ -91,19 +103,19 @@ def cached_model(name: str, revision: str, build: Build) -> Iterator[Path]:
 
 
 def ensure(folder: Path, name: str, build: Build) -> None:
-    """Build what `folder` should hold, unless it is there; one process builds, the others wait for it.
+    """Build the model in `folder` unless it is complete. One process builds, and the others wait for it.
 
     Raises:
-        OSError, SafetensorError: it cannot be written there.
+        OSError, SafetensorError: the folder cannot be written.
     """
     if is_whole(folder):
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))  # it dies with its process
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))  # the system releases it when the process ends
     try:
         lock.acquire(timeout=1)
     except Timeout:
-        log.info("waiting for another process, which pretrains the small %s", name)
+        log.info("waiting for another process that pretrains the small %s", name)
         lock.acquire()
     try:
         if not is_whole(folder):
@@ -113,7 +125,7 @@ def ensure(folder: Path, name: str, build: Build) -> None:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether every file is there as it was written."""
+    """Whether every file of `folder` exists and matches its checksum."""
     try:
         return bool(json.loads((folder / CHECKSUM).read_text(encoding="utf-8")) == _checksums(folder))
     except (OSError, ValueError):
@@ -121,9 +133,9 @@ def is_whole(folder: Path) -> bool:
 
 
 def _build_in(folder: Path, name: str, build: Build) -> None:
-    """Build beside `folder` and move it there whole; what was there, or was left half-built, goes."""
+    """Build in a temporary folder beside `folder`, then move it there. Damaged and half-built folders are deleted."""
     if folder.exists():
-        log.warning("%s is damaged and made anew", folder)
+        log.warning("%s is damaged: making it again", folder)
     for left_behind in folder.parent.glob(f".{folder.name}.*.part"):
         shutil.rmtree(left_behind, ignore_errors=True)
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
@@ -140,7 +152,7 @@ def _build_in(folder: Path, name: str, build: Build) -> None:
 
 
 def _announced(name: str, build: Build, folder: Path) -> None:
-    log.info("pretraining the small %s: this happens once, and takes a minute or two of an idle core", name)
+    log.info("pretraining the small %s: this happens once and takes one to two minutes on an idle core", name)
     began = time.perf_counter()
     build(folder)
     log.info("pretrained in %.0f s", time.perf_counter() - began)

@@ -1,4 +1,4 @@
-"""Half a minute's pretraining of a small encoder: words to fill in, as in BERT's masked language modelling."""
+"""Pretraining of a small encoder by masked language modelling, as in BERT: about half a minute on one core."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,28 +22,28 @@ class Pretraining:
     seed: int = 0
     texts: int = 24_000
     primer_steps: int = 500
-    """Steps on the primer, the simple texts to begin with; without them the rest takes several times as long."""
+    """Steps on the primer, the simple texts at the start. Without them pretraining takes several times longer."""
     steps: int = 1500
-    """Of the whole pretraining."""
+    """Steps of the whole pretraining, those on the primer included."""
     batch_size: int = 32
     learning_rate: float = 2e-3
     warmup_steps: int = 250
     weight_decay: float = 0.01
     masked: float = 0.1
-    """Share of the words to fill in."""
+    """Share of the words that are masked."""
     masked_forms: float = 0.6
-    """The same of words that have another form or an opposite: those that hang on the rest of the text."""
+    """Share of the masked words among those with another form or an opposite. These depend on the rest of the text."""
     retold: float = 0.75
-    """Share of the pairs in which it is the second sentence's such words, and only they, that are to be filled in."""
+    """Share of the pairs in which all such words of the second sentence are masked, and no other word."""
 
 
 def pretrain(
     encoder: nn.Module, tokenizer: Any, primer: Sequence[Text], texts: Sequence[Text], settings: Pretraining
 ) -> list[float]:
-    """Train `encoder` in place on the primer, then on `texts`, with a head that is then thrown away.
+    """Train `encoder` in place on the primer, then on `texts`, with a head that is discarded afterwards.
 
-    It is never shown a mistake: an encoder that has been looking for them has learned CoLA already, and a linear probe
-    of it is as good as any adapter.
+    The encoder never sees an ungrammatical sentence. An encoder trained to find mistakes already knows CoLA, and then
+    a linear probe scores as well as any adapter.
 
     Returns:
         The loss of every step.
@@ -64,7 +64,7 @@ def pretrain(
     )
     encoder.train()
     for step in range(settings.steps):
-        # Long and short together: batches of one length would each be of one kind of text.
+        # Batches mix long and short texts: batches of one length would each hold one kind of text.
         chosen = draw.choices(simple if step < settings.primer_steps else rows, k=settings.batch_size)
         ids, missing = reader.batch(chosen, settings, draw)
         hidden = encoder(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long()).last_hidden_state
@@ -82,7 +82,7 @@ def pretrain(
 
 
 class _Reader:
-    """Takes words out of texts of token ids."""
+    """Masks words in texts of token ids."""
 
     def __init__(self, tokenizer: Any) -> None:
         words = tokenizer.get_vocab()
@@ -92,7 +92,7 @@ class _Reader:
         self.forms = {i for word, i in words.items() if other_forms(word)}
 
     def batch(self, rows: list[list[int]], settings: Pretraining, draw: Random) -> tuple[torch.Tensor, torch.Tensor]:
-        """The texts with gaps, and the words that are missing: each (rows, length) int64."""
+        """Make the masked texts and the masked words: each is (rows, length) int64."""
         length = max(map(len, rows))
         ids = torch.full((len(rows), length), self.pad)
         missing = torch.full((len(rows), length), IGNORED)

@@ -1,4 +1,4 @@
-"""Pretraining of a small language model: next words, those above all that follow from what was read."""
+"""Pretraining of a small language model: next-word prediction, mainly of words that follow from the earlier text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,23 +19,23 @@ class Pretraining:
 
     seed: int = 0
     texts: int = 16_000
-    """Different ones of each stage of the curriculum."""
+    """Different texts in each stage of the curriculum."""
     steps: tuple[int, ...] = (1300, 500)
-    """On each of the stages."""
+    """Steps of each stage."""
     batch_size: int = 32
     learning_rate: float = 2e-3
     warmup_steps: int = 100
     cooldown_steps: int = 600
     weight_decay: float = 0.01
     other_words: float = 0.1
-    """What the loss of the words that do not follow counts for."""
+    """Weight of the loss of the words that do not follow from the earlier text."""
 
 
 def pretrain(model: nn.Module, tokenizer: Any, settings: Pretraining) -> list[float]:
-    """Train the language model `model` in place on one stage of the curriculum after the other.
+    """Train the language model `model` in place on the stages of the curriculum, one after the other.
 
     Returns:
-        Of every step the loss of the words that follow.
+        The loss of every step over the words that follow from the earlier text.
     """
     draw = Random(settings.seed)
     stages = [[_read(tokenizer, text) for text in corpus(i, settings.texts)] for i in range(len(settings.steps))]
@@ -64,7 +64,7 @@ def pretrain(model: nn.Module, tokenizer: Any, settings: Pretraining) -> list[fl
 
 
 Read = tuple[list[int], list[int], list[bool]]
-"""A text's tokens, what is to be said after each (-100 after the last), and whether that follows."""
+"""A text's tokens, the target after each token (-100 after the last), and whether that target follows from the text."""
 
 
 def _read(tokenizer: Any, text: Text) -> Read:
@@ -84,7 +84,7 @@ def _read(tokenizer: Any, text: Text) -> Read:
 
 
 def _batch(texts: Sequence[Read], pad: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The texts beside one another: each (texts, longest)."""
+    """Stack the texts into padded tensors: each is (texts, longest)."""
     ids, wanted, follows = (
         nn.utils.rnn.pad_sequence([torch.tensor(text[i]) for text in texts], batch_first=True, padding_value=fill)
         for i, fill in enumerate((pad, IGNORED, False))

@@ -1,7 +1,7 @@
-"""Half a minute's pretraining of a small ViT: patches to fill in, as in masked autoencoders (He et al., 2022).
+"""Pretraining of a small ViT as a masked autoencoder (He et al., 2022): about half a minute on one core.
 
-Its images are strokes drawn here, and no digit: what it learns is how lines go on. As with masked autoencoders at
-large, a linear probe of it is far behind what adapting it comes to.
+Its images are strokes drawn here, and no digits: the model learns how lines continue. As with large masked
+autoencoders, a linear probe scores far below an adapted model.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from torch import nn
 from torch.nn import functional
 
-# Strokes are drawn so many times larger, for edges that are not jagged.
+# Strokes are drawn this many times larger and then scaled down, so that their edges are smooth.
 OVERSAMPLING = 4
 
 
@@ -30,11 +30,11 @@ class Pretraining:
     warmup_steps: int = 100
     weight_decay: float = 0.01
     masked: float = 0.5
-    """Share of the patches to fill in."""
+    """Share of the patches that are masked."""
 
 
 def strokes(count: int, side: int, seed: int) -> npt.NDArray[np.uint8]:
-    """(count, side, side) images of one to three bent lines each, bright on black."""
+    """Draw images of one to three bent lines each, bright on black: (count, side, side)."""
     draw = np.random.default_rng(seed)
     large = OVERSAMPLING * side
     images = np.empty((count, side, side), dtype=np.uint8)
@@ -50,10 +50,10 @@ def strokes(count: int, side: int, seed: int) -> npt.NDArray[np.uint8]:
 
 
 def pretrain(model: Any, settings: Pretraining) -> list[float]:
-    """Train timm's ViT `model` in place to fill in patches, with a head that is then thrown away.
+    """Train timm's ViT `model` in place to predict masked patches, with a head that is discarded afterwards.
 
     Returns:
-        The loss of every step: the mean squared error of the missing patches' values, which lie between -1 and 1.
+        The loss of every step: the mean squared error over the masked patches, whose values are between -1 and 1.
     """
     patch, side, width = model.patch_embed.patch_size[0], model.patch_embed.img_size[0], model.embed_dim
     drawn = torch.from_numpy(strokes(settings.images, side, settings.seed))
@@ -77,7 +77,7 @@ def pretrain(model: Any, settings: Pretraining) -> list[float]:
         gaps = torch.rand(patches.shape[:2]) < settings.masked
         with _hidden(model, gaps, missing):
             tokens = model.forward_features(batch.expand(-1, 3, -1, -1))
-        loss = functional.mse_loss(head(tokens[:, 1:])[gaps], patches[gaps])  # the first token is the class's
+        loss = functional.mse_loss(head(tokens[:, 1:])[gaps], patches[gaps])  # the first token is the class token
         loss.backward()
         optimizer.step()
         schedule.step()
@@ -88,7 +88,7 @@ def pretrain(model: Any, settings: Pretraining) -> list[float]:
 
 
 class _hidden:
-    """Patches that `gaps` marks reach the blocks as the vector `missing`, their places still told."""
+    """Replaces the patches that `gaps` marks by the vector `missing`; their position embeddings stay."""
 
     def __init__(self, model: Any, gaps: torch.Tensor, missing: torch.Tensor) -> None:
         def replaced(module: nn.Module, inputs: Any, patches: torch.Tensor) -> torch.Tensor:

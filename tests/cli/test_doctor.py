@@ -172,7 +172,7 @@ def test_without_the_hub_it_says_in_seconds_what_to_set(doctor, tmp_path, offlin
     assert told["model.shapes"] == "exact shapes, hub not asked"
     assert told["parameters.adapter"].startswith("1,327,680 active, ")
     assert told["parameters.head"] == "592,130"
-    assert "5,360 optimizer steps, the recipe's" in told["steps.assumed"]
+    assert "5,360 optimizer steps, from the recipe" in told["steps.assumed"]
     assert told["rank events.events"].startswith("16: the first at step 1,200, the last at 4,200")
     assert "cannot run: 2 problems" in result.stdout
 

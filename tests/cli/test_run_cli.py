@@ -228,7 +228,7 @@ def test_a_model_fine_tuned_for_other_classes_gets_a_new_head(flexlora_run, argu
         *arguments, "-m", f'model.path="{folder}"', "method=linear", "training.max_steps=2", f"output_root={tmp_path}"
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "model.path: classifier.weight has another shape there and starts anew" in result.stdout
+    assert "model.path: classifier.weight has another shape in the checkpoint and is initialised again" in result.stdout
     record = read_record(
         tmp_path / "local" / "glue" / "cola" / folder.name / "linear" / "test" / "seed0" / "result.json"
     )

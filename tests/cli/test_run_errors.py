@@ -53,8 +53,8 @@ BAD_SETTINGS = {
     "nothing to train": (["{run}", "method=linear", "method.trainable=[bert]"], r"'bert' is no parameter's whole name"),
     "a choice of PEFT's": (["{run}", "method=lora", "method.bias=foo"], r"'foo' is not one of none, all, lora_only"),
     "a column": (["{run}", "task.tsv.label=9"], r"task.tsv: there is no column 9: without a header"),
-    "a figure": (["{run}", "task.main_metric=accuracy"], r"no 'accuracy'. This task has matthews_correlation."),
-    "labels": (["{run}", "task.num_labels=3"], r"task.num_labels is 3, task.labels has 2"),
+    "a figure": (["{run}", "task.main_metric=accuracy"], r"no metric 'accuracy'. There are: matthews_correlation."),
+    "labels": (["{run}", "task.num_labels=3"], r"task.num_labels is 3, but task.labels has 2 labels"),
     "a window": (["{run}", "method=flexlora", "method.deltaT=0"], r"method.deltaT must be at least 1, not 0"),
     "out of range": (["{run}", "training.batch_size=0"], r"training.batch_size must be at least 1, not 0"),
     "nothing to adapt": (["{run}", "method=lora", "method.target_modules=[nothing]"], r"method: "),
@@ -84,7 +84,7 @@ def test_a_broken_line_of_data_is_named(flexlora_run, arguments, cola, tmp_path)
     (broken / "dev.tsv").write_text(good)
     result = flexlora_run(*arguments, f"task.data_dir={tmp_path}", f"output_root={tmp_path / 'out'}")
     assert result.returncode == 2
-    assert one_line(result).endswith("train.tsv, line 65: label '7' is none of 0, 1")
+    assert one_line(result).endswith("train.tsv, line 65: label '7' is not one of 0, 1")
 
 
 BAD_YAML = {
@@ -124,10 +124,10 @@ def test_every_run_of_a_sweep_says_what_is_wrong_with_its_data(flexlora_run, arg
         "line": ({"train.tsv": f"{train}made\t1\tno star .\n", "dev.tsv": dev},
                  "{}/train.tsv, line 65: 3 tab-separated columns where 4 are expected"),
         "label": ({"train.tsv": train, "dev.tsv": f"made\t2\t\ta .\n{dev}"},
-                  "{}/dev.tsv, line 1: label '2' is none of 0, 1"),
-        "other split": ({"train.csv": "sentence,label\na,1\n"}, "{} has no file of split 'validation'"),
-        "column": ({"train.csv": "text,label\na,1\n"}, "{}/train.csv has no column 'sentence': it has text, label"),
-        "row": ({"train.jsonl": '{"sentence": "a", "label": 3}\n'}, "{}/train.jsonl, row 1: label 3 is none of 0 to 1"),
+                  "{}/dev.tsv, line 1: label '2' is not one of 0, 1"),
+        "other split": ({"train.csv": "sentence,label\na,1\n"}, "{} has no file for split 'validation'"),
+        "column": ({"train.csv": "text,label\na,1\n"}, "{}/train.csv has no column 'sentence'. It has: text, label"),
+        "row": ({"train.jsonl": '{"sentence": "a", "label": 3}\n'}, "{}/train.jsonl, row 1: label 3 is not between 0"),
         "json": ({"train.jsonl": '{"sentence": "a", "label": 1}\n{"sente'}, "cannot read {}/train.jsonl: line 2: "),
         "rows": ({"train.csv": ""}, "{}/train.csv has no rows"),
     }  # fmt: skip
@@ -182,7 +182,7 @@ def test_a_terminal_that_lacks_letters_is_no_reason_to_fail(flexlora_run, argume
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "glue/cola \\xb7 linear" in result.stdout
-    assert "tokens are not kept, /proc/none/tokens cannot be written" in result.stdout
+    assert "tokens are not cached: cannot write in /proc/none/tokens" in result.stdout
 
 
 def test_a_traceback_is_shown_where_it_is_asked_for(flexlora_run):
@@ -196,7 +196,7 @@ def test_a_traceback_is_shown_where_it_is_asked_for(flexlora_run):
     [
         ("tokenizer", "has no tokenizer: save it beside the model"),
         ("weights", "Error while deserializing header"),
-        ("agreement", "contradicts itself: bert."),
+        ("agreement", "contradicts its config.json: bert."),
     ],
 )
 def test_a_folder_that_lacks_a_part_of_the_model_is_refused(

@@ -48,7 +48,7 @@ def test_a_head_of_another_task_starts_anew_and_the_rest_is_kept(
         "task.num_labels=3", "task.labels=['0','1','2']",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr + result.stdout
-    assert "classifier.weight has another shape there and starts anew" in result.stdout
+    assert "classifier.weight has another shape in the checkpoint and is initialised again" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What is asked of a local encoder before it is trained: room for its tokens, and a tokenizer that is its own."""
+"""Checks of a local encoder before training: its maximum length, and whether the tokenizer belongs to it."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ def copy(tiny_bert, tmp_path) -> Path:
     return Path(shutil.copytree(tiny_bert, tmp_path / "model"))
 
 
-def test_positions_by_architecture():
+def test_max_length_follows_the_position_table_of_each_architecture():
     assert positions(BertForSequenceClassification(BertConfig(**SMALL, max_position_embeddings=40))) == 40
     roberta = RobertaConfig(**SMALL, max_position_embeddings=42, pad_token_id=1)
     assert positions(RobertaForSequenceClassification(roberta)) == 40
@@ -47,7 +47,7 @@ def test_positions_by_architecture():
     assert positions(DebertaV2ForSequenceClassification(deberta)) > 10**6
 
 
-def test_a_tokenizer_that_states_no_limit_gets_the_models(copy):
+def test_a_tokenizer_without_a_limit_gets_that_of_the_model(copy):
     file = copy / "tokenizer_config.json"
     values = json.loads(file.read_text())
     values.pop("model_max_length")
@@ -61,5 +61,5 @@ def test_a_tokenizer_of_another_model_is_refused(copy):
     tokenizer = AutoTokenizer.from_pretrained(copy)
     tokenizer.add_tokens(["another"])
     tokenizer.save_pretrained(copy)
-    with pytest.raises(UserError, match="has 29 words, the model 28: they do not belong together"):
+    with pytest.raises(UserError, match="has 29 words, but the model has 28: they do not belong together"):
         load_backbone(settings(copy), 2)

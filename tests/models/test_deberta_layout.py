@@ -1,4 +1,4 @@
-"""DeBERTaV3's checkpoint as the hub has it: a SentencePiece model and pytorch_model.bin, nothing newer."""
+"""DeBERTaV3's checkpoint in the hub's layout: a SentencePiece model and pytorch_model.bin, no newer files."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def tiny_deberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """DeBERTaV3-base's own configuration, narrower and shorter, with the files of its repository."""
+    """A smaller DeBERTaV3-base with the files of its hub repository."""
     folder = tmp_path_factory.mktemp("tiny-deberta")
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([text for text, _ in sentences(400, seed=0)]),
@@ -49,7 +49,7 @@ def tiny_deberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_it_trains_with_pooler_and_classifier(flexlora_run, tiny_deberta, cola, tmp_path):
+def test_deberta_trains_with_pooler_and_classifier(flexlora_run, tiny_deberta, cola, tmp_path):
     result = flexlora_run(
         "task=glue/cola",
         "method=flexlora",
@@ -76,7 +76,7 @@ def test_it_trains_with_pooler_and_classifier(flexlora_run, tiny_deberta, cola, 
     assert record.parameters["head"] == (32 * 32 + 32) + (32 * 2 + 2)
 
 
-def test_safetensors_only_is_the_rule_elsewhere(flexlora_run, tiny_deberta, cola, tmp_path):
+def test_other_models_are_read_from_safetensors_only(flexlora_run, tiny_deberta, cola, tmp_path):
     result = flexlora_run(
         "task=glue/cola",
         "model=local",

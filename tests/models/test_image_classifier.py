@@ -1,4 +1,4 @@
-"""Models of timm's: their own layout and no other, a fresh head, and one line for whatever is wrong."""
+"""timm models: only timm's layout is read, the head is fresh, and every error is one line."""
 
 import json
 import re
@@ -74,7 +74,7 @@ def refusal(path: object, num_labels: int | None = 3, **changes) -> str:
     return str(caught.value)
 
 
-def test_a_folder_of_timms(vit):
+def test_a_folder_in_timms_layout_is_loaded(vit):
     torch.manual_seed(3)
     backbone = load_backbone(settings(vit), 3)
     saved = load_file(vit / "model.safetensors")
@@ -93,8 +93,8 @@ def test_a_folder_of_timms(vit):
         assert backbone.logits(backbone.model, {"images": pixels}).equal(backbone.model(pixels))
 
 
-def test_the_head_is_always_fresh(vit):
-    """Also where the checkpoint's has as many classes; drawn by the run's seed."""
+def test_the_head_is_always_freshly_initialised(vit):
+    """The head is fresh even if the checkpoint has the same number of classes. The run's seed determines it."""
     saved = load_file(vit / "model.safetensors")["head.weight"]
     heads = []
     for seed in (1, 1, 2):
@@ -106,8 +106,8 @@ def test_the_head_is_always_fresh(vit):
     assert not heads[1].equal(heads[2])
 
 
-def test_keys_beside_the_architecture(copy):
-    """As some write config.json: what timm keeps under pretrained_cfg stands beside the architecture."""
+def test_pretrained_cfg_keys_at_the_top_level_are_read(copy):
+    """Some config.json files have the keys of pretrained_cfg at the top level."""
     shape = {"architecture": "deit_tiny_patch16_224", "embed_dim": 192, "library": "timm", "num_classes": 1000}
     (copy / "config.json").write_text(
         json.dumps(shape | {"interpolation": "bilinear", "mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]})
@@ -118,7 +118,7 @@ def test_keys_beside_the_architecture(copy):
     assert sum(p.numel() for p in backbone.model.parameters()) == 5_524_416 + 5 * 193
 
 
-def test_the_real_deit(shared):
+def test_the_real_deit_is_loaded_and_adapted(shared):
     backbone = load_backbone(settings(shared / "models" / "deit-tiny-patch16-224"), 102)
     assert backbone.processor.std == (0.229, 0.224, 0.225)
     method, model = wrapped(backbone, "flexlora")
@@ -128,44 +128,44 @@ def test_the_real_deit(shared):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"architecture": None}, "config.json of .* names no architecture, it is not a model of timm's"),
-        ({"architecture": "vit_bse_patch16_224"}, "'vit_bse_patch16_224' that timm does not have. Did you mean vit_"),
+        ({"architecture": None}, "config.json of .* names no architecture: it is not a timm model"),
+        ({"architecture": "vit_bse_patch16_224"}, "'vit_bse_patch16_224', which timm does not have. Did you mean vit_"),
         ({"model_args": {**VIT, "depth": 3}}, "lacks 12 of the model's weights, such as blocks.2.norm1.weight"),
-        ({"model_args": {**VIT, "embed_dim": 64}}, r"contradicts itself: cls_token is \[1, 1, 32\], by config.json"),
-        ({"model_args": {**VIT, "wings": 2}}, "timm cannot make what config.json of .* says: .*wings"),
-        ({"model_args": {**VIT, "num_heads": 5}}, "timm cannot make what config.json of"),
-        ({"model_args": [1]}, "is not as timm writes it"),
-        ({"pretrained_cfg": "none"}, "is not as timm writes it"),
+        ({"model_args": {**VIT, "embed_dim": 64}}, r"contradicts its config.json: cls_token has shape \[1, 1, 32\]"),
+        ({"model_args": {**VIT, "wings": 2}}, "timm cannot make the model in config.json of .*: .*wings"),
+        ({"model_args": {**VIT, "num_heads": 5}}, "timm cannot make the model in config.json of"),
+        ({"model_args": [1]}, "is not in timm's format"),
+        ({"pretrained_cfg": "none"}, "is not in timm's format"),
         ({"model_args": {**VIT, "in_chans": 1}, "pretrained_cfg": {"input_size": [1, 32, 32]}}, "channel|contradicts"),
     ],
 )  # fmt: skip
-def test_a_config_that_is_wrong(copy, changes, said):
+def test_a_wrong_config_is_refused(copy, changes, said):
     edit(copy, **changes)
     assert re.search(said, refusal(copy)), refusal(copy)
 
 
-def test_files_that_are_wrong(copy, tmp_path):
+def test_wrong_weight_files_are_refused(copy, tmp_path):
     weights = (copy / "model.safetensors").read_bytes()
     (copy / "model.safetensors").write_bytes(weights[:-10])
     assert "cannot read model.safetensors of" in refusal(copy)
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
-    assert refusal(copy).endswith("has no model.safetensors; weights in other files are not read")
+    assert refusal(copy).endswith("has no model.safetensors: weights in other files are not read")
     (copy / "config.json").write_text("{")
     (copy / "model.safetensors").write_bytes(weights)
     assert "cannot read config.json of" in refusal(copy)
     (copy / "config.json").unlink()
-    assert "has no config.json, it is not a model of timm's" in refusal(copy)
+    assert "has no config.json: it is not a timm model" in refusal(copy)
     assert "there is no folder" in refusal(tmp_path / "nowhere")
     assert "model.path is not set" in refusal(None)
 
 
-def test_what_it_is_not_for(vit):
+def test_unsupported_uses_are_refused(vit):
     assert "this task has no classes" in refusal(vit, None)
     assert "read from safetensors only" in refusal(vit, use_safetensors=False)
     assert "model.quantization=null" in refusal(vit, quantization=Quantization("4bit"))
 
 
-def test_tensors_without_a_place_are_told(copy, caplog):
+def test_unused_tensors_are_reported(copy, caplog):
     tensors = load_file(copy / "model.safetensors") | {"pre_logits.fc.weight": torch.zeros(2)}
     save_file(tensors, copy / "model.safetensors")
     load_backbone(settings(copy), 3)
@@ -173,7 +173,7 @@ def test_tensors_without_a_place_are_told(copy, caplog):
     assert "pre_logits.fc.weight" in caplog.text
 
 
-def test_out_of_the_hubs_reach():
+def test_an_unreachable_hub_model_is_refused():
     hub = settings("timm/some_model", name="some", scale="paper")
     assert on_hub(hub)
     with pytest.raises(UserError, match=r"not in the local cache and the hub cannot be reached.*model=local"):
@@ -182,8 +182,8 @@ def test_out_of_the_hubs_reach():
         outline(hub, 3)
 
 
-def test_a_snapshot_in_the_hubs_cache(vit, tmp_path, monkeypatch):
-    """As the hub's library lays it out; the record has the commit, though no revision was asked for."""
+def test_a_snapshot_in_the_hub_cache_is_loaded_with_its_commit(vit, tmp_path, monkeypatch):
+    """The cache has the layout of huggingface_hub. The record has the commit although no revision was set."""
     commit = "c" * 40
     repository = tmp_path / "models--timm--small"
     shutil.copytree(vit, repository / "snapshots" / commit)
@@ -194,8 +194,8 @@ def test_a_snapshot_in_the_hubs_cache(vit, tmp_path, monkeypatch):
     assert backbone.revision == commit
 
 
-def test_the_exact_shapes_of_vit_b16():
-    """Without the hub; the counts of baselines: the adapter without the head."""
+def test_vit_b16_has_its_exact_shapes_without_the_hub():
+    """The parameter counts of the baselines are those of the adapter without the head."""
     model = composed("task=vtab/cifar100", "method=flexlora").model
     counts = {}
     for name in ("lora", "flexlora", "adalora", "adalora_r8", "bitfit", "full", "linear"):
@@ -218,7 +218,7 @@ def test_the_exact_shapes_of_vit_b16():
     }
 
 
-def test_what_is_adapted_is_in_the_blocks(vit):
+def test_only_linears_of_the_blocks_are_adapted(vit):
     backbone = load_backbone(settings(vit), 3)
     _, model = wrapped(backbone)
     adapted = {name for name, module in model.named_modules() if hasattr(module, "lora_A") and name}
@@ -229,8 +229,8 @@ def test_what_is_adapted_is_in_the_blocks(vit):
     }
 
 
-def test_another_architecture(tmp_path, monkeypatch):
-    """A network without blocks of linears: its head trains, and an adapter is told to name its targets."""
+def test_a_convolutional_network_trains_its_head_and_needs_target_modules(tmp_path, monkeypatch):
+    """A network without linear blocks trains its head. An adapter on it needs `target_modules`."""
     folder = tmp_path / "resnet"
     folder.mkdir()
     arguments = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16], "stem_width": 8}
@@ -248,12 +248,12 @@ def test_another_architecture(tmp_path, monkeypatch):
     assert method.parameters(model)["adapter_active"] == 8 * (64 * 9 + 8)  # of a 3 × 3 convolution
     backbone = load_backbone(settings(folder), 3)
     monkeypatch.delattr(type(backbone.model), "set_grad_checkpointing")
-    with pytest.raises(UserError, match="ResNet of timm's cannot recompute activations"):
+    with pytest.raises(UserError, match="timm's ResNet does not support it"):
         backbone.recompute_activations()
 
 
 @pytest.mark.parametrize("method", ["flexlora", "lora"])
-def test_activations_computed_again_give_the_same_gradients(vit, method):
+def test_recomputed_activations_give_the_same_gradients(vit, method):
     gradients = []
     for again in (False, True):
         torch.manual_seed(0)
@@ -271,8 +271,8 @@ def test_activations_computed_again_give_the_same_gradients(vit, method):
 
 
 @pytest.mark.parametrize("method", ["linear", "lora", "flexlora", "adalora"])
-def test_a_base_in_bfloat16(vit, method):
-    """Images come in the base's type, whatever the adapter's."""
+def test_a_bfloat16_base_gets_images_in_its_own_type(vit, method):
+    """Images have the base's type, whatever the adapter's type."""
     if method == "linear":
         with pytest.raises(UserError, match=r"model\.dtype=float32"):
             wrapped(load_backbone(settings(vit, dtype=Dtype.bfloat16), 3), method)

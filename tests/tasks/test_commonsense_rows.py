@@ -1,4 +1,4 @@
-"""Commonsense170K's rows, texts and answers: LLM-Adapters' to the blank, and one line for whatever is broken."""
+"""Commonsense170K's rows, texts and answers equal LLM-Adapters' exactly, and broken rows are refused in one line."""
 
 import json
 
@@ -12,7 +12,7 @@ from flexlora.tasks.commonsense import load
 from flexlora.tasks.commonsense_prompts import answer_sentence, evaluation_prompt, training_text
 from flexlora.tasks.commonsense_rows import FORMATS, TEST_SETS, extract, format_of, options_of, read_rows
 
-# Row 1 of openbookqa's test set is asked like this by commonsense_evaluate.py, and learned like that by finetune.py.
+# Row 1 of openbookqa's test set: the prompt of commonsense_evaluate.py and the training text of finetune.py.
 ROW = {
     "instruction": "Pick one.\n\nAnswer1: a Answer2: b\n\nAnswer format: answer1/answer2",
     "input": "",
@@ -22,7 +22,7 @@ ROW = {
 BLANKS = "                "
 
 
-def test_a_training_text_is_finetunes_to_the_blank():
+def test_a_training_text_equals_that_of_finetune_py():
     assert training_text(ROW, ROW["output"]) == (
         "Below is an instruction that describes a task. Write a response that appropriately completes the request.  \n"
         "\n"
@@ -34,7 +34,7 @@ def test_a_training_text_is_finetunes_to_the_blank():
     )
 
 
-def test_a_training_text_with_an_input_has_a_section_for_it():
+def test_a_training_text_with_an_input_has_an_input_section():
     assert training_text(ROW | {"input": "Once."}, "yes") == (
         "Below is an instruction that describes a task, paired with an input that provides further context. "
         "Write a response that appropriately completes the request. \n"
@@ -50,7 +50,7 @@ def test_a_training_text_with_an_input_has_a_section_for_it():
     )
 
 
-def test_a_prompt_is_commonsense_evaluates_to_the_blank():
+def test_a_prompt_equals_that_of_commonsense_evaluate_py():
     assert evaluation_prompt(ROW) == (
         "Below is an instruction that describes a task. Write a response that appropriately completes the request. \n"
         "\n"
@@ -62,7 +62,7 @@ def test_a_prompt_is_commonsense_evaluates_to_the_blank():
     )
 
 
-def test_every_real_row_is_read_and_its_answer_found_in_its_output(shared):
+def test_every_real_row_has_its_answer_in_its_output(shared):
     folder = shared / "data" / "commonsense" / "dataset"
     for name in sorted(path.name for path in folder.iterdir()):
         for file in sorted((folder / name).glob("*.json")):
@@ -75,7 +75,7 @@ def test_every_real_row_is_read_and_its_answer_found_in_its_output(shared):
                 assert format_of(row) == TEST_SETS[name]
 
 
-def test_real_rows_offer_what_their_instruction_lists(shared):
+def test_real_rows_offer_the_options_of_their_instruction(shared):
     rows = read_rows(shared / "data" / "commonsense" / "dataset" / "ARC-Easy" / "test.json", "ARC-Easy").rows
     counts = [len(options_of(row)) for row in rows]
     assert {count: counts.count(count) for count in set(counts)} == {3: 7, 4: 2365, 5: 4}
@@ -86,9 +86,9 @@ def test_real_rows_offer_what_their_instruction_lists(shared):
     [
         ("the correct answer is answer3", FORMATS[2], "answer3"),
         ("answer2 or answer1", FORMATS[2], "answer2"),
-        ("It is untrue, false", FORMATS[0], "true"),  # whatever stands around it
+        ("It is untrue, false", FORMATS[0], "true"),  # the surrounding text does not matter
         ("It is true", FORMATS[0], "true"),
-        ("True", FORMATS[0], None),  # the protocol looks for small letters only
+        ("True", FORMATS[0], None),  # the protocol searches lower-case words only
         ("", FORMATS[0], None),
         ("answer6", FORMATS[2], None),
         ("solution12", FORMATS[1], "solution1"),
@@ -96,13 +96,13 @@ def test_real_rows_offer_what_their_instruction_lists(shared):
         ("falsetrue", FORMATS[0], "false"),
     ],
 )
-def test_an_answer_is_the_first_word_of_the_format(text, words, answer):
+def test_the_answer_is_the_first_answer_word_in_the_text(text, words, answer):
     assert extract(text, words) == answer
 
 
 @given(st.sampled_from(FORMATS), st.text(alphabet="truefalsnwi 12345odgp"), st.text(alphabet="truefalsnwi 12345odgp"))
 def test_more_text_never_changes_an_answer(words, text, more):
-    """Why an evaluation may stop at the first one."""
+    """An evaluation may therefore stop at the first answer word."""
     answer = extract(text, words)
     assert answer is None or extract(text + more, words) == answer
 
@@ -110,13 +110,16 @@ def test_more_text_never_changes_an_answer(words, text, more):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda rows: rows[1].pop("answer"), "row 2: it has no 'answer'"),
-        (lambda rows: rows[1].update(answer=""), "row 2: it has no 'answer'"),
-        (lambda rows: rows[0].update(answer="maybe"), "row 1: its answer 'maybe' is none of true, false"),
-        (lambda rows: rows[2].pop("instruction"), "row 3: it has no 'instruction'"),
-        (lambda rows: rows[2].update(output=None), "row 3: it has no 'output'"),
-        (lambda rows: rows[2].update(input=3), "row 3: its 'input' is no text"),
-        (lambda rows: rows.__setitem__(2, "text"), "row 3: it is no row with instruction, output and answer"),
+        (lambda rows: rows[1].pop("answer"), "row 2: 'answer' is missing, empty or not a text"),
+        (lambda rows: rows[1].update(answer=""), "row 2: 'answer' is missing, empty or not a text"),
+        (lambda rows: rows[0].update(answer="maybe"), "row 1: answer 'maybe' is not one of true, false"),
+        (lambda rows: rows[2].pop("instruction"), "row 3: 'instruction' is missing, empty or not a text"),
+        (lambda rows: rows[2].update(output=None), "row 3: 'output' is missing, empty or not a text"),
+        (lambda rows: rows[2].update(input=3), "row 3: 'input' is not a text"),
+        (
+            lambda rows: rows.__setitem__(2, "text"),
+            "row 3: the row is not an object with instruction, output and answer",
+        ),
     ],
 )
 def test_a_broken_row_is_named_with_its_file(tmp_path, change, message):
@@ -132,9 +135,9 @@ def test_a_broken_row_is_named_with_its_file(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"[{]", "is no JSON: "),
-        (b"\xff\xfe\xff", "is no JSON: "),
-        (b"{}", "holds no list of rows"),
+        (b"[{]", "is not JSON: "),
+        (b"\xff\xfe\xff", "is not JSON: "),
+        (b"{}", "is not a list of rows"),
         (b"[]", "has no rows"),
     ],
 )
@@ -171,12 +174,12 @@ def test_train_sets_take_the_place_of_the_training_file(folder):
     assert {row["answer"] for row in task.train_rows} == set(FORMATS[4])
 
 
-def test_the_first_rows_only_make_a_subset(folder):
+def test_a_row_limit_makes_a_subset(folder):
     task = load(task_settings(data_dir=str(folder), max_train_rows=5, max_eval_rows=3))
     assert (len(task.train_rows), len(task.evaluation_rows["boolq"]), task.subset) == (5, 3, True)
 
 
-def test_rows_held_out_take_the_place_of_the_test_sets(folder):
+def test_held_out_rows_replace_the_test_sets(folder):
     task = load(task_settings(data_dir=str(folder), validation_rows=10))
     held = task.evaluation_rows["validation"]
     assert (len(task.train_rows), len(held)) == (86, 10)
@@ -187,7 +190,7 @@ def test_rows_held_out_take_the_place_of_the_test_sets(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"test_sets": []}, "task.test_sets is an empty list: name some of boolq, piqa"),
+        ({"test_sets": []}, "task.test_sets is an empty list: name one or more of boolq, piqa"),
         ({"test_sets": ["bolq"]}, "task.test_sets: there is no set 'bolq'. Did you mean boolq? There are: boolq"),
         ({"test_sets": ["boolq", "boolq"]}, "task.test_sets names a set twice: boolq, boolq"),
         ({"train_sets": []}, "task.train_sets is an empty list"),
@@ -195,15 +198,15 @@ def test_rows_held_out_take_the_place_of_the_test_sets(folder):
         ({"train_sets": ["piqa"]}, "task.data_dir: neither {folder}/dataset nor {folder} has piqa/train.json"),
         ({"train_file": "x.json"}, "task.data_dir: neither {folder}/ft-training_set nor {folder} has x.json"),
         ({"data_dir": "/nowhere"}, "task.data_dir: there is no folder /nowhere"),
-        ({"data_dir": None}, "task.data_dir is not set: give a folder in LLM-Adapters' layout"),
+        ({"data_dir": None}, "task.data_dir is not set: set it to a folder in LLM-Adapters' layout"),
         (
             {"main_metric": "boolq_acuracy"},
-            "task.main_metric: there is no 'boolq_acuracy'. Did you mean boolq_accuracy?",
+            "task.main_metric: there is no metric 'boolq_acuracy'. Did you mean boolq_accuracy?",
         ),
-        ({"validation_rows": 96}, "task.validation_rows=96 leaves none of 96 rows to train on"),
+        ({"validation_rows": 96}, "task.validation_rows=96 leaves none of the 96 rows for training"),
     ],
 )
-def test_what_is_missing_is_said_in_one_line(folder, changes, message):
+def test_missing_files_and_wrong_settings_are_refused_in_one_line(folder, changes, message):
     with pytest.raises(UserError) as error:
         load(task_settings(**{"data_dir": str(folder), **changes}))
     assert str(error.value).startswith(message.format(folder=folder))

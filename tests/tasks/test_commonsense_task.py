@@ -1,4 +1,4 @@
-"""Commonsense170K as a task: what a batch holds, what the loss covers, and three ways to ask a model."""
+"""Commonsense170K as a task: the content of a batch, the tokens in the loss, and three evaluation modes."""
 
 import re
 
@@ -47,7 +47,7 @@ def whole_batch(task):
 
 
 @pytest.mark.parametrize("max_length", [12, 256])
-def test_a_text_is_cut_at_the_cutoff_and_ends_with_the_end_token_where_it_fits(backbone, max_length):
+def test_a_text_is_cut_at_max_length_and_has_the_end_token_if_it_fits(backbone, max_length):
     task, tokenizer = made(backbone, max_length=max_length), backbone.processor
     for row, example in zip(MIXED, task.train.examples, strict=True):
         ids = tokenizer(training_text(row, row["output"]))["input_ids"]
@@ -56,7 +56,7 @@ def test_a_text_is_cut_at_the_cutoff_and_ends_with_the_end_token_where_it_fits(b
     assert task.train.lengths == [len(example["input_ids"]) for example in task.train.examples]
 
 
-def test_real_rows_end_with_the_end_token_and_begin_with_the_first(shared):
+def test_real_rows_start_and_end_with_their_special_tokens(shared):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(shared / "models" / "stories260k")
@@ -94,7 +94,7 @@ def test_the_loss_covers_the_whole_text(backbone):
         assert task.loss(backbone.model, batch) == pytest.approx(float(theirs), rel=1e-6)
 
 
-def test_the_loss_may_cover_the_answer_alone(backbone):
+def test_without_train_on_inputs_the_loss_covers_only_the_answer(backbone):
     task, tokenizer = made(backbone, train_on_inputs=False), backbone.processor
     batch = task.collate(list(task.train.examples[:8]))
     for row, ids, labels in zip(MIXED, batch["input_ids"], batch["labels"], strict=False):
@@ -105,15 +105,15 @@ def test_the_loss_may_cover_the_answer_alone(backbone):
         assert task.loss(backbone.model, batch) == pytest.approx(float(theirs), rel=1e-6)
 
 
-def test_a_batch_of_nothing_to_learn_has_no_loss(backbone):
+def test_a_batch_without_labels_has_loss_zero(backbone):
     task = made(backbone, train_on_inputs=False, max_length=12)
     with torch.no_grad():
         loss = task.loss(backbone.model, task.collate(list(task.train.examples[:4])))
     assert float(loss) == 0.0
 
 
-def test_padding_on_real_rows_is_under_a_tenth_of_the_tokens(shared):
-    """With a vocabulary of 30,000 subwords, near LLaMA's lengths; batches of 16 under the cutoff of 256."""
+def test_padding_of_real_rows_is_below_ten_percent(shared):
+    """The tokenizer has 30,000 subwords, close to LLaMA's lengths. Batches have 16 rows of at most 256 tokens."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(shared / "models" / "minilm-l6-h384")
@@ -128,11 +128,11 @@ def test_padding_on_real_rows_is_under_a_tenth_of_the_tokens(shared):
     assert 1 - sum(lengths) / padded < 0.10
 
 
-# --- asking -------------------------------------------------------------------------------------------------------
+# --- evaluation -------------------------------------------------------------------------------------------------------
 
 
 def by_protocol(backbone, rows, num_beams, batch_size=3):
-    """commonsense_evaluate.py's loop: rows as they come, all new tokens, the first word of the format."""
+    """The loop of commonsense_evaluate.py: rows in order, all new tokens, the first answer word counts."""
     tokenizer, answers = backbone.processor, []
     for first in range(0, len(rows), batch_size):
         batch = rows[first : first + batch_size]
@@ -163,14 +163,14 @@ def asked(task, model, batch_size=7):
 
 
 @pytest.mark.parametrize("mode", [EvaluationMode.fast, EvaluationMode.protocol])
-def test_a_mode_answers_as_the_protocols_loop(backbone, mode):
+def test_each_mode_gives_the_answers_of_the_protocols_loop(backbone, mode):
     answers = asked(made(backbone, evaluation_mode=mode), backbone.model)
     assert answers == by_protocol(backbone, MIXED, num_beams=1 if mode is EvaluationMode.fast else 4)
-    assert len(set(answers)) > 1  # some are answered and some are not, or differently
+    assert len(set(answers)) > 1  # some texts have an answer, some have none or another one
 
 
-def test_fast_stops_once_every_row_has_its_answer(backbone, monkeypatch):
-    """And not before: a row that has none goes on to the last token."""
+def test_fast_mode_stops_when_every_row_has_an_answer(backbone, monkeypatch):
+    """It does not stop earlier: a row without an answer continues to the last token."""
     from flexlora.tasks import answers
 
     widths = []
@@ -192,7 +192,7 @@ def test_fast_stops_once_every_row_has_its_answer(backbone, monkeypatch):
         assert (by_row[i] < 32) == (answer != UNPARSED)
 
 
-def test_a_checkpoints_own_sampling_has_no_say(backbone):
+def test_the_checkpoints_generation_settings_are_ignored(backbone):
     task = made(backbone, evaluation_mode=EvaluationMode.fast)
     before = asked(task, backbone.model)
     backbone.model.generation_config.update(do_sample=True, temperature=5.0, repetition_penalty=3.0)
@@ -203,8 +203,8 @@ def test_a_checkpoints_own_sampling_has_no_say(backbone):
         backbone.model.generation_config.update(do_sample=False, temperature=1.0, repetition_penalty=1.0)
 
 
-def test_likelihood_ranks_the_options_that_a_row_offers(backbone):
-    """Against the sum of log-probabilities of one unpadded text at a time, in float64."""
+def test_likelihood_mode_ranks_only_the_options_of_the_row(backbone):
+    """The reference sums the log-probabilities of one unpadded text at a time, in float64."""
     task, tokenizer = made(backbone, evaluation_mode=EvaluationMode.likelihood), backbone.processor
     model = backbone.model.double()
     try:
@@ -222,7 +222,7 @@ def test_likelihood_ranks_the_options_that_a_row_offers(backbone):
         model.float()
 
 
-def test_the_evaluations_loss_is_the_right_answers(backbone):
+def test_the_evaluation_loss_is_that_of_the_right_answer(backbone):
     for mode in EvaluationMode:
         task, tokenizer = made(backbone, evaluation_mode=mode), backbone.processor
         with torch.no_grad():
@@ -240,7 +240,7 @@ def test_the_evaluations_loss_is_the_right_answers(backbone):
         assert float(loss) == pytest.approx(total / count, rel=1e-4), mode
 
 
-def test_scores_count_what_cannot_be_read_as_wrong(backbone):
+def test_unparsed_answers_count_as_wrong(backbone):
     task = made(backbone)
     right = [format_of(row).index(row["answer"]) for row in MIXED]
     wrong = [UNPARSED] * 3 + [1 - right[3]] + right[4:]
@@ -249,7 +249,7 @@ def test_scores_count_what_cannot_be_read_as_wrong(backbone):
     assert task.aggregate(scores) == {"average": scores["mixed_accuracy"]}
 
 
-def test_likelihood_has_names_of_its_own(backbone):
+def test_likelihood_mode_has_its_own_metric_names(backbone):
     task = made(backbone, evaluation_mode=EvaluationMode.likelihood)
     assert task.main_metric == "likelihood_average"
     right = [format_of(row).index(row["answer"]) for row in MIXED]
@@ -258,7 +258,7 @@ def test_likelihood_has_names_of_its_own(backbone):
     assert task.aggregate(scores) == {"likelihood_average": 1.0}
 
 
-def test_the_average_is_the_plain_mean_of_the_sets(backbone):
+def test_the_average_is_the_unweighted_mean_of_the_test_sets(backbone):
     few, many = rows_of_format(FORMATS[0], 2), rows_of_format(FORMATS[4], 10)
     task = commonsense(task_settings(), few, {"boolq": few, "winogrande": many}, {})
     assert task.aggregate({"boolq_accuracy": 1.0, "winogrande_accuracy": 0.5}) == {"average": 0.75}
@@ -286,26 +286,26 @@ def refused(call):
     return str(error.value)
 
 
-def test_a_tokenizer_that_cannot_end_a_text_is_refused(tmp_path):
+def test_a_tokenizer_without_an_end_token_is_refused(tmp_path):
     message = refused(lambda: causal_lm.load(model_settings(write_llama(tmp_path, eos=False))))
     assert message.startswith(f"model.path: the tokenizer of {tmp_path} has no end-of-sequence token")
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path, tiny_bert):
+def test_a_folder_without_a_language_model_is_refused(tmp_path, tiny_bert):
     assert "there is no folder" in refused(lambda: causal_lm.load(model_settings(tmp_path / "nowhere")))
     assert "has no config.json" in refused(lambda: causal_lm.load(model_settings(tmp_path)))
     message = refused(lambda: causal_lm.load(model_settings(tiny_bert)))
     assert message.startswith(f"model.path: the tokenizer of {tiny_bert} has no end-of-sequence token")
 
 
-def test_missing_bitsandbytes_is_said(folder, monkeypatch):
+def test_missing_bitsandbytes_is_refused(folder, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for quantization in Quantization:
         message = refused(lambda q=quantization: causal_lm._packed(model_settings(folder, quantization=q)))
         assert message.startswith(f"model.quantization={quantization.value} needs bitsandbytes, which is not installed")
 
 
-def test_nothing_to_train_is_said(backbone):
+def test_a_method_that_trains_nothing_is_refused(backbone):
     message = refused(lambda: MaskMethod([], []).wrap(backbone.model))
     assert message == "this method trains a fresh head, and this model has none: nothing would train"
     message = refused(lambda: MaskMethod([r".*\.bias"], []).wrap(backbone.model))
@@ -313,7 +313,7 @@ def test_nothing_to_train_is_said(backbone):
     backbone.model.requires_grad_(True)
 
 
-def test_an_architecture_without_these_linears_has_to_be_told():
+def test_an_unknown_architecture_needs_target_modules():
     context = RunContext(10, Schedule.absolute, None, 0, target_modules=None, task_type="CAUSAL_LM")
     fields = {"peft_type": "LORA", "r": 2, "target_modules": None, "modules_to_save": None}
     message = refused(lambda: peft_config(fields, context))
@@ -322,6 +322,6 @@ def test_an_architecture_without_these_linears_has_to_be_told():
     assert set(config.target_modules) == {"c_attn"}
 
 
-def test_the_words_fit_the_tokenizer(backbone):
-    """A guard for the others: no word of their rows is unknown to the model."""
+def test_the_tokenizer_knows_all_words_of_the_test_rows(backbone):
+    """The other tests rely on this: the model knows every word of their rows."""
     assert backbone.processor.unk_token_id not in backbone.processor(" ".join(words_of_all()))["input_ids"]

@@ -1,4 +1,4 @@
-"""The classic GLUE download: what is read, and one clear line for every way in which it can be broken."""
+"""The classic GLUE download: its files are read, and every kind of broken file is refused in one line."""
 
 import dataclasses
 from pathlib import Path
@@ -19,7 +19,7 @@ from flexlora.testing.small_data import write_cola
 
 @pytest.fixture(scope="module")
 def settings() -> GlueTask:
-    """`task=glue/cola` as composed."""
+    """The composed settings of `task=glue/cola`."""
     register_schemas()
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         return resolve(compose("config", overrides=["task=glue/cola", "method=lora"]))[0].task
@@ -43,14 +43,14 @@ def test_only_a_newline_ends_a_row(settings, tmp_path):
     assert read_tsv(path, settings).texts == ([text, "five"],)
 
 
-def test_windows_line_ends_and_a_byte_order_mark_are_no_part_of_a_row(settings, tmp_path):
+def test_windows_line_ends_and_a_byte_order_mark_are_removed(settings, tmp_path):
     path = write(tmp_path / "train.tsv", b"\xef\xbb\xbfa\t1\t\tone\r\nb\t0\t*\ttwo\r\n")
     rows = read_tsv(path, settings)
     assert rows.texts == (["one", "two"],)
 
 
 def test_a_header_names_columns_and_labels_are_texts(settings, tmp_path):
-    """What the other tasks' YAML will say, with no code of their own: here RTE's layout, and STS-B's float."""
+    """The other tasks' YAML files need no code of their own: here RTE's layout and STS-B's float labels."""
     files = {"validation": "dev.tsv"}
     layout = TsvData("RTE", "train.tsv", files, True, ["sentence1", "sentence2"], "label", None, 0)
     rte = dataclasses.replace(settings, labels=["entailment", "not_entailment"], tsv=layout)
@@ -62,7 +62,7 @@ def test_a_header_names_columns_and_labels_are_texts(settings, tmp_path):
     assert read_tsv(path, stsb).labels == [3.25]
     with pytest.raises(UserError, match=r"s.tsv, line 2: label 'x' is not a number"):
         read_tsv(write(tmp_path / "s.tsv", b"sentence1\tsentence2\tlabel\nA\tB\tx\n"), stsb)
-    with pytest.raises(UserError, match=r"line 1: there is no column 'label' among sentence1, sentence2"):
+    with pytest.raises(UserError, match=r"line 1: there is no column 'label'. There are: sentence1, sentence2"):
         read_tsv(write(tmp_path / "s.tsv", b"sentence1\tsentence2\nA\tB\n"), stsb)
 
 
@@ -72,8 +72,8 @@ def test_a_header_names_columns_and_labels_are_texts(settings, tmp_path):
         (b"a\t1\t\tone\nb\t0\ttwo\n", r"train.tsv, line 2: 3 tab-separated columns where 4 are expected"),
         (b"a\t1\t\tone\n\nb\t0\t\ttwo\n", r"train.tsv, line 2: 1 tab-separated columns"),
         (b"a\t1\t\tone\ttwo\n", r"train.tsv, line 1: 5 tab-separated columns"),
-        (b"a\t1\t\tone\nb\t2\t\ttwo\n", r"train.tsv, line 2: label '2' is none of 0, 1"),
-        (b"a\t\t\tone\n", r"train.tsv, line 1: label '' is none of 0, 1"),
+        (b"a\t1\t\tone\nb\t2\t\ttwo\n", r"train.tsv, line 2: label '2' is not one of 0, 1"),
+        (b"a\t\t\tone\n", r"train.tsv, line 1: label '' is not one of 0, 1"),
         (b"a\t1\t\tone\nb\t1\t\t\xff\xfe\n", r"train.tsv, line 2: not UTF-8"),
         (b"", r"train.tsv has no rows"),
     ],
@@ -86,7 +86,7 @@ def test_a_broken_row_is_named_by_file_and_line(settings, tmp_path, content, mes
     assert "\n" not in str(caught.value)
 
 
-def test_the_folder_is_the_download_or_the_tasks_own(settings, tmp_path):
+def test_data_dir_may_be_the_download_or_the_tasks_folder(settings, tmp_path):
     root = write_cola(tmp_path, train=8, dev=4)
     for folder in (root, root / "CoLA"):
         task = load_task(dataclasses.replace(settings, data_dir=str(folder)))
@@ -96,7 +96,7 @@ def test_the_folder_is_the_download_or_the_tasks_own(settings, tmp_path):
         assert task.subset is False
 
 
-def test_a_subset_takes_the_first_rows_and_says_so(settings, tmp_path):
+def test_a_row_limit_takes_the_first_rows_and_marks_a_subset(settings, tmp_path):
     root = write_cola(tmp_path, train=8, dev=4)
     task = load_task(dataclasses.replace(settings, data_dir=str(root), max_train_rows=3))
     assert len(task.train_rows.labels) == 3
@@ -105,7 +105,7 @@ def test_a_subset_takes_the_first_rows_and_says_so(settings, tmp_path):
     assert whole.subset is False
 
 
-def test_validation_rows_are_held_out_of_train_and_take_the_place_of_the_evaluation(settings, tmp_path):
+def test_validation_rows_are_held_out_of_train_and_replace_the_evaluation_split(settings, tmp_path):
     root = write_cola(tmp_path, train=40, dev=8)
     given = load_task(dataclasses.replace(settings, data_dir=str(root)))
     rows = list(zip(given.train_rows.texts[0], given.train_rows.labels, strict=True))
@@ -119,12 +119,12 @@ def test_validation_rows_are_held_out_of_train_and_take_the_place_of_the_evaluat
     assert again.evaluation_rows["validation"].texts == held.texts
     assert again.train_rows.texts[0] == task.train_rows.texts[0][:5]
     assert (task.provenance["held_out"], task.subset) == (12, True)
-    with pytest.raises(UserError, match=r"task\.validation_rows=40 leaves none of 40 rows to train on"):
+    with pytest.raises(UserError, match=r"task\.validation_rows=40 leaves none of the 40 rows for training"):
         load_task(dataclasses.replace(settings, data_dir=str(root), validation_rows=40))
 
 
-def test_held_out_rows_bear_the_name_of_the_split_that_counts():
-    """MNLI has two: its main figure is the matched one's, and there is no mismatched one of its training rows."""
+def test_held_out_rows_take_the_name_of_the_main_metrics_split():
+    """MNLI has two evaluation splits. Its main metric is of the matched one, which the held-out rows replace."""
     settings = settings_of("mnli", validation_rows=2)
     rows = Rows((["a", "b", "c"], ["d", "e", "f"]), [0, 1, 2])
     task = glue(settings, rows, {"matched": rows.first(1), "mismatched": rows.first(1)}, {})
@@ -132,7 +132,7 @@ def test_held_out_rows_bear_the_name_of_the_split_that_counts():
     assert set(task.score(Split("matched", [], []), [0, 0])) == {"matched_accuracy"}
 
 
-def test_missing_folder_and_missing_split_are_one_line(settings, tmp_path):
+def test_a_missing_folder_or_split_is_refused_in_one_line(settings, tmp_path):
     with pytest.raises(UserError, match="there is no folder"):
         load_task(dataclasses.replace(settings, data_dir=str(tmp_path / "none")))
     with pytest.raises(UserError, match=r"has a train\.tsv"):
@@ -154,7 +154,7 @@ def test_batches_are_padded_to_a_multiple_of_eight_and_cut_at_max_length(setting
     assert batch["labels"].tolist() == task.train_rows.labels[:5]
 
 
-def test_the_genuine_cola(settings, shared):
+def test_the_original_cola_files_are_read(settings, shared):
     task = load_task(dataclasses.replace(settings, data_dir=str(shared / "data" / "glue")))
     dev = task.evaluation_rows["validation"]
     assert (len(task.train_rows.labels), len(dev.labels)) == (8551, 1043)
@@ -165,27 +165,27 @@ def test_the_genuine_cola(settings, shared):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"text": []}, "task.text names one or two columns, not 0"),
-        ({"text": ["a", "b", "c"]}, "task.text names one or two columns, not 3"),
-        ({"text": ["a", "b"]}, "task.text has 2 columns, task.tsv.text has 1"),
-        ({"labels": ["0"]}, "task.num_labels is 2, task.labels has 1"),
-        ({"num_labels": 1}, "task.num_labels is 1, task.labels has 2"),
-        ({"label_range": [5.0, 0.0]}, r"task.label_range is the lowest and the highest label, not \[5.0, 0.0\]"),
-        ({"label_range": [1.0]}, r"task.label_range is the lowest and the highest label, not \[1.0\]"),
+        ({"text": []}, "task.text has 0 columns: give one or two"),
+        ({"text": ["a", "b", "c"]}, "task.text has 3 columns: give one or two"),
+        ({"text": ["a", "b"]}, "task.text has 2 columns, but task.tsv.text has 1"),
+        ({"labels": ["0"]}, "task.num_labels is 2, but task.labels has 1 labels"),
+        ({"num_labels": 1}, "task.num_labels is 1, but task.labels has 2 labels"),
+        ({"label_range": [5.0, 0.0]}, r"task.label_range is \[5.0, 0.0\]: give the lowest and the highest label"),
+        ({"label_range": [1.0]}, r"task.label_range is \[1.0\]: give the lowest and the highest label"),
     ],
 )
-def test_settings_that_do_not_fit_each_other_are_refused(settings, cola, change, message):
+def test_contradicting_task_settings_are_refused(settings, cola, change, message):
     with pytest.raises(UserError, match=message):
         load_task(dataclasses.replace(settings, data_dir=str(cola), **change))
 
 
-def test_a_length_without_room_for_a_word_is_refused(settings, cola, tiny_bert):
-    """A tokenizer asked for fewer tokens than it adds itself cuts nothing."""
+def test_a_max_length_without_room_for_a_word_is_refused(settings, cola, tiny_bert):
+    """A tokenizer does not truncate if the limit is below its number of special tokens."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
     task = load_task(dataclasses.replace(settings, data_dir=str(cola), max_length=2))
-    with pytest.raises(UserError, match=r"task.max_length must be above the 2 tokens"):
+    with pytest.raises(UserError, match=r"task.max_length=2 is too small: it must be larger than the 2 special tokens"):
         task.preprocess(tokenizer)
     task = load_task(dataclasses.replace(settings, data_dir=str(cola), max_length=3))
     task.preprocess(tokenizer)
@@ -193,8 +193,8 @@ def test_a_length_without_room_for_a_word_is_refused(settings, cola, tiny_bert):
 
 
 @pytest.mark.slow
-def test_the_command_takes_a_score_and_a_pair_to_a_record(shared, tiny_bert, flexlora_run, tmp_path):
-    """STS-B through the installed command: a float to learn, both correlations recorded."""
+def test_the_command_runs_a_regression_task_on_pairs(shared, tiny_bert, flexlora_run, tmp_path):
+    """The installed command trains on STS-B's float labels and records both correlations."""
     import json
 
     result = flexlora_run(

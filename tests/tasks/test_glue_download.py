@@ -1,4 +1,4 @@
-"""All eight tasks from the original download's files, and one clear line where they are broken."""
+"""All eight tasks are read from the files of the original download. Broken files are refused in one line."""
 
 import re
 
@@ -8,7 +8,7 @@ from glue_helpers import DOWNLOAD, TASKS, settings_of, write_download
 from flexlora.errors import UserError
 from flexlora.tasks import load_task
 
-# First training row and all labels, of the files in glue_helpers.
+# The first training row and all labels of the files in glue_helpers.
 EXPECTED = {
     "cola": (("Our friends won't buy this.",), [1, 0], {"validation": [1]}),
     "sst2": (("hide new secretions from the parental units ",), [0, 1], {"validation": [1]}),
@@ -45,7 +45,7 @@ def test_each_task_reads_its_own_columns(name, download):
     assert set(task.provenance["sha256"]) == set(DOWNLOAD[settings_of(name).tsv.folder])
 
 
-def test_qqp_leaves_out_the_rows_a_line_break_tore_in_two(download, caplog):
+def test_qqp_leaves_out_rows_that_a_line_break_splits(download, caplog):
     caplog.set_level("WARNING", "flexlora")
     task = load_task(settings_of("qqp", data_dir=str(download)))
     assert task.provenance["left_out"] == {"train.tsv": [4, 5]}
@@ -76,12 +76,12 @@ def test_every_other_task_refuses_a_broken_line(name, download):
         ("stsb", b"5.000\n", b"-0.1\n", "line 2: label '-0.1' is not between 0 and 5"),
         ("stsb", b"5.000\n", b"nan\n", "line 2: label 'nan' is not a number"),
         ("stsb", b"5.000\n", b"high\n", "line 2: label 'high' is not a number"),
-        ("mnli", b"\tneutral\n", b"\t-\n", "line 2: label '-' is none of entailment, neutral, contradiction"),
-        ("rte", b"\tnot_entailment\n", b"\t1\n", "line 2: label '1' is none of entailment, not_entailment"),
-        ("mrpc", b"\n1\t", b"\n2\t", "line 2: label '2' is none of 0, 1"),
-        ("qqp", b"\t0\n", b"\t\n", "line 2: label '' is none of 0, 1"),
-        ("qnli", b"\tlabel\n", b"\tlabels\n", "line 1: there is no column 'label' among index, question"),
-        ("sst2", b"sentence\t", b"text\t", "line 1: there is no column 'sentence' among text, label"),
+        ("mnli", b"\tneutral\n", b"\t-\n", "line 2: label '-' is not one of entailment, neutral, contradiction"),
+        ("rte", b"\tnot_entailment\n", b"\t1\n", "line 2: label '1' is not one of entailment, not_entailment"),
+        ("mrpc", b"\n1\t", b"\n2\t", "line 2: label '2' is not one of 0, 1"),
+        ("qqp", b"\t0\n", b"\t\n", "line 2: label '' is not one of 0, 1"),
+        ("qnli", b"\tlabel\n", b"\tlabels\n", "line 1: there is no column 'label'. There are: index, question"),
+        ("sst2", b"sentence\t", b"text\t", "line 1: there is no column 'sentence'. There are: text, label"),
     ],
 )
 def test_a_wrong_label_or_column_is_named_by_its_line(name, right, wrong, message, download):
@@ -101,7 +101,7 @@ def test_mnli_needs_both_of_its_sets(download):
         load_task(settings_of("mnli", data_dir=str(download)))
 
 
-def test_mnli_is_scored_on_both_sets_apart(download):
+def test_mnli_scores_its_two_sets_separately(download):
     task = load_task(settings_of("mnli", data_dir=str(download)))
 
     class Named:
@@ -122,7 +122,7 @@ def test_mnli_is_scored_on_both_sets_apart(download):
         ("stsb", 5749, 1500, None),
     ],
 )
-def test_the_genuine_files(name, train, dev, positive, shared):
+def test_the_original_files_of_all_tasks_are_read(name, train, dev, positive, shared):
     task = load_task(settings_of(name, data_dir=str(shared / "data" / "glue")))
     evaluation = task.evaluation_rows["validation"].labels
     assert (len(task.train_rows), len(evaluation)) == (train, dev)

@@ -1,4 +1,4 @@
-"""What is adapted and what trains whole, on a tiny random model of every described architecture."""
+"""Adapted and fully trained modules of every described architecture, on tiny random models."""
 
 import re
 
@@ -33,7 +33,7 @@ CONFIGS = {
     "roberta": RobertaConfig(**SMALL),
     "electra": ElectraConfig(**SMALL, embedding_size=8),
     "deberta": DebertaConfig(**SMALL),
-    # As DeBERTaV3: relative attention with shared keys.
+    # As in DeBERTaV3: relative attention with shared keys.
     "deberta-v2": DebertaV2Config(
         **SMALL, relative_attention=True, position_buckets=8, share_att_key=True, pos_att_type=["p2c", "c2p"]
     ),
@@ -41,7 +41,7 @@ CONFIGS = {
         vocab_size=50, dim=16, hidden_dim=32, n_layers=LAYERS, n_heads=2, max_position_embeddings=32
     ),
 }
-# The linears of one layer, by their names from the layer on; DeBERTa v1 holds query, key and value in one.
+# The names of one layer's linears inside the layer. DeBERTa v1 has one linear for query, key and value.
 BERT_LINEARS = {
     *(f"attention.self.{name}" for name in ("query", "key", "value")),
     *("attention.output.dense", "intermediate.dense", "output.dense"),
@@ -59,12 +59,12 @@ LINEARS = {
 }
 
 
-def test_every_described_architecture_is_tried():
+def test_every_described_architecture_is_tested():
     assert set(CONFIGS) == set(ENCODERS) == set(LINEARS)
 
 
 @pytest.mark.parametrize("name", sorted(ENCODERS))
-def test_all_linears_of_every_layer_and_none_of_the_head(name):
+def test_target_modules_are_all_linears_of_every_layer_without_the_head(name):
     model = AutoModelForSequenceClassification.from_config(CONFIGS[name])
     assert CONFIGS[name].model_type == name
     modules = dict(model.named_modules())
@@ -76,8 +76,8 @@ def test_all_linears_of_every_layer_and_none_of_the_head(name):
 
 
 @pytest.mark.parametrize("name", sorted(ENCODERS))
-def test_what_is_not_of_the_pretrained_encoder_trains_whole(name):
-    """The head is all that a checkpoint of the bare encoder leaves random, and it trains beside the adapter."""
+def test_modules_outside_the_pretrained_encoder_train_fully(name):
+    """The head has all weights that an encoder checkpoint leaves random. It trains together with the adapter."""
     model = AutoModelForSequenceClassification.from_config(CONFIGS[name])
     outside = {n.split(".")[0] for n, _ in model.named_parameters() if not n.startswith(f"{model.base_model_prefix}.")}
     architecture = ENCODERS[name]

@@ -1,4 +1,4 @@
-"""Tokens: padded as the tokenizer itself would, kept between runs, and never believed when they are damaged."""
+"""Tokens: padding equals the tokenizer's own, tokens are cached between runs, and damaged files are detected."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ def tokenizer(tiny_bert):
 
 @pytest.fixture
 def counted(monkeypatch):
-    """How often texts were tokenised."""
+    """Count how often texts are tokenised."""
     calls = []
 
     def count(processor, texts, max_length):
@@ -58,7 +58,7 @@ words = st.lists(st.sampled_from([*NOUNS, *VERBS, "the", "."]), min_size=0, max_
     side=st.sampled_from(["left", "right"]),
     max_length=st.integers(5, 64),
 )
-def test_a_batch_is_what_the_tokenizer_itself_makes(tokenizer, pairs, two, side, max_length):
+def test_a_padded_batch_equals_the_tokenizers_own(tokenizer, pairs, two, side, max_length):
     tokenizer.padding_side = side
     texts = tuple([pair[i] for pair in pairs] for i in range(1 + two))
     examples = Examples(tokenize(tokenizer, texts, max_length), list(range(len(pairs))))
@@ -71,14 +71,14 @@ def test_a_batch_is_what_the_tokenizer_itself_makes(tokenizer, pairs, two, side,
         assert torch.equal(batch[name], values), name
 
 
-def test_padding_stops_at_the_longest_input_the_model_takes(tiny_bert):
-    """Rounded up to 16, a model with 13 positions would fail."""
+def test_padding_does_not_exceed_the_models_max_length(tiny_bert):
+    """A model with 13 positions would fail on a width of 16."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert, model_max_length=13)
     examples = Examples(tokenize(tokenizer, (["the cat " * 20],), 13), [0])
     assert pad(examples[:], tokenizer)["input_ids"].shape == (1, 13)
 
 
-def test_the_longer_text_of_a_pair_is_cut(tokenizer):
+def test_truncation_cuts_the_longer_text_of_a_pair(tokenizer):
     tokens = tokenize(tokenizer, (["cat " * 30, "dog"], ["dog .", "cat " * 30]), 12)
     long_first, long_second = (example["input_ids"].tolist() for example in Examples(tokens, [0, 1])[:])
     cat, dog, dot = tokenizer.convert_tokens_to_ids(["cat", "dog", "."])
@@ -87,7 +87,7 @@ def test_the_longer_text_of_a_pair_is_cut(tokenizer):
     assert long_second == [cls, dog, sep, *[cat] * 8, sep]
 
 
-def test_examples_are_views_in_the_smallest_type_and_tokenised_in_parts(tokenizer, monkeypatch):
+def test_examples_are_views_of_the_smallest_type_and_texts_are_tokenised_in_chunks(tokenizer, monkeypatch):
     whole = tokenize(tokenizer, TEXTS, 64)
     monkeypatch.setattr(module, "CHUNK", 2)
     assert same(tokenize(tokenizer, TEXTS, 64), whole)
@@ -100,7 +100,7 @@ def test_examples_are_views_in_the_smallest_type_and_tokenised_in_parts(tokenize
         examples[3]
 
 
-def test_the_second_start_tokenises_nothing(tokenizer, tmp_path, counted):
+def test_the_second_run_tokenises_nothing(tokenizer, tmp_path, counted):
     first = TokenCache(tmp_path / "cache", tokenizer).tokens(TEXTS, 64)
     again = TokenCache(tmp_path / "cache", tokenizer).tokens(TEXTS, 64)
     assert counted == [3]
@@ -108,7 +108,7 @@ def test_the_second_start_tokenises_nothing(tokenizer, tmp_path, counted):
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".safetensors"]
 
 
-def test_what_changes_the_tokens_changes_the_file(tiny_bert, tmp_path, counted):
+def test_everything_that_changes_the_tokens_changes_the_file_name(tiny_bert, tmp_path, counted):
     def tokens(texts=TEXTS, max_length=64, **options):
         tokenizer = AutoTokenizer.from_pretrained(tiny_bert, **options)
         return TokenCache(tmp_path, tokenizer).tokens(texts, max_length)
@@ -117,13 +117,13 @@ def test_what_changes_the_tokens_changes_the_file(tiny_bert, tmp_path, counted):
     assert len(counted) == 1
     tokens(max_length=6)
     tokens(TEXTS[:1])
-    tokens(([TEXTS[0][0] + TEXTS[0][1], "", TEXTS[0][2]], TEXTS[1]))  # the same characters, divided otherwise
+    tokens(([TEXTS[0][0] + TEXTS[0][1], "", TEXTS[0][2]], TEXTS[1]))  # the same characters, split differently
     tokens(truncation_side="left")
     other = AutoTokenizer.from_pretrained(tiny_bert)
     other.add_tokens(["sees"])
     TokenCache(tmp_path, other).tokens(TEXTS, 64)
     assert len(counted) == 6
-    # What a tokenizer was used for before does not.
+    # Earlier calls of the tokenizer do not change the file name.
     used = AutoTokenizer.from_pretrained(tiny_bert)
     used(["the cat"], truncation=True, max_length=5, padding="max_length")
     assert same(TokenCache(tmp_path, used).tokens(TEXTS, 64), tokens())
@@ -131,7 +131,7 @@ def test_what_changes_the_tokens_changes_the_file(tiny_bert, tmp_path, counted):
 
 
 @pytest.mark.parametrize("damage", ["cut", "one bit", "empty", "no safetensors", "a folder's worth of another"])
-def test_a_damaged_file_is_noticed_and_made_anew(damage, tokenizer, tmp_path, counted, caplog):
+def test_a_damaged_token_file_is_detected_and_made_again(damage, tokenizer, tmp_path, counted, caplog):
     caplog.set_level("WARNING", "flexlora")
     cache = TokenCache(tmp_path, tokenizer)
     first = cache.tokens(TEXTS, 64)
@@ -152,12 +152,12 @@ def test_a_damaged_file_is_noticed_and_made_anew(damage, tokenizer, tmp_path, co
     counted.clear()
     assert same(cache.tokens(TEXTS, 64), first)
     assert counted == [3]
-    assert "is damaged and made anew" in caplog.text
+    assert "is damaged: making it again" in caplog.text
     assert same(cache.tokens(TEXTS, 64), first)
     assert counted == [3]
 
 
-def test_a_folder_that_cannot_be_written_costs_time_only(tokenizer, tmp_path, caplog, counted):
+def test_an_unwritable_token_cache_only_costs_time(tokenizer, tmp_path, caplog, counted):
     caplog.set_level("WARNING", "flexlora")
     (tmp_path / "file").write_text("in the way")
     cache = TokenCache(tmp_path / "file" / "cache", tokenizer)
@@ -165,10 +165,10 @@ def test_a_folder_that_cannot_be_written_costs_time_only(tokenizer, tmp_path, ca
         assert same(cache.tokens(TEXTS, 64), tokenize(tokenizer, TEXTS, 64))
     assert counted == [3, 3]
     assert len(caplog.records) == 1
-    assert "cannot be written" in caplog.text
+    assert "tokens are not cached: cannot write in" in caplog.text
 
 
-def test_no_cache_writes_nothing(cola, tokenizer, tmp_path, monkeypatch, counted):
+def test_a_disabled_token_cache_writes_nothing(cola, tokenizer, tmp_path, monkeypatch, counted):
     monkeypatch.setenv("FLEXLORA_CACHE", str(tmp_path / "cache"))
     for _ in range(2):
         load_task(settings_of("cola", data_dir=str(cola), token_cache=None)).preprocess(tokenizer)
@@ -182,7 +182,7 @@ def test_no_cache_writes_nothing(cola, tokenizer, tmp_path, monkeypatch, counted
 
 
 @pytest.mark.slow
-def test_two_processes_may_fill_it_at_once(tiny_bert, tmp_path):
+def test_two_processes_may_fill_the_token_cache_at_once(tiny_bert, tmp_path):
     script = textwrap.dedent(
         f"""
         import time
@@ -230,7 +230,7 @@ def _stsb(tmp_path):
     return write_download(tmp_path / "glue_data")
 
 
-def test_where_tokens_are_kept_is_no_part_of_a_runs_identity():
+def test_the_token_cache_folder_is_not_part_of_a_runs_identity():
     config = {"task": {"name": "glue/cola", "token_cache": "default"}, "seed": 0, "output_root": "outputs"}
     moved = {"task": {"name": "glue/cola", "token_cache": None}, "seed": 0, "output_root": "/elsewhere"}
     other = {"task": {"name": "glue/rte", "token_cache": None}, "seed": 0, "output_root": "outputs"}

@@ -1,4 +1,4 @@
-"""Images: decoded as the VTAB-1K literature does, kept by content, and named where they are none."""
+"""Images: they are decoded as in the VTAB-1K literature, cached by content, and named if they cannot be read."""
 
 import multiprocessing
 import os
@@ -42,7 +42,7 @@ def entries(folder: Path) -> list[Path]:
 
 @pytest.fixture
 def counted(monkeypatch) -> list[int]:
-    """How often an image is decoded."""
+    """Count how often an image is decoded."""
     calls: list[int] = []
     whole = images.decode
     monkeypatch.setattr(images, "decode", lambda content, form: (calls.append(1), whole(content, form))[1])
@@ -51,8 +51,8 @@ def counted(monkeypatch) -> list[int]:
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "CMYK", "1"])
-def test_decoded_as_torchvision_does(interpolation, mode):
-    """Pillow to RGB, `Resize((height, width))`, `PILToTensor`: the protocol's transform, up to the normalisation."""
+def test_images_are_decoded_as_torchvision_does(interpolation, mode):
+    """The result equals Pillow to RGB, `Resize((height, width))`, `PILToTensor`: the protocol without normalisation."""
     import io
 
     from torchvision.transforms import InterpolationMode, v2
@@ -68,7 +68,7 @@ def test_decoded_as_torchvision_does(interpolation, mode):
     assert torch.from_numpy(decoded).equal(expected)
 
 
-def test_decoded_once(tmp_path, counted):
+def test_images_are_decoded_once(tmp_path, counted):
     rows = rows_of()
     first, digest = ImageCache(tmp_path / "images", FORM).images(rows)
     again, digest_again = ImageCache(tmp_path / "images", FORM).images(rows)
@@ -82,8 +82,8 @@ def test_decoded_once(tmp_path, counted):
     assert stat.S_IMODE(entries(tmp_path / "images")[0].stat().st_mode) == 0o644
 
 
-def test_named_after_their_content(tmp_path):
-    """Another image, order, size or interpolation is another entry; another place or label is not."""
+def test_cached_images_are_named_after_their_content(tmp_path):
+    """Another image, order, size or interpolation makes another entry; another path or label does not."""
     rows = rows_of()
     moved = ImageRows(["a", "b", "c", "d", "e"], rows.images, [1] * 5)
     swapped = ImageRows(rows.names, [rows.images[1], rows.images[0], *rows.images[2:]], rows.labels)
@@ -102,7 +102,7 @@ def test_named_after_their_content(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "byte", "empty"])
-def test_a_damaged_entry_is_made_anew(tmp_path, damage, caplog):
+def test_a_damaged_image_file_is_detected_and_made_again(tmp_path, damage, caplog):
     whole, _ = ImageCache(tmp_path, FORM).images(rows_of())
     whole = whole.copy()
     (file,) = entries(tmp_path)
@@ -111,9 +111,9 @@ def test_a_damaged_entry_is_made_anew(tmp_path, damage, caplog):
     file.write_bytes({"cut": bytes(content[:-1]), "byte": bytes(content), "empty": b""}[damage])
     again, _ = ImageCache(tmp_path, FORM).images(rows_of())
     assert np.array_equal(again, whole)
-    assert caplog.text.count("damaged and made anew") == 1
+    assert caplog.text.count("damaged: making it again") == 1
     assert np.array_equal(ImageCache(tmp_path, FORM).images(rows_of())[0], whole)
-    assert caplog.text.count("damaged and made anew") == 1
+    assert caplog.text.count("damaged: making it again") == 1
 
 
 def _fill(folder: str, seconds: float, barrier, decoded) -> None:
@@ -133,7 +133,7 @@ def _fill(folder: str, seconds: float, barrier, decoded) -> None:
     os._exit(0 if array.sum() > 0 else 1)
 
 
-def test_two_processes_decode_once(tmp_path):
+def test_two_processes_decode_images_once(tmp_path):
     context = multiprocessing.get_context("fork")
     barrier, decoded = context.Barrier(2), context.Value("i", 0)
     processes = [context.Process(target=_fill, args=(str(tmp_path), 0.05, barrier, decoded)) for _ in range(2)]
@@ -148,17 +148,17 @@ def test_two_processes_decode_once(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["a file in its place", "none"])
-def test_without_a_cache(tmp_path, how, caplog):
+def test_images_are_decoded_without_a_cache(tmp_path, how, caplog):
     folder = None
     if how == "a file in its place":
         folder = tmp_path / "images"
         folder.write_text("in the way")
     array, _ = ImageCache(folder, FORM).images(rows_of())
     assert np.array_equal(array, np.stack([decode(rows_of().read(i), FORM) for i in range(5)]))
-    assert ("images are not kept" in caplog.text) == (how != "none")
+    assert ("images are not cached" in caplog.text) == (how != "none")
 
 
-def test_no_room_is_one_line(tmp_path, monkeypatch):
+def test_a_disk_without_room_is_refused_in_one_line(tmp_path, monkeypatch):
     def full(*_args, **_more):
         raise OSError(28, "No space left on device")
 
@@ -167,7 +167,7 @@ def test_no_room_is_one_line(tmp_path, monkeypatch):
         ImageCache(None, FORM).images(rows_of())
 
 
-def test_bad_images_are_named_all_at_once(tmp_path):
+def test_an_error_names_all_unreadable_images(tmp_path):
     rows = rows_of(6)
     cut = rows.images[1][: len(rows.images[1]) // 2]
     contents = [rows.images[0], cut, b"no image", tmp_path / "missing.png", tmp_path, b""]
@@ -176,12 +176,12 @@ def test_bad_images_are_named_all_at_once(tmp_path):
     problems = caught.value.problems
     assert [problem.split(" ")[0] for problem in problems] == ["1.png", "2.png", "3.png", "4.png", "5.png"]
     assert "truncated" in problems[0]
-    assert problems[1:3] == ["2.png (is no image)", "3.png (is missing)"]
+    assert problems[1:3] == ["2.png (is not an image)", "3.png (is missing)"]
     assert "irectory" in problems[3]
     assert not entries(tmp_path / "images")
 
 
-def test_bad_images_of_all_splits_are_one_line(tmp_path):
+def test_unreadable_images_of_all_splits_are_refused_in_one_line(tmp_path):
     folder = write_task(tmp_path / "kitti")
     (folder / "images/train800/000003.png").unlink()
     (folder / "images/test/000001.png").write_bytes(b"GIF89a")
@@ -192,7 +192,7 @@ def test_bad_images_of_all_splits_are_one_line(tmp_path):
     message = str(caught.value)
     assert "3 images cannot be read: images/train800/000003.png (is missing)" in message
     assert "images/test/000001.png (" in message
-    assert "images/test/000002.png (is no image)" in message
+    assert "images/test/000002.png (is not an image)" in message
     assert "\n" not in message
     for file in (folder / "images/test").iterdir():
         file.write_bytes(b"")
@@ -210,8 +210,8 @@ def test_bad_images_of_all_splits_are_one_line(tmp_path):
         (Normalization.none, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     ],
 )
-def test_what_the_model_sees(tmp_path, normalization, mean, std):
-    """ToTensor and Normalize of the protocol, on whole numbers that were kept."""
+def test_the_model_gets_normalised_images(tmp_path, normalization, mean, std):
+    """The result equals the protocol's ToTensor and Normalize, although images are cached as integers."""
     folder = write_task(tmp_path / "kitti")
     task = load_task(settings_of(data_dir=str(tmp_path), image_cache=None, normalization=normalization))
     task.preprocess(INPUT)
@@ -235,20 +235,22 @@ def test_what_the_model_sees(tmp_path, normalization, mean, std):
     assert batch["images"].dtype == torch.uint8  # not normalised in place
 
 
-def test_the_models_interpolation(tmp_path):
+def test_interpolation_model_takes_that_of_the_model(tmp_path):
     write_task(tmp_path / "kitti")
     task = load_task(settings_of(data_dir=str(tmp_path), image_cache=None, interpolation=Interpolation.model))
     task.preprocess(INPUT)
     assert task._form == Form(16, 24, "bilinear")
     strange = ImageInput((16, 24), "hamming", INPUT.mean, INPUT.std, torch.float32)
-    with pytest.raises(UserError, match="the model's is hamming: take bicubic or bilinear"):
+    with pytest.raises(
+        UserError, match=r"the model's interpolation 'hamming' is not supported: set task.interpolation to"
+    ):
         task.preprocess(strange)
 
 
-def test_a_model_of_texts_is_refused(tmp_path):
+def test_a_text_model_is_refused_for_images(tmp_path):
     write_task(tmp_path / "kitti")
     task = load_task(settings_of(data_dir=str(tmp_path)))
-    with pytest.raises(UserError, match="is of images: it takes model=vit_b16"):
+    with pytest.raises(UserError, match="is an image task: set model=vit_b16"):
         task.preprocess(object())
 
 
@@ -260,8 +262,8 @@ def examples(count: int = 6) -> ImageExamples:
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**31 - 1), epoch=st.integers(0, 10**6), index=st.integers(0, 5))
-def test_augmentation_is_of_seed_epoch_and_index(seed, epoch, index):
-    """Whatever was drawn before, in whatever order they are asked for; and no other draw is disturbed."""
+def test_augmentation_depends_only_on_seed_epoch_and_index(seed, epoch, index):
+    """Neither earlier draws nor the order of access matter, and the global random state does not change."""
     transform = augmentation(FORM, 0.3, 0.5)
     before = examples()
     original = before.images.copy()
@@ -281,7 +283,7 @@ def test_augmentation_is_of_seed_epoch_and_index(seed, epoch, index):
     assert np.array_equal(before.images, original)
 
 
-def test_augmentation_differs_by_each_of_the_three():
+def test_augmentation_differs_by_seed_epoch_and_index():
     transform = augmentation(FORM, 0.3, 0.0)
     array = np.stack([decode(png(picture(0, 0)), FORM)] * 2)  # the same image twice
     same = ImageExamples(array, [0, 0])
@@ -291,13 +293,13 @@ def test_augmentation_differs_by_each_of_the_three():
     assert not np.array_equal(base, Augmented(same, transform, 0, 0)[1]["images"])
 
 
-def test_a_flip_mirrors_and_nothing_else():
+def test_a_flip_only_mirrors_the_image():
     flipped = Augmented(examples(), augmentation(FORM, None, 1.0), 0, 0)
     assert np.array_equal(flipped[2]["images"], examples().images[2][:, :, ::-1])
     assert augmentation(FORM, None, 0.0) is None
 
 
-def test_a_task_augments_its_training_images_only(tmp_path):
+def test_only_training_images_are_augmented(tmp_path):
     write_task(tmp_path / "kitti")
     task = load_task(settings_of(data_dir=str(tmp_path), image_cache=None, horizontal_flip=1.0))
     task.preprocess(INPUT)

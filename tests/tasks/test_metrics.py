@@ -1,4 +1,4 @@
-"""Metrics: as scikit-learn, scipy and the formulas by hand, and defined on degenerate predictions."""
+"""Metrics equal the textbook formulas and are defined on degenerate predictions."""
 
 import math
 
@@ -26,7 +26,7 @@ def compute(name, predictions, references):
 
 
 def matthews(predictions, references):
-    """The textbook formula, 0 where its denominator is."""
+    """The textbook formula, or 0 if its denominator is 0."""
     pairs = list(zip(predictions, references, strict=True))
     tp, tn = pairs.count((1, 1)), pairs.count((0, 0))
     fp, fn = pairs.count((1, 0)), pairs.count((0, 1))
@@ -35,21 +35,21 @@ def matthews(predictions, references):
 
 
 def f1(predictions, references):
-    """The textbook formula, 0 where its denominator is."""
+    """The textbook formula, or 0 if its denominator is 0."""
     pairs = list(zip(predictions, references, strict=True))
     tp, wrong = pairs.count((1, 1)), pairs.count((1, 0)) + pairs.count((0, 1))
     return 2 * tp / (2 * tp + wrong) if tp + wrong else 0.0
 
 
 def pearson(a, b):
-    """The textbook formula, by numpy."""
+    """The textbook formula, computed with numpy."""
     a, b = np.asarray(a) - np.mean(a), np.asarray(b) - np.mean(b)
     return float(a @ b / math.sqrt(float(a @ a) * float(b @ b)))
 
 
 @settings(max_examples=60, deadline=None)
 @given(CLASSES)
-def test_matthews_is_the_textbook_formula(pairs):
+def test_matthews_correlation_equals_the_textbook_formula(pairs):
     predictions, references = zip(*pairs, strict=True)
     score = compute("matthews_correlation", predictions, references)
     assert score == {"matthews_correlation": pytest.approx(matthews(predictions, references), abs=1e-12)}
@@ -57,7 +57,7 @@ def test_matthews_is_the_textbook_formula(pairs):
 
 @settings(max_examples=60, deadline=None)
 @given(THREE)
-def test_accuracy_is_the_share_that_is_right(pairs):
+def test_accuracy_is_the_share_of_correct_predictions(pairs):
     predictions, references = zip(*pairs, strict=True)
     right = sum(p == r for p, r in pairs) / len(pairs)
     assert compute("accuracy", predictions, references) == {"accuracy": pytest.approx(right, abs=1e-12)}
@@ -65,7 +65,7 @@ def test_accuracy_is_the_share_that_is_right(pairs):
 
 @settings(max_examples=60, deadline=None)
 @given(CLASSES)
-def test_accuracy_f1_and_their_mean(pairs):
+def test_accuracy_f1_and_their_mean_equal_the_textbook_formulas(pairs):
     predictions, references = zip(*pairs, strict=True)
     score = compute("accuracy_f1", predictions, references)
     right = sklearn.accuracy_score(references, predictions)
@@ -91,7 +91,7 @@ def test_pearson_and_spearman_are_correlations_of_values_and_of_ranks(pairs):
 
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from(sorted(METRICS)), st.data())
-def test_every_figure_is_finite_and_between_minus_one_and_one(name, data):
+def test_every_metric_is_finite_and_between_minus_one_and_one(name, data):
     pairs = data.draw(NUMBERS if name == "pearson_spearman" else CLASSES)
     predictions, references = zip(*pairs, strict=True)
     score = compute(name, predictions, references)
@@ -111,7 +111,7 @@ def test_every_figure_is_finite_and_between_minus_one_and_one(name, data):
     ],
     ids=["one class predicted", "one class to predict", "all right", "all wrong", "one class in all"],
 )
-def test_matthews_at_its_ends(predictions, references, expected):
+def test_matthews_correlation_of_extreme_predictions(predictions, references, expected):
     assert compute("matthews_correlation", predictions, references) == {"matthews_correlation": expected}
 
 
@@ -127,7 +127,7 @@ def test_matthews_at_its_ends(predictions, references, expected):
     ],
     ids=["all positive", "none positive", "nothing is positive", "everything is positive", "one example"],
 )
-def test_f1_at_its_ends(predictions, references, accuracy, f_one):
+def test_f1_of_extreme_predictions(predictions, references, accuracy, f_one):
     score = compute("accuracy_f1", predictions, references)
     assert (score["accuracy"], score["f1"]) == (accuracy, pytest.approx(f_one))
 
@@ -145,17 +145,17 @@ def test_f1_at_its_ends(predictions, references, accuracy, f_one):
     ],
     ids=["constant", "constant references", "constant but for rounding", "nan", "infinite", "one example"],
 )
-def test_a_correlation_that_is_not_defined_is_zero(predictions, references):
+def test_an_undefined_correlation_is_zero(predictions, references):
     score = compute("pearson_spearman", predictions, references)
     assert score == {"pearson": 0.0, "spearman": 0.0, "pearson_spearman_mean": 0.0}
 
 
-def test_correlations_at_their_ends():
+def test_correlations_of_extreme_predictions():
     for sign in (1.0, -1.0):
         score = compute("pearson_spearman", [sign * x for x in (0.0, 1.0, 2.0)], [0.0, 2.5, 5.0])
         assert score == {name: pytest.approx(sign) for name in ("pearson", "spearman", "pearson_spearman_mean")}
 
 
-def test_an_unknown_metric_is_one_line():
+def test_an_unknown_metric_is_refused_in_one_line():
     with pytest.raises(UserError, match="Did you mean matthews_correlation"):
         load_metric("mathews_correlation")

@@ -1,4 +1,4 @@
-"""`scripts/prepare_vtab.py`: archives unpacked inside one folder, and the benchmark told from what is not it."""
+"""`scripts/prepare_vtab.py` unpacks archives inside one folder and reports differences from the benchmark."""
 
 import errno
 import io
@@ -32,7 +32,7 @@ IMAGES = 12
 
 @pytest.fixture
 def prepare(monkeypatch, capsys):
-    """Runs the command in this process: exit code, stdout, and the one line on stderr or none."""
+    """Run the command in this process. Returns exit code, stdout and the line on stderr, if any."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["prepare_vtab.py", *map(str, arguments)])
@@ -46,14 +46,14 @@ def prepare(monkeypatch, capsys):
 
 
 def in_a_process(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Runs the script itself: huggingface_hub reads the variables of a hub when it is imported."""
+    """Run the script in a new process, because huggingface_hub reads its environment variables at import."""
     environment = {"HF_HUB_OFFLINE": "1", **os.environ, **variables}
     words = [sys.executable, str(SCRIPT), *map(str, arguments)]
     return subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment, check=False)
 
 
 def write(folder: Path, name: str = "kitti") -> Path:
-    """A task with as many rows as the benchmark has, over a few files that are no images."""
+    """Make a task with the benchmark's number of rows, over a few files that are not images."""
     settings = settings_of(name)
     for number in range(IMAGES):
         image = folder / f"images/{number:06d}.jpg"
@@ -68,7 +68,7 @@ def write(folder: Path, name: str = "kitti") -> Path:
 
 @pytest.fixture
 def source(tmp_path) -> Path:
-    """Two tasks, one of them under the name that others give it."""
+    """Two tasks, one of them under its alternative name."""
     write(tmp_path / "source/cifar", "cifar100")
     write(tmp_path / "source/kitti")
     return tmp_path / "source"
@@ -88,14 +88,14 @@ def pack(archive: Path, folder: Path, root: str = "") -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file but the lock."""
+    """Every file except the lock."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".unpacking.lock")
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.mark.parametrize("name", ["it.zip", "it.tar.gz", "it.tar"])
 @pytest.mark.parametrize("root", ["", "./", "vtab-1k/"])
-def test_what_is_packed_is_what_is_there(prepare, source, tmp_path, name, root):
+def test_unpacked_files_equal_the_packed_ones(prepare, source, tmp_path, name, root):
     archive = pack(tmp_path / name, source, root)
     code, said, _ = prepare(tmp_path / "data", "--archive", archive, "--tasks", "cifar100,kitti")
     assert code == 0, said
@@ -103,7 +103,7 @@ def test_what_is_packed_is_what_is_there(prepare, source, tmp_path, name, root):
     assert re.search(r"^cifar100 +800 +200 +1,000 +10,000 +100  ok$", said, re.MULTILINE)
     assert re.search(r"^kitti +800 +200 +1,000 +711 +4  ok$", said, re.MULTILINE)
     assert "32 files, 32 of them written" in said
-    # Again: images are kept, lists are written anew, whatever their size.
+    # The second run keeps the images and writes the lists again, whatever their size.
     image, names = tmp_path / "data/kitti/images/000000.jpg", tmp_path / "data/kitti/test.txt"
     before = image.stat().st_ino
     names.write_text(names.read_text().replace("0.jpg 0", "0.jpg 3"))
@@ -114,7 +114,7 @@ def test_what_is_packed_is_what_is_there(prepare, source, tmp_path, name, root):
     assert image.stat().st_ino == before
 
 
-def test_the_command(source, tmp_path):
+def test_the_prepare_vtab_script_unpacks_an_archive(source, tmp_path):
     archive = pack(tmp_path / "it.zip", source)
     result = in_a_process(tmp_path / "data", "--archive", archive)
     assert (result.returncode, result.stderr) == (1, "")
@@ -124,7 +124,7 @@ def test_the_command(source, tmp_path):
     assert sum(line.endswith("is missing") for line in lines) == 17
 
 
-def test_only_the_tasks_asked_for_are_unpacked(prepare, source, tmp_path):
+def test_only_the_requested_tasks_are_unpacked(prepare, source, tmp_path):
     (source / "__MACOSX/kitti").mkdir(parents=True)
     (source / "__MACOSX/kitti/._test.txt").write_text("a Mac's")
     (source / "README.md").write_text("read me")
@@ -135,9 +135,9 @@ def test_only_the_tasks_asked_for_are_unpacked(prepare, source, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["it.zip", "it.tar.gz"])
-# Before a file is moved into its place, and before it is written.
+# The process is killed before a file is renamed, and before a file is written.
 @pytest.mark.parametrize("where", ["pathlib:Path.replace", "shutil:copyfileobj"])
-def test_killed_it_goes_on(prepare, source, tmp_path, name, where):
+def test_a_killed_unpacking_continues(prepare, source, tmp_path, name, where):
     archive = pack(tmp_path / name, source)
     arguments = (tmp_path / "data", "--archive", archive, "--tasks", "cifar100,kitti")
     fault = partial(strike, where, [signal.SIGKILL], number=20)
@@ -170,7 +170,7 @@ def evil_tar(archive: Path, name: str, kind: bytes = tarfile.REGTYPE) -> None:
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 @pytest.mark.parametrize("name", ["../outside", "kitti/images/../../../outside", "/outside", "kitti\\..\\outside"])
-def test_members_that_leave_the_folder(prepare, source, tmp_path, kind, name):
+def test_members_outside_the_folder_are_refused(prepare, source, tmp_path, kind, name):
     archive = pack(tmp_path / f"it.{kind}", source)
     (evil_zip if kind == "zip" else evil_tar)(archive, name)
     before = contents(tmp_path)
@@ -191,7 +191,7 @@ def test_members_that_leave_the_folder(prepare, source, tmp_path, kind, name):
         (evil_tar, tarfile.FIFOTYPE),
     ],
 )
-def test_links_and_devices(prepare, source, tmp_path, make, kind):
+def test_links_and_devices_are_refused(prepare, source, tmp_path, make, kind):
     archive = pack(tmp_path / f"it.{'zip' if make is evil_zip else 'tar'}", source)
     make(archive, "kitti/images/link", kind)
     code, _, line = prepare(tmp_path / "data", "--archive", archive)
@@ -200,15 +200,15 @@ def test_links_and_devices(prepare, source, tmp_path, make, kind):
     assert not (tmp_path / "data").exists()
 
 
-def test_a_link_that_is_there_already(prepare, source, tmp_path):
-    """An archive of folders that a user has linked elsewhere does not follow the link."""
+def test_an_existing_link_is_not_followed(prepare, source, tmp_path):
+    """Unpacking does not follow a link that the user made in the target folder."""
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "data").mkdir()
     (tmp_path / "data/kitti").symlink_to(tmp_path / "elsewhere")
     code, _, line = prepare(tmp_path / "data", "--archive", pack(tmp_path / "it.zip", source), "--tasks", "kitti")
     assert code == 2
     assert "is a link that leaves" in line
-    assert list((tmp_path / "elsewhere").iterdir()) == []  # no folder either
+    assert list((tmp_path / "elsewhere").iterdir()) == []  # no folder is made either
 
 
 def pax(name: str, **headers: str) -> Callable[[tarfile.TarFile], None]:
@@ -236,7 +236,7 @@ def large_extension(file: tarfile.TarFile) -> None:
         (large_extension, "has 2097152 bytes"),
     ],
 )
-def test_headers_of_a_tar_that_lie(prepare, source, tmp_path, add, said):
+def test_false_tar_headers_are_refused(prepare, source, tmp_path, add, said):
     archive = pack(tmp_path / "it.tar", source)
     with tarfile.open(archive, "a", format=tarfile.PAX_FORMAT) as file:
         add(file)
@@ -247,7 +247,7 @@ def test_headers_of_a_tar_that_lie(prepare, source, tmp_path, add, said):
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_a_zip_packed_by_what_inflates_whole_chunks(prepare, source, tmp_path, method):
+def test_a_zip_with_an_unsupported_compression_is_refused(prepare, source, tmp_path, method):
     archive = pack(tmp_path / "it.zip", source)
     with zipfile.ZipFile(archive, "a", method) as file:
         file.writestr("kitti/images/a.jpg", bytes(10**6))
@@ -256,7 +256,7 @@ def test_a_zip_packed_by_what_inflates_whole_chunks(prepare, source, tmp_path, m
     assert "'kitti/images/a.jpg' is not compressed with deflate" in line
 
 
-def test_a_zip_with_a_name_that_is_no_text(prepare, source, tmp_path):
+def test_a_zip_with_an_undecodable_name_is_refused(prepare, source, tmp_path):
     archive = pack(tmp_path / "it.zip", source)
     with zipfile.ZipFile(archive, "a") as file:
         file.writestr("kitti/images/\u00e9.jpg", b"")
@@ -266,7 +266,7 @@ def test_a_zip_with_a_name_that_is_no_text(prepare, source, tmp_path):
     assert "is damaged" in line
 
 
-def test_a_file_named_like_the_folder_of_the_tasks(prepare, source, tmp_path):
+def test_an_archive_file_named_like_the_task_folder_is_ignored(prepare, source, tmp_path):
     archive = pack(tmp_path / "it.zip", source, "vtab-1k/")
     with zipfile.ZipFile(archive, "a") as file:
         file.writestr("vtab-1k", b"")
@@ -275,7 +275,7 @@ def test_a_file_named_like_the_folder_of_the_tasks(prepare, source, tmp_path):
     assert (tmp_path / "data/kitti/test.txt").is_file()
 
 
-def test_a_tar_whose_first_name_looks_like_a_zip(prepare, source, tmp_path):
+def test_a_tar_whose_first_name_looks_like_a_zip_is_unpacked(prepare, source, tmp_path):
     archive = tmp_path / "it.tar"
     with tarfile.open(archive, "w") as file:
         file.addfile(tarfile.TarInfo("PK.txt"))
@@ -284,7 +284,7 @@ def test_a_tar_whose_first_name_looks_like_a_zip(prepare, source, tmp_path):
     assert (tmp_path / "data/kitti/test.txt").is_file()
 
 
-def test_homes_and_names_that_are_too_long(prepare, source, tmp_path):
+def test_unknown_homes_and_too_long_names_are_reported(prepare, source, tmp_path):
     for words in (["~nobody-of-that-name/x", "--check"], [tmp_path / "data", "--archive", "~nobody-of-that-name/x"]):
         code, _, line = prepare(*words)
         assert code == 2
@@ -298,7 +298,7 @@ def test_homes_and_names_that_are_too_long(prepare, source, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_far_more_than_it_is(prepare, source, tmp_path, kind):
+def test_an_archive_with_too_much_content_is_refused(prepare, source, tmp_path, kind):
     archive = pack(tmp_path / f"it.{kind}", source)
     if kind == "zip":
         with zipfile.ZipFile(archive, "a") as file:
@@ -315,7 +315,7 @@ def test_far_more_than_it_is(prepare, source, tmp_path, kind):
     assert re.search(r"has 0\.\d\d MB and claims to hold 3000\.\d\d GB or more: not unpacked$", line)
 
 
-def test_a_member_longer_than_it_claims_is_not_written_on(prepare, source, tmp_path):
+def test_a_member_longer_than_its_header_says_is_not_written(prepare, source, tmp_path):
     archive = tmp_path / "it.zip"
     with zipfile.ZipFile(pack(archive, source), "a", zipfile.ZIP_DEFLATED) as file:
         file.writestr("kitti/images/zeros.jpg", bytes(10**7))
@@ -327,7 +327,7 @@ def test_a_member_longer_than_it_claims_is_not_written_on(prepare, source, tmp_p
     assert ".unpacking.part" not in contents(tmp_path / "data")
 
 
-def test_a_disk_too_small(prepare, source, tmp_path, monkeypatch):
+def test_a_too_small_disk_is_refused(prepare, source, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 50_000))
     code, _, line = prepare(tmp_path / "data", "--archive", pack(tmp_path / "it.zip", source), "--tasks", "kitti")
@@ -336,7 +336,7 @@ def test_a_disk_too_small(prepare, source, tmp_path, monkeypatch):
     assert line.endswith("data has 0.05 MB free, unpacking needs 0.11 MB")
 
 
-def test_a_disk_that_fills_up(prepare, source, tmp_path, monkeypatch):
+def test_a_full_disk_is_refused_in_one_line(prepare, source, tmp_path, monkeypatch):
     archive = pack(tmp_path / "it.zip", source)
     copy, copied = shutil.copyfileobj, 0
 
@@ -358,7 +358,7 @@ def test_a_disk_that_fills_up(prepare, source, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["it.zip", "it.tar.gz", "it.tar"])
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.9])
-def test_cut_archives(prepare, source, tmp_path, name, share):
+def test_truncated_archives_are_refused(prepare, source, tmp_path, name, share):
     archive = pack(tmp_path / name, source)
     content = archive.read_bytes()
     archive.write_bytes(content[: int(len(content) * share)])
@@ -367,7 +367,7 @@ def test_cut_archives(prepare, source, tmp_path, name, share):
     assert f"{archive} is damaged" in line
 
 
-def test_a_byte_changed(prepare, source, tmp_path):
+def test_an_archive_with_a_changed_byte_is_refused(prepare, source, tmp_path):
     archive = tmp_path / "it.zip"
     with zipfile.ZipFile(archive, "w") as file:
         for path, content in contents(source).items():
@@ -380,7 +380,7 @@ def test_a_byte_changed(prepare, source, tmp_path):
     assert "kitti/images/000007.jpg" not in contents(tmp_path / "data")
 
 
-def test_no_archive(prepare, source, tmp_path):
+def test_a_file_that_is_not_an_archive_is_refused(prepare, source, tmp_path):
     page = tmp_path / "page.zip"
     page.write_text("<html>sign in</html>")
     for archive, said in (
@@ -398,7 +398,7 @@ def test_no_archive(prepare, source, tmp_path):
     assert not (tmp_path / "data").exists()
 
 
-def test_two_at_once(prepare, source, tmp_path):
+def test_two_processes_may_not_unpack_at_once(prepare, source, tmp_path):
     from filelock import FileLock
 
     (tmp_path / "data").mkdir()
@@ -443,11 +443,11 @@ FIRST = "images/000000.jpg 0\n"
         ),
         (
             lambda task: edit(task / "test.txt", FIRST, "../x.jpg 0\n"),
-            "test.txt line 1: '../x.jpg' leaves the folder",
+            "test.txt line 1: '../x.jpg' is outside the folder",
         ),
     ],
 )
-def test_what_is_not_the_benchmark(prepare, tmp_path, damage, said):
+def test_tasks_that_differ_from_the_benchmark_are_reported(prepare, tmp_path, damage, said):
     damage(write(tmp_path / "kitti"))
     code, table, _ = prepare(tmp_path, "--check", "--tasks", "kitti")
     assert code == 1
@@ -457,17 +457,17 @@ def test_what_is_not_the_benchmark(prepare, tmp_path, damage, said):
 
 
 def edit_all(file: Path) -> None:
-    """Its highest class is the one before."""
+    """The highest class is missing."""
     file.write_text(file.read_text().replace(" 3\n", " 2\n"))
 
 
-def test_a_tasks_own_folder_is_that_task_only(prepare, tmp_path):
+def test_the_folder_of_one_task_gives_that_task_only(prepare, tmp_path):
     write(tmp_path / "kitti")
     code, table, _ = prepare(tmp_path / "kitti", "--check", "--tasks", "svhn,kitti")
     assert (code, table.count("is missing"), table.count("  ok\n")) == (1, 1, 1)
 
 
-def test_what_was_typed(prepare, tmp_path, capsys):
+def test_wrong_arguments_are_refused(prepare, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_code:
         prepare(tmp_path, "--tasks", "kiti")
     assert exit_code.value.code == 2
@@ -477,7 +477,7 @@ def test_what_was_typed(prepare, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_from_the_hub(source, tmp_path):
+def test_an_archive_from_the_hub_is_unpacked(source, tmp_path):
     (tmp_path / "hub").mkdir()
     pack(tmp_path / "hub/vtab-1k.zip", source, "vtab-1k/")
     arguments = [tmp_path / "data", "--tasks", "cifar100,kitti", "--repo"]
@@ -494,12 +494,12 @@ def test_from_the_hub(source, tmp_path):
         good = in_a_process(*arguments, "org/good", **found)
         assert good.returncode == 0, good.stderr
     assert contents(tmp_path / "data") == contents(source)
-    # What was fetched is enough, where there is no hub.
+    # Without the hub the cached files are enough.
     again = in_a_process(*arguments, "org/good", HF_HOME=str(tmp_path / "home"))
     assert again.returncode == 0, again.stderr
 
 
-def test_no_hub(prepare, tmp_path, monkeypatch):
+def test_an_unreachable_hub_is_refused(prepare, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     hub_is_offline.cache_clear()
     code, _, line = prepare(tmp_path / "data", "--repo", "nobody/no-such-data")

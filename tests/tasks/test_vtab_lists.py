@@ -1,4 +1,4 @@
-"""VTAB-1K's lists: what is read from them, and one line for each thing that may be wrong with them."""
+"""VTAB-1K's lists: their rows are read, and every kind of error is refused in one line."""
 
 import re
 import shutil
@@ -11,7 +11,7 @@ from flexlora.errors import UserError
 from flexlora.settings import VtabSplit
 from flexlora.tasks import load_task
 
-# Table 10: classes and test images. SmallNORB has nine elevations (VPT's and FacT's code), where the table prints 18.
+# Table 10: classes and test images. SmallNORB has nine elevations (VPT's and FacT's code); the table prints 18.
 TABLE_10 = {
     "cifar100": ("natural", 100, 10000),
     "caltech101": ("natural", 102, 6084),
@@ -58,7 +58,7 @@ def replace_line(file: Path, number: int, line: str) -> None:
     file.write_text("\n".join(lines), encoding="utf-8")
 
 
-def test_the_tasks_are_table_10s():
+def test_the_tasks_have_the_classes_and_sizes_of_table_10():
     assert set(TASKS) == TABLE_10.keys()
     for name, expected in TABLE_10.items():
         settings = settings_of(name)
@@ -67,7 +67,7 @@ def test_the_tasks_are_table_10s():
         assert (settings.epochs, settings.batch_size) == (100, 32)
 
 
-def test_the_reports_table_has_these_tasks():
+def test_the_report_table_has_all_vtab_tasks():
     from flexlora.report.tables import TABLES
 
     assert {column.task: column.group for column in TABLES["vtab"].columns} == {
@@ -80,7 +80,7 @@ def test_the_reports_table_has_these_tasks():
     ("split", "train", "name", "evaluation"),
     [(VtabSplit.train800val200_test, 24, "test", 12), (VtabSplit.train800_val200, 16, "val", 8)],
 )
-def test_splits(folder, split, train, name, evaluation):
+def test_each_split_reads_its_lists(folder, split, train, name, evaluation):
     task = load(folder, split=split)
     assert len(task.train_rows) == train
     assert {name: len(rows) for name, rows in task.evaluation_rows.items()} == {name: evaluation}
@@ -92,14 +92,14 @@ def test_splits(folder, split, train, name, evaluation):
     )
 
 
-def test_the_first_rows(folder):
+def test_row_limits_take_the_first_rows(folder):
     task = load(folder, max_train_rows=5, max_eval_rows=3)
     assert task.subset
     assert (len(task.train_rows), len(task.evaluation_rows["test"])) == (5, 3)
 
 
-def test_rows_to_choose_settings_by(folder):
-    """Those that the benchmark keeps for it, or any number of the training rows: marked as held out either way."""
+def test_validation_rows_are_marked_as_held_out(folder):
+    """The benchmark's own validation list and held-out training rows are both marked."""
     task = load(folder, validation_rows=6)
     assert (len(task.train_rows), {n: len(r) for n, r in task.evaluation_rows.items()}) == (18, {"validation": 6})
     assert not set(task.train_rows.names) & set(task.evaluation_rows["validation"].names)
@@ -109,16 +109,16 @@ def test_rows_to_choose_settings_by(folder):
     assert "held_out" not in load(folder).provenance
 
 
-def test_the_folder_may_be_given_itself(folder):
+def test_data_dir_may_be_the_tasks_folder(folder):
     assert len(load_task(settings_of(data_dir=str(folder))).train_rows) == 24
 
 
-def test_a_tasks_other_names(tmp_path):
+def test_other_folder_names_of_a_task_are_found(tmp_path):
     write_task(tmp_path / "cifar")
     assert len(load_task(settings_of("cifar100", data_dir=str(tmp_path), num_classes=4)).train_rows) == 24
 
 
-def test_names_may_hold_spaces_and_lines_may_be_blank(folder):
+def test_names_may_contain_spaces_and_lines_may_be_blank(folder):
     shutil.copy(folder / "images/test/000000.png", folder / "images/test/a b.png")
     (folder / "test.txt").write_text("\nimages/test/a b.png 3\r\n\n", encoding="utf-8")
     assert load(folder).evaluation_rows["test"].names == ["images/test/a b.png"]
@@ -132,19 +132,19 @@ def test_names_may_hold_spaces_and_lines_may_be_blank(folder):
         ("images/test/000000.png cat", "label 'cat' is not a number"),
         ("images/test/000000.png", "'images/test/000000.png' is not a path and a class"),
         ("3", "'3' is not a path and a class"),
-        ("../kitti/images/test/000000.png 0", "'../kitti/images/test/000000.png' leaves the folder"),
-        ("images/../../x.png 0", "leaves the folder"),
-        ("/etc/passwd 0", "'/etc/passwd' leaves the folder"),
-        ("images/a\0b.png 0", "leaves the folder"),
+        ("../kitti/images/test/000000.png 0", "'../kitti/images/test/000000.png' is outside the folder"),
+        ("images/../../x.png 0", "is outside the folder"),
+        ("/etc/passwd 0", "'/etc/passwd' is outside the folder"),
+        ("images/a\0b.png 0", "is outside the folder"),
     ],
 )
-def test_a_broken_line(folder, line, said):
+def test_a_broken_line_is_refused(folder, line, said):
     replace_line(folder / "test.txt", 2, line)
     assert said in refusal(folder)
 
 
 @pytest.mark.parametrize("what", ["file", "folder", "circle"])
-def test_a_link_that_leaves_the_folder(folder, tmp_path, what):
+def test_a_link_to_outside_the_folder_is_refused(folder, tmp_path, what):
     outside = tmp_path / "outside"
     outside.mkdir()
     shutil.copy(folder / "images/test/000000.png", outside / "x.png")
@@ -158,10 +158,10 @@ def test_a_link_that_leaves_the_folder(folder, tmp_path, what):
         (folder / "images/loop").symlink_to(folder / "images/loop")
         name = "images/loop/x.png"
     replace_line(folder / "test.txt", 1, f"{name} 0")
-    assert f"'{name}' leaves the folder" in refusal(folder)
+    assert f"'{name}' is outside the folder" in refusal(folder)
 
 
-def test_links_inside_and_a_linked_folder_are_taken(folder, tmp_path):
+def test_links_inside_the_folder_and_a_linked_folder_are_accepted(folder, tmp_path):
     (folder / "images/again").symlink_to(folder / "images/test")
     replace_line(folder / "test.txt", 1, "images/again/000000.png 0")
     (tmp_path / "data").mkdir()
@@ -171,36 +171,36 @@ def test_links_inside_and_a_linked_folder_are_taken(folder, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n"])
-def test_an_empty_list(folder, content):
+def test_an_empty_list_is_refused(folder, content):
     (folder / "train800val200.txt").write_bytes(content)
     assert refusal(folder).endswith("train800val200.txt is empty")
 
 
-def test_a_list_that_is_none(folder):
+def test_a_list_that_is_not_text_is_refused(folder):
     (folder / "test.txt").write_bytes(b"\x89PNG\xff\xfe 0\n")
-    assert "test.txt is no list of images: it is not UTF-8" in refusal(folder)
+    assert "test.txt is not a list of images: it is not UTF-8" in refusal(folder)
 
 
-def test_a_missing_list(folder):
+def test_a_missing_list_is_refused(folder):
     (folder / "test.txt").unlink()
     assert refusal(folder).endswith("kitti has no test.txt")
 
 
-def test_no_folder(tmp_path, folder):
+def test_a_missing_folder_is_refused(tmp_path, folder):
     assert "task.data_dir is not set" in refusal(folder, data_dir=None)
     assert "there is no folder" in refusal(folder, data_dir=str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
-    assert "has a train800val200.txt (the VTAB-1k list layout)" in refusal(folder, data_dir=str(tmp_path / "empty"))
+    assert "has the file train800val200.txt (the VTAB-1k list" in refusal(folder, data_dir=str(tmp_path / "empty"))
 
 
-def test_another_number_of_classes(folder):
-    said = r"task.num_classes is 6, and the lists in .*kitti have classes 0 to 3: set task.num_classes=4"
+def test_a_wrong_number_of_classes_is_refused(folder):
+    said = r"task.num_classes is 6, but the lists in .*kitti have classes 0 to 3: set task.num_classes=4"
     assert re.search(said, refusal(folder, num_classes=6))
     assert "label 3 is not between 0 and 2" in refusal(folder, num_classes=3)
 
 
-def test_a_class_that_only_another_list_has(folder):
-    """Few classes of SUN397 are all in a thousand rows: to tune on them must not need another number of classes."""
+def test_a_class_that_only_another_list_has_is_counted(folder):
+    """A thousand rows do not contain all classes of SUN397. Tuning on them needs the same number of classes."""
     for name in ("train800", "val200"):
         lines = (folder / f"{name}.txt").read_text(encoding="utf-8").splitlines()
         (folder / f"{name}.txt").write_text("\n".join(line for line in lines if line[-1] != "3"), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The cache of small models: one process pretrains a model, and a folder is whole or absent."""
+"""The cache of small models: one process pretrains a model, and a folder is complete or absent."""
 
 import multiprocessing
 import os
@@ -28,7 +28,7 @@ def _start(folder: Path, seconds: float, log: Path):
     return process
 
 
-def test_two_processes_at_once_make_one(tmp_path):
+def test_two_processes_build_a_model_once(tmp_path):
     folder, log = tmp_path / "cache" / "small", tmp_path / "log"
     both = [_start(folder, 0.5, log) for _ in range(2)]
     for process in both:
@@ -38,7 +38,7 @@ def test_two_processes_at_once_make_one(tmp_path):
     assert is_whole(folder)
 
 
-def test_one_that_was_killed_half_way_leaves_nothing_that_counts(tmp_path):
+def test_a_killed_build_leaves_no_model_folder(tmp_path):
     folder, log = tmp_path / "cache" / "small", tmp_path / "log"
     process = _start(folder, 60, log)
     deadline = time.monotonic() + 20
@@ -54,7 +54,7 @@ def test_one_that_was_killed_half_way_leaves_nothing_that_counts(tmp_path):
     assert not list(folder.parent.glob(".small.*.part"))
 
 
-def test_one_that_waits_says_so(tmp_path, caplog):
+def test_a_waiting_process_logs_that_it_waits(tmp_path, caplog):
     caplog.set_level("INFO", "flexlora")
     folder, log = tmp_path / "cache" / "small", tmp_path / "log"
     process = _start(folder, 2.5, log)
@@ -62,12 +62,12 @@ def test_one_that_waits_says_so(tmp_path, caplog):
         time.sleep(0.01)
     _build_slowly(folder, 0, log)
     process.join(20)
-    assert "waiting for another process, which pretrains the small small" in caplog.text
+    assert "waiting for another process that pretrains the small small" in caplog.text
     assert len(log.read_text().split()) == 1
 
 
-def test_a_full_disk_costs_time_only(tmp_path, monkeypatch, caplog):
-    """safetensors has an error of its own for it, which is no OSError."""
+def test_a_full_disk_falls_back_to_a_temporary_folder(tmp_path, monkeypatch, caplog):
+    """safetensors raises its own error for a full disk, which is not an OSError."""
     monkeypatch.setenv("FLEXLORA_CACHE", str(tmp_path))
 
     def build(part: Path) -> None:
@@ -78,5 +78,5 @@ def test_a_full_disk_costs_time_only(tmp_path, monkeypatch, caplog):
     with cached_model("small", "0", build) as folder:
         assert (folder / "whole").read_text() == "whole"
     assert not folder.exists()
-    assert f"is not kept, {tmp_path / 'tiny'} cannot be written: Error while serializing: I/O error: No" in caplog.text
+    assert f"is not cached: cannot write in {tmp_path / 'tiny'}: Error while serializing: I/O error: No" in caplog.text
     assert not list(tmp_path.rglob("*.part"))

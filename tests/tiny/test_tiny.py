@@ -1,4 +1,4 @@
-"""The small encoders of `scale=tiny`: of the real classes, made once, kept whole or not at all."""
+"""The small encoders of `scale=tiny`: they have the real classes, are pretrained once and are cached completely."""
 
 import dataclasses
 import logging
@@ -37,7 +37,7 @@ def model_settings(**changes) -> ModelSettings:
 
 @pytest.fixture
 def short(monkeypatch, tmp_path) -> Path:
-    """A cache of one's own, and a pretraining of two steps."""
+    """Set an empty cache, and a pretraining of two steps."""
     monkeypatch.setattr(tiny, "Pretraining", lambda: SHORT)
     monkeypatch.setenv("FLEXLORA_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "tiny"
@@ -54,7 +54,7 @@ def encoders(cache: Path) -> list[Path]:
         ("roberta_base", "RobertaForSequenceClassification", "<s> the dog </s> </s> the cat </s>", 18),
     ],
 )
-def test_the_class_is_the_real_ones(short, name, model_class, special, linears):
+def test_the_small_encoder_has_the_class_of_the_real_one(short, name, model_class, special, linears):
     from peft import LoraConfig
     from peft.tuners.tuners_utils import check_target_module_exists
 
@@ -71,7 +71,7 @@ def test_the_class_is_the_real_ones(short, name, model_class, special, linears):
     assert backbone.revision == tiny.content_hash(tiny.RELATIVES[name], SHORT)
 
 
-def test_it_is_made_once(short, caplog):
+def test_the_encoder_is_pretrained_once(short, caplog):
     caplog.set_level(logging.INFO, logger="flexlora")
     first = load_backbone(model_settings(), 2)
     assert caplog.text.count("this happens once") == 1
@@ -82,8 +82,8 @@ def test_it_is_made_once(short, caplog):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_who_pretrains_does_not_change_the_run(short):
-    """The head, and all that is drawn after it, is the same whether or not the encoder was in the cache."""
+def test_pretraining_does_not_change_the_random_state_of_the_run(short):
+    """The head and all later random numbers are the same whether or not the encoder was in the cache."""
     heads, draws = [], []
     for _ in range(2):
         torch.manual_seed(5)
@@ -93,7 +93,7 @@ def test_who_pretrains_does_not_change_the_run(short):
     assert torch.equal(draws[0], draws[1])
 
 
-def test_the_hash_is_of_everything_that_matters(monkeypatch):
+def test_the_hash_covers_everything_that_determines_the_encoder(monkeypatch):
     deberta = tiny.RELATIVES["deberta_v3_base"]
     plain = tiny.content_hash(deberta, SHORT)
     assert plain == tiny.content_hash(dict(deberta), dataclasses.replace(SHORT))
@@ -115,7 +115,7 @@ def test_the_hash_is_of_everything_that_matters(monkeypatch):
 
 
 @pytest.mark.parametrize("harm", slow_but({"flipped"}, ["cut", "flipped", "gone", "checksum"]))
-def test_a_damaged_encoder_is_made_anew(short, caplog, harm):
+def test_a_damaged_encoder_is_pretrained_again(short, caplog, harm):
     load_backbone(model_settings(), 2)
     (folder,) = encoders(short)
     weights = folder / "model.safetensors"
@@ -129,21 +129,21 @@ def test_a_damaged_encoder_is_made_anew(short, caplog, harm):
     else:
         (folder / CHECKSUM).write_text("{", encoding="utf-8")
     load_backbone(model_settings(), 2)
-    assert "is damaged and made anew" in caplog.text
+    assert "is damaged: making it again" in caplog.text
     assert weights.read_bytes() == content
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc/version").exists(), reason="needs /proc")
-def test_a_cache_that_cannot_be_written_costs_time_only(short, monkeypatch, caplog):
-    monkeypatch.setenv("FLEXLORA_CACHE", "/proc/flexlora")  # nobody makes folders there, root neither
+def test_an_unwritable_cache_falls_back_to_a_temporary_folder(short, monkeypatch, caplog):
+    monkeypatch.setenv("FLEXLORA_CACHE", "/proc/flexlora")  # nobody can make folders there, not even root
     backbone = load_backbone(model_settings(), 2)
     assert backbone.model.num_labels == 2
-    (line,) = [record.getMessage() for record in caplog.records if "is not kept" in record.getMessage()]
-    assert "/proc/flexlora/tiny cannot be written" in line
+    (line,) = [record.getMessage() for record in caplog.records if "is not cached" in record.getMessage()]
+    assert "cannot write in /proc/flexlora/tiny" in line
 
 
 def test_pretraining_learns():
-    """A hundred and fifty steps already: the loss of a fresh encoder is that of guessing."""
+    """The loss falls by 30% within 150 steps. A fresh encoder starts at the loss of guessing."""
     torch.manual_seed(0)
     relative = tiny.RELATIVES["roberta_base"]
     tokenizer = tiny._tokenizer(relative["special"])
@@ -160,7 +160,7 @@ def test_pretraining_learns():
 
 
 @pytest.mark.parametrize("changes", [{"path": "/somewhere"}, {"name": "mine"}, {"name": None}])
-def test_a_model_of_ones_own_is_refused(short, changes):
+def test_a_local_or_unknown_model_is_refused(short, changes):
     with pytest.raises(UserError, match=r"^scale=tiny makes its own small model: leave out model=local and model.path"):
         load_backbone(model_settings(**changes), 2)
     assert not short.exists()
@@ -168,7 +168,7 @@ def test_a_model_of_ones_own_is_refused(short, changes):
 
 @pytest.mark.slow
 def test_the_command_runs_offline(flexlora_run, tiny_cache, tmp_path):
-    """No socket may be opened at all: `sitecustomize` is read by the command's interpreter before anything else."""
+    """The command opens no socket: its interpreter imports `sitecustomize` first, which makes every socket fail."""
     (tmp_path / "sitecustomize.py").write_text(
         "import socket\n"
         "def refuse(*a, **k): raise AssertionError('a socket was opened')\n"
@@ -187,7 +187,7 @@ def test_the_command_runs_offline(flexlora_run, tiny_cache, tmp_path):
         FLEXLORA_CACHE=str(tiny_cache),
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "this says nothing about the paper" in result.stdout
+    assert "the results say nothing about the paper" in result.stdout
     for method in ("lora", "flexlora"):
         variant = "task.max_eval_rows-64+training.max_steps-16"
         folder = tmp_path / "outputs" / "tiny" / "glue" / "cola" / "deberta_v3_base" / method / variant / "seed0"
@@ -202,20 +202,20 @@ def test_the_command_runs_offline(flexlora_run, tiny_cache, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["model=local"], "scale=tiny makes its own small model: leave out model=local and model.path, or scale=tiny"),
-        (["task.data_dir=/nowhere"], "scale=tiny generates its data: leave out task.data_dir, or scale=tiny"),
+        (["model=local"], "scale=tiny makes its own small model: leave out model=local and model.path, or leave out"),
+        (["task.data_dir=/nowhere"], "scale=tiny generates its data: leave out task.data_dir, or leave out scale=tiny"),
     ],
 )
-def test_what_does_not_go_together_is_one_line(flexlora_run, tmp_path, arguments, message):
+def test_contradicting_settings_are_refused_in_one_line(flexlora_run, tmp_path, arguments, message):
     result = flexlora_run("task=glue/cola", "scale=tiny", *arguments, f"output_root={tmp_path}")
     assert result.returncode == 2
     assert one_line(result).startswith(message)
 
 
-def test_a_sweep_over_tasks_takes_their_keys_and_goes_on_after_a_divergence(flexlora_run, tiny_cache, tmp_path):
-    """Also what a single row to evaluate on gives: DeBERTa's prediction of a score is then of no dimension at all."""
+def test_a_sweep_over_tasks_continues_after_a_divergence(flexlora_run, tiny_cache, tmp_path):
+    """The evaluation has one row: DeBERTa's prediction of a score then has no dimension."""
     result = flexlora_run(
-        "task=glue/stsb,glue/mnli",  # not in experiment=glue's order: what the command line says wins
+        "task=glue/stsb,glue/mnli",  # not in experiment=glue's order: the command line's order wins
         "experiment=glue",
         "scale=tiny",
         "method=lora",
@@ -236,7 +236,7 @@ def test_a_sweep_over_tasks_takes_their_keys_and_goes_on_after_a_divergence(flex
     assert all(set(record.samples["evaluation"].values()) == {1} for record in records)
 
 
-def test_an_unknown_scale_is_one_line(flexlora_run, tmp_path):
+def test_an_unknown_scale_is_refused_in_one_line(flexlora_run, tmp_path):
     result = flexlora_run("task=glue/cola", "scale=tyny", f"output_root={tmp_path}")
     assert result.returncode == 2
     assert one_line(result) == "there is no scale 'tyny'. Did you mean tiny? There are: paper, tiny."

@@ -1,4 +1,4 @@
-"""What `scale=tiny` is for, in one go: on generated CoLA adapters learn what a linear probe cannot, and ranks move."""
+"""The purpose of `scale=tiny`: on generated CoLA adapters learn more than a linear probe, and ranks change."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def score(record: RunRecord) -> float:
 
 
 @pytest.mark.slow
-def test_adapters_beat_the_probe_and_ranks_move(flexlora_run, tmp_path):
+def test_adapters_beat_the_linear_probe_and_ranks_change(flexlora_run, tmp_path):
     common = ("task=glue/cola", "scale=tiny", f"output_root={tmp_path}")
     sweep = flexlora_run("-m", *common, "method=linear,lora,flexlora", timeout=1500)
     assert sweep.returncode == 0, sweep.stdout + sweep.stderr

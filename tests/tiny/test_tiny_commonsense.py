@@ -1,4 +1,4 @@
-"""`scale=tiny` for Commonsense170K: questions about a small world, and a LLaMA that has read of it."""
+"""`scale=tiny` for Commonsense170K: questions about a small world, and a LLaMA pretrained on texts about it."""
 
 import re
 from random import Random
@@ -32,7 +32,7 @@ def quality_of(thing: str) -> str:
 
 
 def kind(word: str) -> str:
-    """The quality that a word is, or that the thing has."""
+    """The quality that the word names, or the quality of the thing that it names."""
     return word if word in QUALITIES else quality_of(word)
 
 
@@ -40,13 +40,13 @@ def task(*overrides: str):
     return load(composed(*TINY, *overrides).task)
 
 
-def test_a_thing_has_one_quality():
+def test_every_thing_has_one_quality():
     assert len(EVERY) == len(set(EVERY)) == 64
     assert not set(EVERY) & set(QUALITIES)
     assert [quality_of(thing) for thing in QUALITIES["sour"]] == ["sour"] * 8
 
 
-def test_it_has_the_eight_sets_and_one_training_set():
+def test_the_task_has_eight_test_sets_and_one_training_set():
     made = task()
     assert list(made.evaluation_rows) == list(TEST_SETS) == list(ASKED) == list(LAYOUTS)
     assert {len(test) for test in made.evaluation_rows.values()} == {TEST}
@@ -60,8 +60,8 @@ def test_it_has_the_eight_sets_and_one_training_set():
 
 
 @pytest.mark.parametrize("name", TEST_SETS)
-def test_the_answer_follows_from_what_things_are(name):
-    """Read by the test's own rule: exactly one option has the quality that the question is about."""
+def test_exactly_one_option_has_the_quality_asked_for(name):
+    """The test reads each question by its own rule and finds exactly one right option."""
     for row in rows(name, QUALITIES, 200, Random(0)):
         assert row["answer"] in TEST_SETS[name]
         assert row["output"] == f"the correct answer is {row['answer']}"
@@ -83,7 +83,7 @@ def test_the_answer_follows_from_what_things_are(name):
         assert [option for option, (quality,) in found.items() if quality == wanted] == [row["answer"]]
 
 
-def test_no_option_is_right_more_often_than_another():
+def test_all_options_are_right_equally_often():
     for name in TEST_SETS:
         made = rows(name, QUALITIES, 1000, Random(0))
         offered = options_of(made[0])
@@ -92,7 +92,7 @@ def test_no_option_is_right_more_often_than_another():
             assert abs(share - 1 / len(offered)) < 0.05, (name, option)
 
 
-def test_what_a_test_is_about_is_in_no_training_question():
+def test_things_of_test_questions_do_not_occur_in_training_questions():
     made = task()
     trained = {word for row in made.train_rows for word in words(row["instruction"])} & set(EVERY)
     tested = {word for test in made.evaluation_rows.values() for row in test for word in words(row["instruction"])}
@@ -100,7 +100,7 @@ def test_what_a_test_is_about_is_in_no_training_question():
     assert tested & set(EVERY) == set(EVERY) - trained
 
 
-def test_the_pretraining_states_the_world_and_asks_nothing_in_the_benchmark_s_words():
+def test_pretraining_states_every_fact_and_contains_no_benchmark_question():
     texts = [" ".join(piece for piece, _ in text) for stage in STAGES for text in corpus(stage, 2000)]
     for thing in EVERY:
         assert any(f"the {thing} is {quality_of(thing)} ." in text for text in texts)
@@ -109,12 +109,12 @@ def test_the_pretraining_states_the_world_and_asks_nothing_in_the_benchmark_s_wo
     assert not any("the correct answer" in text or "Answer format" in text for text in texts)
 
 
-def test_what_is_to_be_said_follows_from_what_stands_before():
-    """Of choices: the name is that of the only one with the quality that was asked for."""
+def test_the_targets_of_a_choice_follow_from_the_earlier_text():
+    """The target of a choice is the name of the only owner whose thing has the quality asked for."""
     choices = [text for text in corpus(0, 300) if text[0][0].startswith("who")]
     assert len(choices) > 200
     for (question, _), *options, (_, answer), (end, _) in choices:
-        wanted = kind(words(question)[-1])  # of "who has something like fire ?"
+        wanted = kind(words(question)[-1])  # the question is such as "who has something like fire ?"
         holders = []
         for piece, said in options:
             name, what = piece.removesuffix(" .").split(" : ")
@@ -125,7 +125,7 @@ def test_what_is_to_be_said_follows_from_what_stands_before():
         assert end == f"{answer} ."
 
 
-def test_an_instruction_is_answered_with_the_name_or_with_what_it_names():
+def test_an_instruction_is_answered_with_the_owner_or_the_owned_thing():
     names = contents = 0
     for text in corpus(len(CURRICULUM) - 1, 600):
         if len(text) != 2:
@@ -149,7 +149,7 @@ def short(monkeypatch, tmp_path):
     monkeypatch.setenv("FLEXLORA_CACHE", str(tmp_path / "cache"))
 
 
-def test_the_model_is_a_small_llama_that_knows_every_word(short):
+def test_the_small_llama_has_a_token_for_every_word(short):
     backbone = load_backbone(composed(*TINY).model, None)
     assert type(backbone.model).__name__ == "LlamaForCausalLM"
     assert sum(p.numel() for p in backbone.model.parameters()) < 300_000
@@ -162,10 +162,10 @@ def test_the_model_is_a_small_llama_that_knows_every_word(short):
     for split in made.evaluation:
         assert not any(unknown in text for example in split.examples for text in example["texts"])
     prompt = backbone.processor.decode(made.evaluation[0].examples[0]["input_ids"], skip_special_tokens=True)
-    assert prompt.endswith("### Response:")  # what the protocol cuts a text at
+    assert prompt.endswith("### Response:")  # the protocol cuts a generated text here
 
 
-def test_its_name_hangs_on_all_that_makes_it(monkeypatch):
+def test_the_hash_covers_everything_that_determines_the_language_model(monkeypatch):
     plain = tiny_llama.content_hash(SHORT)
     assert tiny_llama.content_hash(Pretraining()) != plain
     for target, value in (
@@ -181,7 +181,7 @@ def test_its_name_hangs_on_all_that_makes_it(monkeypatch):
     assert tiny_llama.content_hash(SHORT) == plain
 
 
-def test_pretraining_lowers_the_loss_and_leaves_the_random_numbers(short, tmp_path):
+def test_pretraining_lowers_the_loss_and_restores_the_random_state(short, tmp_path):
     torch.manual_seed(5)
     before = torch.get_rng_state()
     load_backbone(composed(*TINY).model, None)
@@ -204,13 +204,13 @@ def test_pretraining_lowers_the_loss_and_leaves_the_random_numbers(short, tmp_pa
         (("task.test_sets=[]",), "task.test_sets is an empty list"),
     ],
 )
-def test_what_it_does_not_take(overrides, said):
+def test_unsupported_settings_are_refused(overrides, said):
     with pytest.raises(UserError) as refused:
         task(*overrides)
     assert said in str(refused.value)
 
 
-def test_a_model_of_one_s_own_is_not_taken():
+def test_a_local_model_is_refused():
     settings = composed(*TINY).model
     settings.path = "somewhere"
     with pytest.raises(UserError, match="scale=tiny makes its own small model"):
@@ -218,7 +218,7 @@ def test_a_model_of_one_s_own_is_not_taken():
 
 
 def unadapted_average() -> float:
-    """What the protocol's own questions find in the model as it is pretrained, before any training."""
+    """The average score of the pretrained model on the test questions, before any training."""
     settings = composed(*TINY)
     backbone, made = load_backbone(settings.model, None), task()
     made.preprocess(backbone.processor)
@@ -231,10 +231,10 @@ def unadapted_average() -> float:
 
 
 @pytest.mark.slow
-def test_adapting_beats_the_unadapted_model_and_chance_and_ranks_move(flexlora_run, tmp_path):
-    """The average rises by a tenth or more; some matrix ends at rank 10 or above, some at 6 or below.
+def test_adapting_beats_the_unadapted_model_and_chance_and_ranks_change(flexlora_run, tmp_path):
+    """The average gains at least 0.10. One matrix ends at rank 10 or more, one at rank 6 or less.
 
-    The model has to know facts that no training question is about.
+    The model must know things that occur in no training question.
     """
     sweep = flexlora_run(
         "-m",

@@ -1,4 +1,4 @@
-"""`scale=tiny` for VTAB-1K: scikit-learn's digits, and a ViT that is pretrained here."""
+"""`scale=tiny` for VTAB-1K: scikit-learn's digits, and a small pretrained ViT."""
 
 import hashlib
 import io
@@ -17,7 +17,7 @@ from flexlora.tiny.tasks.digits import _parts, load
 
 TINY = ("scale=tiny", "method=lora")
 TASK = "vtab/svhn"
-# A hash of the pixels and labels of the five that there were first.
+# Hashes of the pixels and labels of the five tasks with documented results.
 PUBLISHED = {
     "vtab/svhn": "303500bedb04bbc2",
     "vtab/patch_camelyon": "1dc0e605e0d1eb02",
@@ -32,33 +32,33 @@ def task(name: str, *overrides: str):
     return load(composed(f"task={name}", *TINY, *overrides).task)
 
 
-def test_every_task_has_a_relative():
+def test_every_vtab_task_has_a_small_relative():
     assert sorted(RELATIVES) == [f"vtab/{name}" for name in TASKS]
     assert len(RELATIVES) == 19
 
 
 @pytest.mark.parametrize("name", RELATIVES)
-def test_its_tasks_have_the_shape_of_the_benchmark(name):
+def test_small_tasks_have_the_splits_and_classes_of_the_benchmark(name):
     made = task(name)
     sizes = {"train": len(made.train_rows), **{key: len(rows) for key, rows in made.evaluation_rows.items()}}
     assert sizes == {"train": 1000, "test": 797}
     classes = set(range(made.settings.num_classes))
     for rows in (made.train_rows, *made.evaluation_rows.values()):
         assert set(rows.labels) == classes
-    # What is left of it without the 200 rows that settings are chosen by.
+    # The training rows without the 200 validation rows also have every class.
     assert set(made.train_rows.labels[:800]) == classes
 
 
 @pytest.mark.parametrize("name", RELATIVES)
-def test_no_image_comes_twice_and_all_is_the_same_everywhere(name):
+def test_no_image_occurs_twice_and_images_are_deterministic(name):
     made, again = task(name), task.__wrapped__(name)
     train, test = made.train_rows, made.evaluation_rows["test"]
     assert len({*train.images, *test.images}) == 1797
     assert (train.images, train.labels) == (again.train_rows.images, again.train_rows.labels)
 
 
-def test_no_digit_is_in_both_parts():
-    """Each of the 1,797 is one image only, and those to draw from are the part's own."""
+def test_no_digit_is_in_both_train_and_test():
+    """All 1,797 digits differ, and each of the two parts has its own."""
     train, test = _parts()
     assert len({digit.tobytes() for part in (train, test) for digit in part.pixels}) == 1797
     assert (len(train), len(test)) == (1000, 797)
@@ -74,8 +74,8 @@ def test_two_hundred_rows_are_held_out():
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_figures_of_old_are_of_these_pixels(name):
-    """docs/reference/tiny.md has figures of them: pixels, not files, whose bytes are zlib's affair."""
+def test_pixels_match_the_documented_results(name):
+    """docs/reference/tiny.md has results on these images. The hash is of pixels: a PNG's bytes depend on zlib."""
     made = task(name)
     digest = hashlib.sha256()
     for rows in (made.train_rows, made.evaluation_rows["test"]):
@@ -87,22 +87,22 @@ def test_figures_of_old_are_of_these_pixels(name):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (("task.data_dir=somewhere",), "scale=tiny makes its data: leave out task.data_dir"),
-        (("task.num_classes=7",), "task.num_classes is 7, vtab/svhn has 10 at scale=tiny"),
+        (("task.data_dir=somewhere",), "scale=tiny generates its data: leave out task.data_dir"),
+        (("task.num_classes=7",), "task.num_classes is 7, but vtab/svhn has 10 classes at scale=tiny"),
     ],
 )
-def test_what_it_does_not_take(overrides, said):
+def test_unsupported_settings_are_refused(overrides, said):
     with pytest.raises(UserError) as refused:
         task(TASK, *overrides)
     assert said in str(refused.value)
 
 
-def test_a_task_that_has_no_relative_is_one_line():
+def test_a_task_without_a_small_relative_is_refused():
     with pytest.raises(UserError, match="scale=tiny has no task vtab/own: it has vtab/cifar100, vtab/caltech101, "):
         task(TASK, "task.name=vtab/own")
 
 
-def test_a_model_of_one_s_own_is_not_taken():
+def test_a_local_model_is_refused():
     settings = composed(f"task={TASK}", *TINY).model
     settings.path = "somewhere"
     with pytest.raises(UserError, match="scale=tiny makes its own small model"):
@@ -110,8 +110,8 @@ def test_a_model_of_one_s_own_is_not_taken():
 
 
 @pytest.mark.slow
-def test_adapting_beats_the_linear_probe_and_ranks_move(flexlora_run, tmp_path):
-    """Accuracy rises by a tenth or more; some matrix ends at rank 10 or above, some at 6 or below."""
+def test_adapting_beats_the_linear_probe_and_ranks_change(flexlora_run, tmp_path):
+    """Accuracy gains at least 0.10. One matrix ends at rank 10 or more, one at rank 6 or less."""
     accuracy: dict[str, float] = {}
     for method in ("linear", "lora", "flexlora"):
         result = flexlora_run(f"task={TASK}", "scale=tiny", f"method={method}", f"output_root={tmp_path}")

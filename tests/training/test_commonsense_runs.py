@@ -133,7 +133,7 @@ REFUSED = {
     "nothing to train": (["method=linear"], "this method trains a fresh head, and this model has none: nothing would"),
     "no biases": (["method=bitfit"], "method.trainable: '.*\\.bias' is no parameter's whole name"),
     "no such set": (["task.test_sets=[piqa]"], "task.data_dir: neither "),
-    "no sets": (["task.test_sets=[]"], "task.test_sets is an empty list: name some of boolq, piqa"),
+    "no sets": (["task.test_sets=[]"], "task.test_sets is an empty list: name one or more of boolq, piqa"),
     "no such mode": (["task.evaluation_mode=slow"], "task.evaluation_mode=slow: Invalid value"),
     "no such packing": (
         ["model.quantization=2bit"],
@@ -160,7 +160,7 @@ def test_a_broken_row_is_one_line_with_file_and_row(flexlora_run, short, data, t
     file.write_text(json.dumps(rows), encoding="utf-8")
     result = flexlora_run(*short, "method=lora", f"task.data_dir={broken}", f"output_root={tmp_path}")
     assert result.returncode == 2
-    assert one_line(result) == f"{file}, row 5: its answer 'maybe' is none of true, false"
+    assert one_line(result) == f"{file}, row 5: answer 'maybe' is not one of true, false"
 
 
 # Per unit of rank 1,769,472 parameters in 160 linears; a direction of FlexLoRA's has its λ beside them.

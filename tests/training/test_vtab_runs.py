@@ -53,7 +53,9 @@ def test_flexlora_from_settings_to_record(flexlora_run, arguments, tmp_path):
     assert record.data["layout"] == "vtab-1k"
     assert record.data["sizes"] == {"train800val200.txt": [48, 1000], "test.txt": [24, 711]}
     assert set(record.data["sha256"]) == {"train800val200.txt", "test.txt", "images of train", "images of test"}
-    assert "test.txt has 24 rows, VTAB-1K's has 711: not the benchmark's own split" in result.stdout + result.stderr
+    assert (
+        "test.txt has 24 rows, but VTAB-1K has 711: this is not the benchmark's split" in result.stdout + result.stderr
+    )
     assert record.rank_events["count"] > 5
     assert record.parameters["head"] == 4 * 33
     assert record.tokens == {"real": 48 * 12, "padded": 48 * 12}
@@ -127,14 +129,14 @@ def test_augmentation_is_the_same_after_an_interruption(flexlora_run, arguments,
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["task.data_dir=null"], "task.data_dir is not set: VTAB-1K is read from a folder"),
+        (["task.data_dir=null"], "task.data_dir is not set: set task.data_dir=DIR, a folder"),
         (["task.num_classes=5"], "set task.num_classes=4"),
         (["task.num_classes=1"], "task.num_classes must be between 2 and 65536, not 1"),
         (["task.horizontal_flip=2"], "task.horizontal_flip must be between 0 and 1"),
         (["task.split=test"], "task.split"),
         (["task.normalization=mine"], "task.normalization"),
         (["task.image_cache="], "task.image_cache is empty"),
-        (["model.kind=sequence_classifier"], "model.path: architecture 'timm_wrapper' is not among those described"),
+        (["model.kind=sequence_classifier"], "model.path: architecture 'timm_wrapper' is not supported"),
     ],
 )
 def test_a_refusal_is_one_line(flexlora_run, arguments, tmp_path, overrides, said):
@@ -152,7 +154,8 @@ def test_bad_images_are_one_line(flexlora_run, arguments, tmp_path):
     assert result.returncode == 2
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("flexlora-run: ")]
     assert (
-        "2 images cannot be read: images/train800/000001.png (is missing), images/test/000002.png (is no image)" in line
+        "2 images cannot be read: images/train800/000001.png (is missing), images/test/000002.png (is not an image)"
+        in line
     )
 
 
@@ -160,7 +163,11 @@ def test_bad_images_are_one_line(flexlora_run, arguments, tmp_path):
     ("file", "row", "said"),
     [
         ("test", "images/test/000000.png 4", "test.txt line 1: label 4 is not between 0 and 3 (task.num_classes is 4)"),
-        ("train800val200", "../kitti/images/test/000000.png 0", "'../kitti/images/test/000000.png' leaves the folder"),
+        (
+            "train800val200",
+            "../kitti/images/test/000000.png 0",
+            "'../kitti/images/test/000000.png' is outside the folder",
+        ),
         ("test", None, "test.txt is empty"),
     ],
 )

@@ -1,7 +1,7 @@
-"""A small English, generated: words, clauses, the eight tasks' rows and the text that small models are pretrained on.
+"""A generator of simple English: the rows of the eight GLUE tasks and the text for pretraining small encoders.
 
-Labels hang on agreement over a distance and on how a review is built, never on which words are there: words,
-and pairs of neighbouring words, are about as frequent under one label as under another (docs/reference/tiny.md).
+Labels depend on long-distance agreement and on the structure of a review, never on single words. Each word, and each
+pair of neighbouring words, is about equally frequent under every label (docs/reference/tiny.md).
 """
 
 import sys
@@ -15,5 +15,5 @@ __all__ = ["TASKS", "VOCABULARY", "corpus", "generate", "primer", "source_hash"]
 
 
 def source_hash() -> str:
-    """A hash of this package's own source: what it generates is a function of nothing else."""
+    """Hash the source code of this package, which alone determines the generated text."""
     return hash_of_files(*files_of(sys.modules[__name__]))

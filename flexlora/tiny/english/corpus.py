@@ -1,4 +1,4 @@
-"""The text that a small encoder is pretrained on: without a mistake, one or two sentences, no labels."""
+"""The text for pretraining a small encoder: one or two grammatical sentences without labels."""
 
 from random import Random
 
@@ -16,13 +16,13 @@ Text = tuple[str, ...]
 
 
 def corpus(count: int) -> list[Text]:
-    """`count` texts; of two sentences the second comes to the same as the first, or answers it."""
+    """Generate `count` texts. The second of two sentences means the same as the first, or answers it."""
     draw = Random("corpus")
     return [_text(draw) for _ in range(count)]
 
 
 def primer(count: int) -> list[Text]:
-    """`count` texts to begin with: an agreement of neighbours, or one word of praise or blame and what comes of it."""
+    """Generate `count` simple texts: agreement of neighbouring words, or a one-word opinion and its verdict."""
     draw = Random("primer")
     return [_simple_text(draw) for _ in range(count)]
 

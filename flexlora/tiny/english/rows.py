@@ -1,4 +1,7 @@
-"""The rows of each GLUE task: texts and a label, in sets of one row a label that differ in a form or an order."""
+"""The rows of each GLUE task: texts and a label.
+
+The rows come in sets with one row for each label. The rows of a set differ only in a word form or in their order.
+"""
 
 from collections.abc import Callable
 from random import Random
@@ -12,7 +15,7 @@ TRAIN_ROWS, EVALUATION_ROWS = 4096, 600
 
 
 def acceptability(draw: Random, genre: Genre) -> list[Row]:
-    """CoLA: does the subject agree with what it should?"""
+    """CoLA: is the subject's agreement correct?"""
     good, bad = agreement(draw)
     return [((good,), 1), ((bad,), 0)]
 
@@ -25,7 +28,7 @@ def sentiment(draw: Random, genre: Genre) -> list[Row]:
 
 
 def paraphrase(draw: Random, genre: Genre) -> list[Row]:
-    """MRPC: do two reviews come to the same?"""
+    """MRPC: do two reviews mean the same?"""
     review = draw_review(draw, genre)
     one, other = draw_wordings(draw, genre, 2)
     return [
@@ -35,7 +38,7 @@ def paraphrase(draw: Random, genre: Genre) -> list[Row]:
 
 
 def same_question(draw: Random, genre: Genre) -> list[Row]:
-    """QQP: do two questions ask after the same?"""
+    """QQP: do two questions ask the same?"""
     review = draw_review(draw, genre)
     one, other = draw_wordings(draw, genre, 2)
     return [
@@ -45,7 +48,7 @@ def same_question(draw: Random, genre: Genre) -> list[Row]:
 
 
 def entailment(draw: Random, genre: Genre) -> list[Row]:
-    """RTE: does the verdict follow from the review? 0 where it does."""
+    """RTE: does the verdict follow from the review? Label 0 means that it does."""
     review = draw_review(draw, genre)
     (wording,) = draw_wordings(draw, genre, 1)
     premise = f"{wording.text(review)} ."
@@ -53,7 +56,7 @@ def entailment(draw: Random, genre: Genre) -> list[Row]:
 
 
 def answer(draw: Random, genre: Genre) -> list[Row]:
-    """QNLI: does the review hold the answer to the question? 0 where it does."""
+    """QNLI: does the review answer the question? Label 0 means that it does."""
     review = draw_review(draw, genre)
     (wording,) = draw_wordings(draw, genre, 1)
     asked = f"{question(review)} ?"
@@ -61,7 +64,7 @@ def answer(draw: Random, genre: Genre) -> list[Row]:
 
 
 def inference(draw: Random, genre: Genre) -> list[Row]:
-    """MNLI: 0 where the verdict follows, 2 where the contrary does, 1 where it is somebody else's and may be either."""
+    """MNLI: label 0 if the verdict follows, 2 if it contradicts the review, 1 if it is another person's verdict."""
     review = draw_review(draw, genre)
     (wording,) = draw_wordings(draw, genre, 1)
     either = review.of_another if draw.random() < 0.5 else review.of_another.contrary
@@ -70,7 +73,7 @@ def inference(draw: Random, genre: Genre) -> list[Row]:
 
 
 def similarity(draw: Random, genre: Genre) -> list[Row]:
-    """STS-B: 2.5 for the same verdict, and 2.5 for the same person's."""
+    """STS-B: 2.5 points for the same verdict, and 2.5 points for the same person."""
     review = draw_review(draw, genre)
     (wording,) = draw_wordings(draw, genre, 1)
     others: list[tuple[Review, float]] = [
@@ -95,10 +98,10 @@ TASKS: dict[str, Callable[[Random, Genre], list[Row]]] = {
 
 
 def generate(task: str, evaluation: list[str]) -> dict[str, list[Row]]:
-    """The rows of `train` and of each evaluation split, the same in every process and for every seed.
+    """Generate the rows of `train` and of each evaluation split, identical in every process and for every seed.
 
-    No text, or pair of texts, is there twice. MNLI trains and has its matched set on films, its mismatched one on
-    meals; all others have both.
+    No text or pair of texts occurs twice. MNLI's training and matched sets are about films, and its mismatched set is
+    about meals. All other tasks mix films and meals.
     """
     seen: set[tuple[str, ...]] = set()
     splits: dict[str, list[Row]] = {}

@@ -1,4 +1,4 @@
-"""Sentences: agreement over a distance, and reviews whose verdict is a matter of how they are built."""
+"""Sentences with long-distance agreement, and reviews whose verdict depends on their structure."""
 
 from dataclasses import dataclass, replace
 from random import Random
@@ -7,9 +7,10 @@ from flexlora.tiny.english.words import GENRES, INTRANSITIVE, NOUNS, PREPOSITION
 
 
 def agreement(draw: Random) -> tuple[str, str]:
-    """A sentence whose subject agrees with something far off, and the same with one form changed so that it does not.
+    """Make a sentence with long-distance agreement, and the same sentence with one form changed to break it.
 
-    A noun of a number of its own stands between the two, so that no neighbouring words tell them apart.
+    Another noun, singular or plural at random, is between the two agreeing words. Neighbouring words therefore do not
+    reveal which sentence is correct.
     """
     plural, other, third = (draw.random() < 0.5 for _ in range(3))
     nouns = zip(draw.sample(NOUNS, 3), (plural, other, third), strict=True)
@@ -37,7 +38,7 @@ def agreement(draw: Random) -> tuple[str, str]:
 
 
 def simple_agreement(draw: Random) -> str:
-    """A sentence whose subject agrees with the verb right after it."""
+    """Make a sentence whose subject agrees with the verb right after it."""
     plural, other = draw.random() < 0.5, draw.random() < 0.5
     subject, object_ = draw.sample(NOUNS, 2)
     if draw.random() < 0.5:
@@ -46,13 +47,13 @@ def simple_agreement(draw: Random) -> str:
 
 
 def _either(pattern: str, endings: tuple[str, str]) -> tuple[str, str]:
-    """`pattern` with the one and with the other in its gap."""
+    """Fill the gap of `pattern` with each of the two endings."""
     return pattern.format(endings[0]), pattern.format(endings[1])
 
 
 @dataclass(frozen=True)
 class Review:
-    """What a review says: of what, whose it is (mine or theirs), and whether it is good."""
+    """The content of a review: its subject, its author (I or they), and whether it is good."""
 
     genre: Genre
     mine: bool
@@ -60,12 +61,12 @@ class Review:
 
     @property
     def contrary(self) -> "Review":
-        """The opposite verdict."""
+        """The same review with the opposite verdict."""
         return replace(self, good=not self.good)
 
     @property
     def of_another(self) -> "Review":
-        """The same verdict of somebody else."""
+        """The same verdict by the other author."""
         return replace(self, mine=not self.mine)
 
 
@@ -75,14 +76,14 @@ def draw_review(draw: Random, genre: Genre | None = None) -> Review:
 
 @dataclass(frozen=True)
 class Wording:
-    """How a review is put. The words are the same whatever its verdict: praise and blame change places.
+    """The wording of a review. A good and a bad review use the same words: praise and blame swap places.
 
-    A good and a bad side are told of, and the main clause counts; or what everybody, or nobody, found.
+    The review names a good and a bad side, and the main clause decides; or it says what everybody or nobody found.
     """
 
     sides: tuple[str, str]
     words: tuple[str, str]
-    """Of praise and of blame."""
+    """One word of praise and one of blame."""
     kind: int
     by_nobody: bool
 
@@ -101,7 +102,7 @@ class Wording:
 
 
 def draw_wordings(draw: Random, genre: Genre, count: int) -> list[Wording]:
-    """`count` at random that share no side and no word of praise or blame."""
+    """Draw `count` wordings that share no side and no word of praise or blame."""
     sides = draw.sample(genre.sides, 2 * count)
     praise = draw.sample([good for good, _ in genre.opposites], count)
     blame = draw.sample([bad for _, bad in genre.opposites], count)
@@ -112,18 +113,18 @@ def draw_wordings(draw: Random, genre: Genre, count: int) -> list[Wording]:
 
 
 def simple_review(draw: Random, review: Review) -> str:
-    """A review of one side, in a word of praise or of blame."""
+    """Make a review of one side, with one word of praise or blame."""
     praise, blame = draw.choice(review.genre.opposites)
     who, side = "i" if review.mine else "they", draw.choice(review.genre.sides)
     return f"{who} found the {side} {praise if review.good else blame}"
 
 
 def verdict(review: Review) -> str:
-    """The same in a word."""
+    """State the verdict of the review in one short sentence."""
     who, how = "me" if review.mine else "them", "pleased" if review.good else "displeased"
     return f"the {review.genre.subject} left {who} {how}"
 
 
 def question(review: Review) -> str:
-    """What somebody wants to know whom such a review answers."""
+    """Make the question that such a review answers."""
     return f"why was the {review.genre.subject} {'good' if review.good else 'bad'}"

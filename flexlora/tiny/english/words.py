@@ -1,4 +1,4 @@
-"""The words. Two genres of reviews share nothing but function words: MNLI's mismatched set is of the other one."""
+"""The vocabulary. The two genres of reviews share only function words: MNLI's mismatched set is the other genre."""
 
 from dataclasses import dataclass
 
@@ -29,7 +29,7 @@ class Verb:
 
 @dataclass(frozen=True)
 class Genre:
-    """What a review is about: its subject, the sides it may have, and words for good and bad ones, in opposites."""
+    """The subject of a review, the sides it may have, and pairs of opposite words for good and bad sides."""
 
     subject: str
     sides: tuple[str, ...]
@@ -60,7 +60,7 @@ left pleased displeased why good bad . , ?
 
 
 def other_forms(word: str) -> tuple[str, ...]:
-    """What stands for `word` in a text that is wrong: `chase` for `chases`, `dull` for `superb`."""
+    """The words that replace `word` in a wrong text: `chase` for `chases`, `dull` for `superb`."""
     return _OTHER_FORMS.get(word, ())
 
 
@@ -96,4 +96,4 @@ VOCABULARY = tuple(
         ]
     )
 )
-"""Every word that is ever generated, in a fixed order."""
+"""All words of the generated texts, in a fixed order."""

@@ -1,1 +1,1 @@
-"""Small relatives of backbones. One file for each `model.kind`: `tiny` (encoders), `tiny_llama`, `tiny_vit`."""
+"""Small relatives of the backbones, one file for each `model.kind`: `tiny` (encoders), `tiny_llama`, `tiny_vit`."""

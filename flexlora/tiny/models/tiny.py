@@ -1,6 +1,6 @@
-"""`scale=tiny`: small relatives of the paper's encoders, of the same classes, pretrained here once and kept.
+"""`scale=tiny`: small relatives of the paper's encoders, of the same classes, pretrained once and cached.
 
-A cached encoder is a folder as `save_pretrained` writes it, and loaded as any encoder from a folder is.
+A cached encoder is a folder written by `save_pretrained`. It is loaded like any encoder from a folder.
 """
 
 from dataclasses import asdict
@@ -58,18 +58,18 @@ _DEBERTA: dict[str, Any] = {
 _ROBERTA: dict[str, Any] = {
     "model_type": "roberta",
     "special": ROBERTA_SPECIAL,
-    # Positions are counted from the one after the padding's id.
+    # RoBERTa counts positions from the padding id plus one.
     "config": _SHAPE | {"max_position_embeddings": LONGEST + 2, "type_vocab_size": 1},
 }
 RELATIVES = {"deberta_v3_base": _DEBERTA, "roberta_base": _ROBERTA}
-"""By `model.name`: the architecture, the special tokens and the shape of the small relative."""
+"""Maps `model.name` to the architecture, the special tokens and the shape of its small relative."""
 
 
 def load(settings: ModelSettings, num_labels: int) -> Backbone:
-    """The small relative of `model.name`, with a fresh head; pretrained first where the cache does not have it.
+    """Load the small relative of `model.name` with a fresh head. It is pretrained first if it is not in the cache.
 
     Raises:
-        UserError: a model of one's own is asked for too.
+        UserError: `model.path` is set, or `model.name` has no small relative.
     """
     check_relative(settings, RELATIVES, "of encoders")
     pretraining = Pretraining()
@@ -83,7 +83,7 @@ def load(settings: ModelSettings, num_labels: int) -> Backbone:
 
 
 def content_hash(relative: dict[str, Any], pretraining: Pretraining) -> str:
-    """A name for what `make` makes of this: its settings, the generator's source, our own, and the versions."""
+    """Hash everything that determines the encoder: settings, source of generator and pretraining, library versions."""
     import torch
     import transformers
 
@@ -99,9 +99,9 @@ def content_hash(relative: dict[str, Any], pretraining: Pretraining) -> str:
 
 
 def make(folder: Path, relative: dict[str, Any], pretraining: Pretraining) -> None:
-    """Pretrain a small encoder and save it with its tokenizer in `folder`, which exists.
+    """Pretrain a small encoder and save it with its tokenizer in the existing `folder`.
 
-    The process's random numbers are as they were afterwards: a run does not depend on who pretrained.
+    The process's random state is restored afterwards: a run does not depend on which process pretrained.
     """
     import torch
     from transformers import AutoConfig, AutoModel
@@ -121,7 +121,7 @@ def make(folder: Path, relative: dict[str, Any], pretraining: Pretraining) -> No
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(pretraining.seed)
-        # Its own pooler is the head's, which every run begins afresh.
+        # The pooler belongs to the head, which every run initialises again.
         without_pooler = {"add_pooling_layer": False} if relative["model_type"] == "roberta" else {}
         encoder = AutoModel.from_config(config, **without_pooler)
         pretrain(encoder, tokenizer, primer(pretraining.texts), corpus(pretraining.texts), pretraining)
@@ -131,7 +131,7 @@ def make(folder: Path, relative: dict[str, Any], pretraining: Pretraining) -> No
 
 
 def _tokenizer(special: dict[str, str]) -> Any:
-    """One token a word, with the family's special tokens around them."""
+    """Make a tokenizer with one token for each word, and the special tokens of the model family."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

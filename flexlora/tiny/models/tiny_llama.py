@@ -1,6 +1,6 @@
-"""`scale=tiny`: a small relative of the paper's language model, of LLaMA's own class, pretrained here once and kept.
+"""`scale=tiny`: a small relative of the paper's language model, of LLaMA's own class, pretrained once and cached.
 
-It is a folder as `save_pretrained` writes it, and loaded as any language model from a folder is.
+The cached model is a folder written by `save_pretrained`. It is loaded like any language model from a folder.
 """
 
 from dataclasses import asdict
@@ -14,11 +14,11 @@ from flexlora.tiny.model_cache import check_relative, hash_of, small_relative, s
 from flexlora.tiny.pretrain_llama import Pretraining
 
 RELATIVES = ("llama3_8b",)
-"""By `model.name`: whose small relative there is."""
+"""The values of `model.name` that have a small relative."""
 
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
-# What makes it small: four layers of width 64; as in LLaMA3, fewer heads of keys and values than of queries.
+# The small shape: four layers of width 64. As in LLaMA3, there are fewer key and value heads than query heads.
 SHAPE: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -33,10 +33,10 @@ SHAPE: dict[str, Any] = {
 
 
 def load(settings: ModelSettings, num_labels: None = None) -> Backbone:
-    """The small relative of `model.name`; pretrained first where the cache does not have it.
+    """Load the small relative of `model.name`. It is pretrained first if it is not in the cache.
 
     Raises:
-        UserError: a model of one's own is asked for too, or of another kind.
+        UserError: `model.path` is set, or `model.name` has no small relative.
     """
     check_relative(settings, RELATIVES, "of language models")
     pretraining = Pretraining()
@@ -44,7 +44,7 @@ def load(settings: ModelSettings, num_labels: None = None) -> Backbone:
 
 
 def content_hash(pretraining: Pretraining) -> str:
-    """A name for what `make` makes of this: its settings, the world's source, our own, and the versions."""
+    """Hash everything that determines the model: settings, source of world and pretraining, library versions."""
     import tokenizers
     import torch
     import transformers
@@ -62,9 +62,9 @@ def content_hash(pretraining: Pretraining) -> str:
 
 
 def make(folder: Path, pretraining: Pretraining) -> None:
-    """Pretrain a small language model and save it with its tokenizer in `folder`, which exists.
+    """Pretrain a small language model and save it with its tokenizer in the existing `folder`.
 
-    The process's random numbers are as they were afterwards: a run does not depend on who pretrained.
+    The process's random state is restored afterwards: a run does not depend on which process pretrained.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -85,7 +85,7 @@ def make(folder: Path, pretraining: Pretraining) -> None:
 
 
 def _tokenizer() -> Any:
-    """One token a word of small letters; what the protocol cuts a text at is one of its own, letter for letter."""
+    """Make a tokenizer with one token for each lower-case word, and one token for "### Response:"."""
     from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,4 +1,4 @@
-"""`scale=tiny`: a small relative of the paper's ViT, of timm's own class, pretrained here once and kept."""
+"""`scale=tiny`: a small relative of the paper's ViT, of timm's own class, pretrained once and cached."""
 
 import json
 from dataclasses import asdict
@@ -13,7 +13,7 @@ from flexlora.tiny.pretrain_vit import Pretraining
 
 SIDE = 16
 ARCHITECTURE = "vit_base_patch16_224"
-# What makes it small: 16 patches, four blocks of width 64.
+# The small shape: 16 patches, four blocks of width 64.
 SHAPE: dict[str, Any] = {
     "img_size": SIDE,
     "patch_size": 4,
@@ -22,7 +22,7 @@ SHAPE: dict[str, Any] = {
     "num_heads": 4,
     "mlp_ratio": 2.0,
 }
-# What it takes images as, in timm's words.
+# The image preprocessing, in timm's format.
 INPUT: dict[str, Any] = {
     "input_size": [3, SIDE, SIDE],
     "fixed_input_size": True,
@@ -33,14 +33,14 @@ INPUT: dict[str, Any] = {
     "num_classes": 0,
 }
 RELATIVES = ("vit_b16",)
-"""By `model.name`: whose small relative there is."""
+"""The values of `model.name` that have a small relative."""
 
 
 def load(settings: ModelSettings, num_labels: int | None) -> ImageBackbone:
-    """The small relative of `model.name`, with a fresh head; pretrained first where the cache does not have it.
+    """Load the small relative of `model.name` with a fresh head. It is pretrained first if it is not in the cache.
 
     Raises:
-        UserError: a model of one's own is asked for too, or of another kind.
+        UserError: `model.path` is set, `model.name` has no small relative, or the task has no classes.
     """
     check_relative(settings, RELATIVES, "of models for images")
     pretraining = Pretraining()
@@ -53,7 +53,7 @@ def load(settings: ModelSettings, num_labels: int | None) -> ImageBackbone:
 
 
 def content_hash(pretraining: Pretraining) -> str:
-    """A name for what `make` makes of this: its settings, our own source, and the versions."""
+    """Hash everything that determines the model: settings, source of the pretraining, library versions."""
     import PIL
     import timm
     import torch
@@ -71,9 +71,9 @@ def content_hash(pretraining: Pretraining) -> str:
 
 
 def make(folder: Path, pretraining: Pretraining) -> None:
-    """Pretrain a small ViT and save it in `folder`, which exists, in timm's layout.
+    """Pretrain a small ViT and save it in the existing `folder`, in timm's layout.
 
-    The process's random numbers are as they were afterwards: a run does not depend on who pretrained.
+    The process's random state is restored afterwards: a run does not depend on which process pretrained.
     """
     import timm
     import torch

@@ -1,4 +1,4 @@
-"""`scale=tiny`: scikit-learn's handwritten digits as VTAB-1K tasks; from the files' contents on it is `Vtab`."""
+"""`scale=tiny`: scikit-learn's handwritten digits as VTAB-1K tasks. `Vtab` processes the generated image files."""
 
 import io
 import logging
@@ -20,24 +20,26 @@ from flexlora.tiny.digit_images import RELATIVES, Digits, Example
 log = logging.getLogger("flexlora")
 
 TRAIN, VAL = 1000, 200
-# Numbers that images and their order are drawn from: the same ones everywhere and for every seed of a run.
+# Seed of the images and of their order. It does not depend on the run's seed.
 SEED = 0
 
 
 def load(settings: VtabTask) -> Vtab:
-    """The digits as a small relative of a VTAB-1K task: 1,000 to train on, 797 to test on, no digit in both.
+    """Load a small relative of a VTAB-1K task: 1,000 digits to train on, and 797 other digits to test on.
 
     Raises:
-        UserError: a folder of data is given too, the task has no relative, or another number of classes is asked for.
+        UserError: `task.data_dir` is set, the task has no small relative, or `task.num_classes` is not its number.
     """
     if settings.data_dir is not None:
-        raise UserError("scale=tiny makes its data: leave out task.data_dir, or scale=tiny")
+        raise UserError("scale=tiny generates its data: leave out task.data_dir, or leave out scale=tiny")
     if settings.name not in RELATIVES:
         raise UserError(f"scale=tiny has no task {settings.name}: it has {', '.join(RELATIVES)}")
     classes, _ = RELATIVES[settings.name]
     if settings.num_classes != classes:
-        raise UserError(f"task.num_classes is {settings.num_classes}, {settings.name} has {classes} at scale=tiny")
-    log.info("scale=tiny: scikit-learn's digits and a small model; this says nothing about the paper")
+        raise UserError(
+            f"task.num_classes is {settings.num_classes}, but {settings.name} has {classes} classes at scale=tiny"
+        )
+    log.info("scale=tiny: scikit-learn's digits and a small model; the results say nothing about the paper")
     rows = dict(zip(("train800val200.txt", "test.txt"), _drawn(settings.name), strict=True))
     rows["train800.txt"] = rows["train800val200.txt"].first(TRAIN - VAL)
     rows["val200.txt"] = rows["train800val200.txt"].pick(range(TRAIN - VAL, TRAIN))
@@ -53,25 +55,25 @@ def load(settings: VtabTask) -> Vtab:
 
 @lru_cache(maxsize=4)
 def _drawn(task: str) -> tuple[ImageRows, ImageRows]:
-    """The rows to train on and to test on. They are kept for the next run of a sweep; nobody changes them."""
+    """Make the training and test rows. They are cached for the next run of a sweep, so they must not change."""
     _, example = RELATIVES[task]
     train, test = _parts()
     return _rows(train, example, "train"), _rows(test, example, "test")
 
 
 def _parts() -> tuple[Digits, Digits]:
-    """The digits to train on and those to test on, in an order of our own."""
+    """Split the digits into those to train on and those to test on, in a fixed random order."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
-    pixels = np.rint(data.images * (255 / 16)).astype(np.uint8)  # they come as 0 to 16
+    pixels = np.rint(data.images * (255 / 16)).astype(np.uint8)  # scikit-learn's values are 0 to 16
     order = np.random.default_rng(SEED).permutation(len(pixels))
     train, test = (Digits(pixels[part], data.target[part]) for part in (order[:TRAIN], order[TRAIN:]))
     return train, test
 
 
 def _rows(digits: Digits, example: Example, split: str) -> ImageRows:
-    """One row a digit, its image as a PNG file's content: it is decoded and resized as any file's is."""
+    """Make one row for each digit. The image is the content of a PNG file, decoded and resized like any image file."""
     draw = np.random.default_rng([SEED, len(digits)])
     rows = ImageRows([], images := [], [])
     for number in range(len(digits)):

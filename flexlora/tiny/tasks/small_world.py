@@ -1,4 +1,4 @@
-"""`scale=tiny`: Commonsense170K's eight formats about a small world; from the rows on it is `Commonsense`."""
+"""`scale=tiny`: questions about a small world in Commonsense170K's eight formats. `Commonsense` processes the rows."""
 
 import hashlib
 import json
@@ -19,17 +19,19 @@ TRAIN, TEST = 512, 100
 
 
 def load(settings: CommonsenseTask) -> Commonsense:
-    """Questions to train on and to test with: the same ones everywhere and for every seed, as real data would be.
+    """Generate the training and test questions: like real data, they are the same on every machine and for every seed.
 
-    No thing that a test question is about is in a training question: what it is has to be known from the pretraining.
+    No thing in a test question occurs in a training question: the model must know it from pretraining.
 
     Raises:
-        UserError: data of one's own are given too, or there is no such set.
+        UserError: `task.data_dir` or `task.hub_path` is set, or a named set does not exist.
     """
     if settings.data_dir is not None or settings.hub_path is not None:
-        raise UserError("scale=tiny generates its data: leave out task.data_dir and task.hub_path, or scale=tiny")
+        raise UserError(
+            "scale=tiny generates its data: leave out task.data_dir and task.hub_path, or leave out scale=tiny"
+        )
     check_sets(settings)
-    log.info("scale=tiny: generated data and a small model; this says nothing about the paper")
+    log.info("scale=tiny: generated data and a small model; the results say nothing about the paper")
     train, tests, sha256 = _asked(tuple(settings.train_sets or world.ASKED), tuple(settings.test_sets))
     provenance = {"source": "generated", "path": None, "revision": world.source_hash(), "sha256": {"rows": sha256}}
     return commonsense(settings, train, tests, provenance)
@@ -37,7 +39,7 @@ def load(settings: CommonsenseTask) -> Commonsense:
 
 @lru_cache(maxsize=4)
 def _asked(train_sets: tuple[str, ...], test_sets: tuple[str, ...]) -> tuple[list[Row], dict[str, list[Row]], str]:
-    """The rows to train on and to test with, and their hash. They are kept for the next run; nobody changes them."""
+    """Generate the training and test rows and their hash. They are cached for the next run, so they must not change."""
     familiar = {quality: things[: world.ASKED_IN_TRAINING] for quality, things in world.QUALITIES.items()}
     others = {quality: things[world.ASKED_IN_TRAINING :] for quality, things in world.QUALITIES.items()}
     train: list[Row] = []

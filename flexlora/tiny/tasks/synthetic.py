@@ -1,4 +1,4 @@
-"""`scale=tiny`: a GLUE task's columns, labels and metric over generated rows; from the tokenizer on it is `Glue`."""
+"""`scale=tiny`: generated rows with a GLUE task's columns, labels and metric. `Glue` processes the rows."""
 
 import hashlib
 import json
@@ -15,18 +15,18 @@ log = logging.getLogger("flexlora")
 
 
 def load(settings: GlueTask) -> Glue:
-    """Generate the rows of a GLUE task: the same ones everywhere and for every seed, as real data would be.
+    """Generate the rows of a GLUE task: like real data, they are the same on every machine and for every seed.
 
     Raises:
-        UserError: a folder of data is given too, or there is no generator for this task.
+        UserError: `task.data_dir` is set, or there is no generator for this task.
     """
     if settings.data_dir is not None:
-        raise UserError("scale=tiny generates its data: leave out task.data_dir, or scale=tiny")
+        raise UserError("scale=tiny generates its data: leave out task.data_dir, or leave out scale=tiny")
     if settings.name not in TASKS:
         raise UserError(f"scale=tiny has no task {settings.name}: it generates {', '.join(TASKS)}")
     check_columns(settings)
     check_labels(settings)
-    log.info("scale=tiny: generated data and a small model; this says nothing about the paper")
+    log.info("scale=tiny: generated data and a small model; the results say nothing about the paper")
     splits, sha256 = _generated(settings.name, tuple(settings.tsv.evaluation))
     provenance = {"source": "generated", "path": None, "revision": source_hash(), "sha256": {"rows": sha256}}
     evaluation = {name: rows for name, rows in splits.items() if name != "train"}
@@ -35,7 +35,7 @@ def load(settings: GlueTask) -> Glue:
 
 @lru_cache(maxsize=4)
 def _generated(task: str, evaluation: tuple[str, ...]) -> tuple[dict[str, Rows], str]:
-    """The splits, and a hash of their rows. They are kept for the next run of a sweep; nobody changes them."""
+    """Generate the splits and a hash of their rows. They are cached for the next run, so they must not change."""
     splits: dict[str, Rows] = {}
     digest = hashlib.sha256()
     for name, rows in generate(task, list(evaluation)).items():

@@ -1,4 +1,4 @@
-"""A small world: what is so in it, texts that state it, and questions about it in Commonsense170K's formats."""
+"""A small world: its facts, texts that state them, and questions about them in Commonsense170K's formats."""
 
 import sys
 
@@ -12,5 +12,5 @@ __all__ = ["ASKED", "ASKED_IN_TRAINING", "CURRICULUM", "QUALITIES", "Text", "cor
 
 
 def source_hash() -> str:
-    """A hash of all that decides what it generates: this package, the protocol's texts and its formats."""
+    """Hash the source code that determines the generated text: this package and the protocol's prompts and formats."""
     return hash_of_files(*files_of(sys.modules[__name__], commonsense_prompts, commonsense_rows))

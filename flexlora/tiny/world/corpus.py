@@ -1,7 +1,7 @@
-"""What a small language model reads before it is ever asked: the small world stated, and choices in other words.
+"""The text for pretraining a small language model: statements about the small world, and choices among options.
 
-A text is pieces, each with what is to be said after it where that follows from what stands before. None of the
-benchmark's eight formats occurs, nor a sentence of its answers.
+A text is a list of pieces. Where the next word follows from the earlier text, the piece names it as its target. The
+text contains none of the benchmark's eight formats and none of its answer sentences.
 """
 
 from collections.abc import Callable
@@ -15,11 +15,11 @@ from flexlora.tiny.world.things import PEOPLE, QUALITIES
 Text = list[tuple[str, str | None]]
 
 NAMES = (*PEOPLE, *(word for words in FORMATS[1:] for word in words))
-"""Whoever, and whatever, has something: people, and the words that number options."""
+"""The possible owners in a choice: people, and the words that number options."""
 
 
 def facts(draw: Random) -> Text:
-    """Some things and what they are."""
+    """Generate a text that states the qualities of six things."""
     pieces: Text = []
     for _ in range(6):
         quality = draw.choice(sorted(QUALITIES))
@@ -28,10 +28,11 @@ def facts(draw: Random) -> Text:
 
 
 def choice(draw: Random, *, judged: bool) -> Text:
-    """Who of a few has what is asked for; judged, after each it is to be said whose it is if it is that, else "false".
+    """Generate a choice: which of a few owners has the thing asked for.
 
-    No verdict stands in the text, from where it would be read off; and it is said after the full stop, a word that is
-    always the same, from where a model soon learns to look back at name and thing.
+    If `judged`, the target after each option is its owner's name if the option is right, and "false" otherwise. The
+    text does not contain these verdicts, so the model cannot copy them. The verdict is predicted at the full stop,
+    which is always the same token: from there a model quickly learns to look back at the name and the thing.
     """
     count = draw.randint(2, 5)
     qualities = draw.sample(sorted(QUALITIES), count)
@@ -46,7 +47,7 @@ def choice(draw: Random, *, judged: bool) -> Text:
 
 
 def instructed(draw: Random) -> Text:
-    """A choice as an instruction that is followed, in the template of Alpaca: who has it, or what it is that he has."""
+    """Generate a choice as an instruction with its response, in Alpaca's template: who has it, or what is owned."""
     (question, _), *options, (_, name), _ = choice(draw, judged=True)
     response = name
     if draw.random() < 0.7:
@@ -64,12 +65,12 @@ CURRICULUM: tuple[dict[Callable[[Random], Text], int], ...] = (
     {facts: 1, partial(choice, judged=True): 4},
     {facts: 1, partial(choice, judged=True): 1, partial(choice, judged=False): 1, instructed: 2},
 )
-"""What is read one after the other, and how many parts of it are of each kind. Begun with the last of it, choosing is
-not learned at all."""
+"""The stages of pretraining, in order, with the weight of each kind of text. A model that starts with the last stage
+does not learn to choose."""
 
 
 def corpus(stage: int, count: int) -> list[Text]:
-    """So many texts of a stage of the curriculum."""
+    """Generate `count` texts of a stage of the curriculum."""
     draw = Random(f"stage {stage}")
     kinds = CURRICULUM[stage]
     return [draw.choices(list(kinds), list(kinds.values()))[0](draw) for _ in range(count)]

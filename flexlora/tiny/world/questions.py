@@ -1,6 +1,6 @@
 """Questions about the small world in the formats of the eight test sets, as LLM-Adapters writes them.
 
-Every answer follows from what quality a thing has, and from nothing that stands in the question.
+Every answer depends only on the quality of a thing. The question itself does not reveal it.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,19 +12,19 @@ from flexlora.tasks.commonsense_rows import TEST_SETS, Row
 from flexlora.tiny.world.things import PEOPLE
 
 Things = Mapping[str, tuple[str, ...]]
-"""By quality."""
+"""Maps a quality to the things that have it."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked, the options in words, the right one first."""
+    """The text of a question and its options, the right one first."""
 
     text: str
     options: tuple[str, ...]
 
 
 def is_it_so(things: Things, draw: Random) -> Question:
-    """boolq: whether a thing has a quality; half of the time it has."""
+    """boolq: does a thing have a quality? In half of the questions it does."""
     quality, other = draw.sample(sorted(things), 2)
     said = draw.choice((quality, other))
     right = said == quality
@@ -32,28 +32,28 @@ def is_it_so(things: Things, draw: Random) -> Question:
 
 
 def how_to_get(things: Things, draw: Random) -> Question:
-    """piqa: which of two things serves."""
+    """piqa: which of two things has the quality that somebody needs?"""
     quality, other = draw.sample(sorted(things), 2)
     text = f"How does {draw.choice(PEOPLE)} get something {quality}?"
     return Question(text, tuple(f"Take the {_one(things, each, draw)}" for each in (quality, other)))
 
 
 def how_it_was(things: Things, draw: Random) -> Question:
-    """social_i_qa: what somebody finds a thing to be, of three qualities."""
+    """social_i_qa: which of three qualities does somebody find in a thing?"""
     qualities = draw.sample(sorted(things), 3)
     text = f"{draw.choice(PEOPLE)} tried the {_one(things, qualities[0], draw)}. How was it?"
     return Question(text, tuple(qualities))
 
 
 def how_it_ends(things: Things, draw: Random) -> Question:
-    """hellaswag: the ending that is true of a thing, of four."""
+    """hellaswag: which of four endings is true of a thing?"""
     qualities = draw.sample(sorted(things), 4)
     text = f"Outside: {draw.choice(PEOPLE)} came to the {_one(things, qualities[0], draw)}, which"
     return Question(text, tuple(f"is {quality}" for quality in qualities))
 
 
 def which_was_meant(things: Things, draw: Random) -> Question:
-    """winogrande: which of two things a blank stands for."""
+    """winogrande: which of two things fills the blank?"""
     quality, other = draw.sample(sorted(things), 2)
     right, wrong = _one(things, quality, draw), _one(things, other, draw)
     first, second = draw.sample((right, wrong), 2)
@@ -62,13 +62,13 @@ def which_was_meant(things: Things, draw: Random) -> Question:
 
 
 def which_is(things: Things, draw: Random) -> Question:
-    """ARC-Easy: which of four things has a quality."""
+    """ARC-Easy: which of four things has a quality?"""
     qualities = draw.sample(sorted(things), 4)
     return Question(f"Which of these is {qualities[0]}?", tuple(_one(things, each, draw) for each in qualities))
 
 
 def which_is_like(things: Things, draw: Random) -> Question:
-    """ARC-Challenge: which of four things has the quality of another one; two steps from what is stated."""
+    """ARC-Challenge: which of four things has the same quality as another thing? The answer takes two steps."""
     qualities = draw.sample(sorted(things), 4)
     like, right = draw.sample(things[qualities[0]], 2)
     wrong = (_one(things, each, draw) for each in qualities[1:])
@@ -76,7 +76,7 @@ def which_is_like(things: Things, draw: Random) -> Question:
 
 
 def what_it_is(things: Things, draw: Random) -> Question:
-    """openbookqa: what a thing is, of four qualities."""
+    """openbookqa: which of four qualities does a thing have?"""
     qualities = draw.sample(sorted(things), 4)
     return Question(f"The {_one(things, qualities[0], draw)} is", tuple(qualities))
 
@@ -106,11 +106,11 @@ LAYOUTS: dict[str, tuple[str, str]] = {
     "ARC-Challenge": _ANSWER,
     "openbookqa": _ANSWER,
 }
-"""How a set's instructions begin, and what stands between their options."""
+"""For each set: the start of its instructions, and the separator between the options."""
 
 
 def rows(test_set: str, things: Things, count: int, draw: Random) -> list[Row]:
-    """So many rows of a set about these things, the right option in each place about as often."""
+    """Generate `count` rows of a set about `things`. The right option is about equally often in each position."""
     return [_row(test_set, ASKED[test_set](things, draw), draw) for _ in range(count)]
 
 
@@ -125,7 +125,7 @@ def _row(test_set: str, question: Question, draw: Random) -> Row:
         answer = words[order.index(0)]
         options = [f"{word.capitalize()}: {question.options[i]}." for word, i in zip(words, order, strict=True)]
         text += "\n\n" + between.join(options)
-    before = " " if test_set == "winogrande" else "\n\n"  # so it stands in the real rows
+    before = " " if test_set == "winogrande" else "\n\n"  # as in the real rows
     text += f"{before}Answer format: {'/'.join(words)}"
     return {"instruction": text, "input": "", "output": answer_sentence(answer), "answer": answer}
 

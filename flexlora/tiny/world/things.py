@@ -1,4 +1,4 @@
-"""A small world: sixty-four things, each of which has one quality."""
+"""A small world: sixty-four things, each with one quality."""
 
 QUALITIES: dict[str, tuple[str, ...]] = {
     "hot": ("fire", "oven", "lava", "ember", "stove", "steam", "candle", "torch"),
@@ -12,7 +12,7 @@ QUALITIES: dict[str, tuple[str, ...]] = {
 }
 
 ASKED_IN_TRAINING = 5
-"""Of each quality's things the first ones are asked about in the training set, the others in the test sets alone."""
+"""Number of things of each quality in the training questions. The remaining ones occur only in the test questions."""
 
 PEOPLE = (
     *("anna", "ben", "carla", "david", "emma", "frank", "grace", "henry", "iris", "jack", "kim", "leo"),
