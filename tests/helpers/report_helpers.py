@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from flexlora.cli.report import main
+from flexlora.report.published import read_published
 from flexlora.results.record import RunRecord
 
 COMMAND = Path(sys.executable).with_name("flexlora-report")
@@ -87,6 +88,14 @@ def figures(*arguments: object) -> list[dict[str, str]]:
     result = report(*arguments, "--format", "csv")
     assert result.returncode == 0, result.stderr
     return list(csv.DictReader(io.StringIO(result.stdout)))
+
+
+def printed(file: str, table: str, row: str, **where: str) -> float:
+    """The number of `published/<file>` in this row of the paper's table: `task="glue/cola"`, or `metric="BoolQ"`."""
+    lines = [line for line in read_published(file) if (line.table, line.row) == (table, row)]
+    (value,) = {line.value for line in lines if all(getattr(line, key) == value for key, value in where.items())}
+    assert value is not None
+    return value
 
 
 def line_of(text: str, start: str) -> list[str]:

@@ -61,8 +61,9 @@ def test_table_1_has_no_scores_and_its_rows_are_all_there(printed):
 def test_averages_that_only_the_text_gives(paper):
     text = "\n".join(paper)
     given = {line.row: line.value for line in glue() if line.table == "1" and line.value is not None}
-    assert given == {"LoRA": 81.8, "AdaLoRA": 88.1, "FlexLoRA": 89.1}
-    assert "average score of 89.1, outperforming AdaLoRA (88.1) and LoRA (81.8)" in text
+    assert given.keys() == {"LoRA", "AdaLoRA", "FlexLoRA"}
+    sentence = "average score of {FlexLoRA}, outperforming AdaLoRA ({AdaLoRA}) and LoRA ({LoRA})"
+    assert sentence.format(**given) in text
     (four,) = [line for line in glue() if line.metric == "Avg. in the text"]
     assert f"highest average score ({four.value}), consistently" in text
     assert "across the four GLUE benchmarks" in text
@@ -108,8 +109,8 @@ def test_the_row_of_flexlora_is_whole():
     table = TABLES["glue"]
     (row,) = [row for row in table.paper_rows if row.method == "flexlora"]
     lines = lines_of(row, table.published)
-    values = [printed_value(lines, column) for column in table.main]
-    assert values == [71.8, 90.0, 90.9, 88.8, 94.2, 95.2, 91.5, 90.3]
+    of_table_4 = {line.task: line.value for line in glue() if (line.table, line.row) == ("4", "FlexLoRA")}
+    assert {column.task: printed_value(lines, column) for column in (*table.main, *table.averages)} == of_table_4
     assert [printed_value(lines, column) for column in table.columns if column not in table.main] == [None] * 5
 
 

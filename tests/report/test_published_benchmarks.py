@@ -90,17 +90,19 @@ def test_the_inferred_parameters_of_vtab_are_marked():
 def test_the_averages_that_the_texts_give(paper):
     text = "\n".join(paper)
     averages = {row: values["Avg."] for row, values in scores("commonsense.csv", "2").items()}
-    assert "FlexLoRA achieves an average score of 85.2 on LLaMA-3, slightly surpassing AdaLoRA (85.1)" in text
-    assert "rank is increased to 32, FlexLoRA further improves to 85.5" in text
-    assert [averages[f"{row}"] for row in ("FlexLoRA r=8", "AdaLoRA r=8", "FlexLoRA r=32")] == [85.2, 85.1, 85.5]
+    ours, adalora, at_32 = (averages[row] for row in ("FlexLoRA r=8", "AdaLoRA r=8", "FlexLoRA r=32"))
+    assert f"FlexLoRA achieves an average score of {ours} on LLaMA-3, slightly surpassing AdaLoRA ({adalora})" in text
+    assert f"rank is increased to 32, FlexLoRA further improves to {at_32}" in text
     averages = {row: values["Avg."] for row, values in scores("vtab.csv", "3").items()}
-    assert "average accuracy of 67.8%, outperforming both LoRA (66.7%) and AdaLoRA (64.7%)" in text
-    assert [averages[row] for row in ("FlexLoRA", "LoRA", "AdaLoRA")] == [67.8, 66.7, 64.7]
-    assert "average accuracy of 76.0%, outperforming LoRA (74.5%) and AdaLoRA (75.1%)" in text
+    sentence = "average accuracy of {FlexLoRA}%, outperforming both LoRA ({LoRA}%) and AdaLoRA ({AdaLoRA}%)"
+    assert sentence.format(**{row: averages[row] for row in ("FlexLoRA", "LoRA", "AdaLoRA")}) in text
     averages = {row: values["Avg."] for row, values in scores("vtab.csv", "16").items()}
-    assert [averages[row] for row in ("FlexLoRA", "LoRA", "AdaLoRA")] == [76.0, 75.7, 75.1]
     (aside,) = [line for line in read_published("vtab.csv") if "text" in line.metric]
-    assert (aside.table, aside.row, aside.value) == ("16", "LoRA", 74.5)
+    assert (aside.table, aside.row) == ("16", "LoRA")
+    assert aside.value != averages["LoRA"]  # the text and the table differ
+    sentence = "average accuracy of {FlexLoRA}%, outperforming LoRA ({LoRA}%) and AdaLoRA ({AdaLoRA}%)"
+    given = {"LoRA": aside.value, **{row: averages[row] for row in ("FlexLoRA", "AdaLoRA")}}
+    assert sentence.format(**given) in text
 
 
 def test_the_average_that_a_summary_gives(shared):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_helpers import SCORES, report, write_run
+from report_helpers import SCORES, printed, report, write_run
 
 from flexlora.report.build import build
 from flexlora.report.cells import Cell, mark_places
@@ -137,7 +137,8 @@ def test_every_format_holds_the_same_figures(tmp_path):
     ours = {row[0]: row for row in page}
     assert ours["flexlora"][3] == "<b>80.5 ± 0.7 (2)</b>"
     assert ours["my_own"][3] == "<u>70.5 ± 0.7 (2)</u>"
-    assert (ours["adalora"][3], ours["paper: AdaLoRA"][3]) == ("60.5 ± 0.7 (2)", "70.0")
+    assert ours["adalora"][3] == "60.5 ± 0.7 (2)"
+    assert ours["paper: AdaLoRA"][3] == str(printed("glue.csv", "4", "AdaLoRA", task="glue/cola"))
     heads = page[0]
     assert ours["lora"][heads.index("RTE Acc.")] == "50.0 (1)ˣᶠ"
     lines = list(csv.DictReader(io.StringIO(files["glue.csv"])))
