@@ -158,12 +158,16 @@ def test_a_broken_file_does_not_take_the_others_along(tmp_path):
     """Three groups: of one the events are broken, of one the adapter; the third, and the sweep's figures, are shown."""
     runs = tmp_path / "runs"
     common = {"method": "flexlora", "rank_events": EVENTS, "main_metric": "accuracy", "scores": ("accuracy",)}
-    events, adapter, _ = (write_training(write_run(runs, variant=name, **common)) for name in "abc")
+    events, adapter, _ = (write_training(write_run(runs, variant=name, **common), layers=2, events=2) for name in "abc")
     (events / "ranks.jsonl").write_text("{]\n")
     (adapter / "adapter" / "adapter_model.safetensors").write_bytes(b"none")
     named = [events / "ranks.jsonl", adapter / "adapter" / "adapter_model.safetensors"]
     saved = tmp_path / "figures"
-    for words in (("claims", runs), ("stability", runs), ("figures", runs, "--save", saved)):
+    for words in (
+        ("claims", runs),
+        ("stability", runs),
+        ("figures", runs, "--only", "ranks,learning_curves", "--save", saved),
+    ):
         result = report(*words)
         assert result.returncode == 1, words
         assert [str(file) in line for file, line in zip(named, result.stderr.splitlines(), strict=True)] == [True] * 2

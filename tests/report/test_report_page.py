@@ -121,13 +121,17 @@ def test_the_same_runs_give_the_same_page(page, folder, tmp_path):
     assert (tmp_path / "again.html").read_text() == page
 
 
-def test_more_groups_than_a_page_shows_are_counted(tmp_path):
+def test_more_groups_than_a_page_shows_are_counted(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("flexlora.report.figures.draw_sweeps", lambda runs: [])
+    monkeypatch.setattr("flexlora.report.figures.draw_allocations", lambda groups: drawn.extend(groups) or [])
     for variant in ("a", "b", "c"):
         folder = write_run(tmp_path / "runs", method="flexlora", variant=variant, rank_events={"count": 1})
         write_training(folder, events=1, layers=1)
     assert report("html", tmp_path / "runs", "--output", tmp_path / "page.html").returncode == 0
     text = (tmp_path / "page.html").read_text()
     assert "The ranks of 1 more groups of seeds: flexlora-report figures" in text
+    assert len(drawn) == 2
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
