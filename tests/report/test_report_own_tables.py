@@ -1,21 +1,17 @@
 """A table of one's own is one YAML file; tasks that no table knows are shown in a plain one."""
 
 import csv
-import re
 import shutil
-import textwrap
-from pathlib import Path
 
 import pytest
+from page_helpers import commands, write_files
 from report_helpers import figures, line_of, report, write_run
 
 from flexlora.errors import UserError
 from flexlora.report.table_file import FOLDER, read_table
 from flexlora.report.tables import DEFAULTS, TABLES
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "add-a-report-table.md"
-MINE = textwrap.dedent(re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[0])
-COMMANDS = re.findall(r"^ *flexlora-report (.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+PAGE = "add-a-report-table.md"
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +26,13 @@ def runs(tmp_path_factory):
     return root
 
 
+@pytest.fixture
+def mine(tmp_path):
+    """The table of the how-to page."""
+    (file,) = write_files(PAGE, tmp_path)
+    return file
+
+
 def refused(folder, text):
     """The line of a file that is no table."""
     file = folder / "mine.yaml"
@@ -41,14 +44,13 @@ def refused(folder, text):
     return line.removeprefix(str(file)).lstrip(":, ")
 
 
-def test_a_table_of_ones_own(runs, tmp_path):
-    (tmp_path / "mine.yaml").write_text(MINE)
-    text = report(runs, "--table", tmp_path / "mine.yaml").stdout
+def test_a_table_of_ones_own(runs, mine):
+    text = report(runs, "--table", mine).stdout
     assert text.startswith("My comparison, small, scale=local\n2 of 2 tasks, last evaluation of each run, in percent")
     assert line_of(text, "lora")[3:] == ["55.0", "±", "7.1", "(2)"] * 3
     assert "full" not in text
-    lines = figures(runs, "--table", tmp_path / "mine.yaml")
-    assert {line["table"] for line in lines} == {"mine"}
+    lines = figures(runs, "--table", mine)
+    assert {line["table"] for line in lines} == {"my_table"}
     rows = list(dict.fromkeys((line["method"], line["variant"]) for line in lines))
     assert rows == [("lora", "default"), ("flexlora", "method.r-4")]
     columns = list(dict.fromkeys((line["task"], line["metric"]) for line in lines if line["task"]))
@@ -56,18 +58,18 @@ def test_a_table_of_ones_own(runs, tmp_path):
 
 
 def test_the_steps_of_the_page(runs, tmp_path):
-    """Its file, and its commands as they stand there."""
-    (tmp_path / "my_table.yaml").write_text(MINE)
+    """Its file, and its commands as they are written there."""
+    write_files(PAGE, tmp_path)
     shutil.copytree(runs, tmp_path / "outputs")
-    assert len(COMMANDS) == 2
-    shown, saved = (report(*command.split(), cwd=tmp_path) for command in COMMANDS)
+    shown, saved = (report(*words, cwd=tmp_path) for words in commands(PAGE, "flexlora-report"))
     assert shown.stdout.startswith("My comparison")
     assert saved.stdout == "outputs/tables/my_table.{md,csv,tex,html}: 1 table\n"
 
 
-def test_footnotes_are_shown(runs, tmp_path):
-    (tmp_path / "mine.yaml").write_text(f"{MINE}footnotes: [These are mine., {{for: glue/cola, text: Not here.}}]")
-    text = report(runs, "--table", tmp_path / "mine.yaml").stdout
+def test_footnotes_are_shown(runs, mine):
+    with mine.open("a") as file:
+        file.write("footnotes: [These are mine., {for: glue/cola, text: Not here.}]")
+    text = report(runs, "--table", mine).stdout
     assert "·  These are mine." in text
     assert "Not here." not in text
 
@@ -78,10 +80,10 @@ def test_without_rows_all_are_shown(runs, tmp_path):
     assert len({(line["method"], line["variant"]) for line in lines}) == 4
 
 
-def test_it_is_saved_under_its_name(runs, tmp_path):
-    (tmp_path / "mine.yaml").write_text(MINE)
-    assert report(runs, "--table", tmp_path / "mine.yaml", "--save", tmp_path / "out").returncode == 0
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"mine.csv", "mine.html", "mine.md", "mine.tex"}
+def test_it_is_saved_under_its_name(runs, mine, tmp_path):
+    assert report(runs, "--table", mine, "--save", tmp_path / "out").returncode == 0
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {f"my_table.{ending}" for ending in ("csv", "html", "md", "tex")}
 
 
 def test_what_it_may_take_from_a_table_of_the_package(tmp_path):
