@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -132,14 +133,14 @@ def _is_of_choices(error: Exception) -> bool:
 
 def _as_sweeps_spell(overrides: Sequence[str]) -> list[str]:
     """The overrides with their values as a sweep hands them on, 1e-3 as 0.001: a run alone then has the same name."""
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    return [
-        f"{item.input_line.partition('=')[0]}={item.get_value_element_as_str()}"
-        if "=" in item.input_line
-        else item.input_line
-        for item in parsed
-        if item.input_line is not None
-    ]
+    return [_as_a_sweep_spells(override) for override in overrides]
+
+
+@cache
+def _as_a_sweep_spells(override: str) -> str:
+    (parsed,) = OverridesParser.create().parse_overrides([override])
+    key, equals, _ = override.partition("=")
+    return f"{key}={parsed.get_value_element_as_str()}" if equals else override
 
 
 def _insert(overrides: Sequence[str]) -> None:

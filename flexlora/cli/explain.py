@@ -2,6 +2,7 @@
 
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -38,10 +39,16 @@ def require_task(config: DictConfig) -> list[Path]:
     if config.task.name == "none":
         tasks = [name for name in choices("task", folders) if name != "none"]
         raise UserError(f"no task is given: task=NAME, one of {', '.join(tasks)}")
-    known = {group: choices(group, folders) for group in ("task", "benchmark", "scale", "model")}
     method, scale = (HydraConfig.get().runtime.choices[group] for group in ("method", "scale"))
-    check_recipes(method, scale, known, folders)
+    _check_recipes_once(method, scale, tuple(folders))
     return folders
+
+
+@cache
+def _check_recipes_once(method: str, scale: str, folders: tuple[Path, ...]) -> None:
+    """Check the recipes of a method for the first of a sweep's runs that has it."""
+    known = {group: choices(group, list(folders)) for group in ("task", "benchmark", "scale", "model")}
+    check_recipes(method, scale, known, folders)
 
 
 def config_folders() -> list[Path]:

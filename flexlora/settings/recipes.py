@@ -81,11 +81,15 @@ def _with_backbone(places: Sequence[str], config: Mapping[str, Any]) -> list[str
 
 def look_up(key: str, config: Mapping[str, Any]) -> Found | None:
     """Return the value that recipes give the setting `key`; None where no row that counts has it."""
-    tables = ((config["method"].get("recipes") or {}, True), (config.get("recipes") or {}, False))
+    tables = [
+        (table, set(table), in_method)
+        for table, in_method in ((config["method"].get("recipes"), True), (config.get("recipes"), False))
+        if table
+    ]
     for names in (_at_scale(config), _at_any_scale(config)):
-        for table, in_method in tables:
+        for table, rows, in_method in tables:
             for name in names:
-                row = table.get(name)
+                row = table[name] if name in rows else None  # a set: to ask OmegaConf for an absent row is slow
                 if row is not None and key in row:
                     return Found(row[key], name, in_method)
     return None

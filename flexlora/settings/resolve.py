@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,9 @@ def resolve(config: DictConfig, folders: Sequence[Path] | None = None) -> tuple[
         plain: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
     except OmegaConfBaseException as error:
         raise UserError(one_line(error)) from error
-    run: RunSettings = _strict(plain, RunSettings, "")
+    checked_elsewhere: dict[str, Any] = {"task": None, "method": None, "recipes": {}}
+    run: RunSettings = _strict({**plain, **checked_elsewhere}, RunSettings, "", known=plain)
+    run.recipes = plain["recipes"]
     for key in recipes.NO_SETTINGS:
         plain.pop(key, None)
     plain["method"].pop("recipes", None)
@@ -240,16 +243,21 @@ def _is_folder_name(name: str) -> bool:
     return name not in {"", ".", ".."} and name.isprintable() and len(name.encode()) <= LONGEST_NAME
 
 
-def _strict(values: Mapping[str, Any], schema: type | None, prefix: str) -> Any:
-    """Return `values` as an object of `schema`, or unchanged where there is no schema."""
-    if schema is None:
-        return dict(values)
+def _strict(values: Mapping[str, Any], schema: type, prefix: str, known: Mapping[str, Any] | None = None) -> Any:
+    """Return `values` as an object of `schema`. A message proposes a key of `schema` or of `known` (or of `values`)."""
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(values)))
+        return OmegaConf.to_object(OmegaConf.merge(_structured(schema), dict(values)))
     except ConfigKeyError as error:
         key = f"{prefix}{error.full_key}"
-        known = {f"{prefix}{name}" for name in [*flat_keys(values), *(f.name for f in fields(schema))]}
-        known = {name for name in known if name != key and not key.startswith(f"{name}.")}
-        raise UserError(f"there is no setting '{key}'.{did_you_mean(key, known)}") from error
+        names = {f"{prefix}{name}" for name in [*flat_keys(known or values), *(f.name for f in fields(schema))]}
+        names = {name for name in names if name != key and not key.startswith(f"{name}.")}
+        raise UserError(f"there is no setting '{key}'.{did_you_mean(key, names)}") from error
     except OmegaConfBaseException as error:
         raise UserError(f"{prefix}{error.full_key}: {one_line(error)}") from error
+
+
+@cache
+def _structured(schema: type) -> DictConfig:
+    """The schema as OmegaConf merges values into it; a merge copies it."""
+    structured: DictConfig = OmegaConf.structured(schema)
+    return structured
