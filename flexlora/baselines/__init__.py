@@ -1,4 +1,4 @@
-"""The tuners that PEFT lacks, one file each: torch and peft, and what `flexlora.tuner` tells of PEFT's registry.
+"""The tuners that PEFT lacks, one file each. They depend on torch, peft and `flexlora.tuner` only.
 
 Importing this registers them with PEFT, as importing `flexlora` does as soon as PEFT is imported. A file in this folder
 is found by itself, and its classes are names of this package: `from flexlora.baselines import MoSLoraConfig`.

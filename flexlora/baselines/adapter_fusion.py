@@ -1,20 +1,20 @@
 """AdapterFusion (Pfeiffer et al., EACL 2021, arXiv 2005.00247, section 3.2).
 
-A second stage. N of Pfeiffer's adapters, each trained alone on a task of its own, are frozen, and what trains is an
-attention over them behind every MLP: with z_n = W_u σ(W_d h + b_d) + b_u of the n-th adapter,
+AdapterFusion is a second stage. N Pfeiffer adapters, each trained on its own task, are frozen. An attention over them
+after every MLP is trained: with z_n = W_u σ(W_d h + b_d) + b_u of the n-th adapter,
 
     h ← h + Σ_n Ψ_n V z_n,    Ψ = softmax_n((Q h + b_Q) · K z_n).
 
-That is 3d² + d parameters a layer, 21,242,880 on DeBERTaV3-base whatever N. The FlexLoRA paper's Table 1 gives
-AdapterFusion 1.2M, which can only be one Pfeiffer adapter's 1,189,632 again: the fusion itself is 18 times that.
+That is 3d² + d parameters per layer, 21,242,880 on DeBERTaV3-base for every N. The FlexLoRA paper's Table 1 gives
+AdapterFusion 1.2M, which can only be the 1,189,632 of one Pfeiffer adapter: the fusion itself has 18 times more.
 
-Where the description leaves room, as in AdapterHub's code:
+Details that the description does not specify follow AdapterHub's code:
 
-- Q and K start as N(0, 0.02²), b_Q at 0, V as the identity with 10⁻⁶ beside the diagonal, without a bias: at the
-  start the output is the adapters' mixture by Ψ, close to their mean, and not the backbone's.
-- Their K has a bias as well. It adds the same to every score, so that the softmax takes it out again: left out here.
+- Q and K start as N(0, 0.02²), b_Q at 0, and V as the identity with 10⁻⁶ off the diagonal, without a bias. The initial
+  output is the adapters' mixture by Ψ, close to their mean, and not the backbone's.
+- Their K also has a bias. It adds the same value to every score, which the softmax cancels, so it is left out here.
 - The skip goes around the fusion: keys and values are the adapters' updates z_n, not h + z_n.
-- V is drawn to the identity by 0.01 ‖V − I‖²; `regularise` adds its gradient, once an optimizer step.
+- The penalty 0.01 ‖V − I‖² pulls V to the identity; `regularise` adds its gradient, once per optimizer step.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class AdapterFusionConfig(BaselineConfig):
     default_targets: ClassVar[str] = architectures.AFTER_MLP
 
     adapters: list[str] = setting(
-        list, "Folders of saved Pfeiffer adapters of this backbone; they are copied, and saved along."
+        list, "Folders of saved Pfeiffer adapters of this backbone; they are saved with the fusion."
     )
-    init_std: float = setting(0.02, "Standard deviation of Q and K at the start.", number, at_least=0)
+    init_std: float = setting(0.02, "Initial standard deviation of Q and K.", number, at_least=0)
     value_weight: float = setting(0.01, "Weight of ‖V − I‖².", number, at_least=0)
-    bottleneck: int | None = setting(None, "Widest of the adapters; set when they are read.")
+    bottleneck: int | None = setting(None, "Largest width of the adapters; set when they are read.")
     non_linearity: str | None = setting(None, "σ of the adapters; set when they are read.")
 
     def __post_init__(self) -> None:
@@ -59,7 +59,7 @@ class AdapterFusionConfig(BaselineConfig):
 
 
 class AdapterFusionLayer(BaselineLayer):
-    """A linear with N frozen adapters and an attention over them behind it.
+    """A linear followed by N frozen adapters and an attention over them.
 
     Trained: Q, K, V (d × d), b_Q (d). In buffers: W_d (N × m × d), b_d (N × m), W_u (N × d × m), b_u (N × d).
     """
@@ -87,7 +87,7 @@ class AdapterFusionLayer(BaselineLayer):
         for part, shape in shapes.items():
             stacked = torch.zeros(len(config.adapters), *shape, dtype=self._adapter_dtype())
             for index, held in enumerate(place["adapters"]):
-                own = held[part]  # narrower adapters are padded by units that give nothing
+                own = held[part]  # narrower adapters are padded with zeros
                 stacked[index][tuple(slice(size) for size in own.shape)] = own.to(stacked.dtype)
             getattr(self, f"fusion_{part}")[adapter_name] = stacked
 
@@ -115,7 +115,7 @@ class AdapterFusionModel(BaselineModel, name="adapter_fusion", config=AdapterFus
     """An attention over frozen adapters, by `peft.get_peft_model(model, AdapterFusionConfig(adapters=[...]))`.
 
     Raises:
-        ValueError: a folder holds no Pfeiffer adapter, or one of another backbone, or they do not share their σ.
+        ValueError: a folder has no Pfeiffer adapter, an adapter is of another backbone, or the adapters' σ differ.
     """
 
     prefix = "fusion_"
@@ -125,11 +125,11 @@ class AdapterFusionModel(BaselineModel, name="adapter_fusion", config=AdapterFus
     def look_at(self, model: nn.Module, config: Any) -> None:
         self.sources: list[dict[str, torch.Tensor]] = []
         if config.bottleneck is not None:
-            return  # of a saved fusion, which has its adapters with it
+            return  # a saved fusion contains its adapters
         found = [_read(folder) for folder in config.adapters]
         functions = sorted({each.non_linearity for each, _ in found})
         if len(functions) > 1:
-            raise ValueError(f"the adapters must share their non_linearity, not have {' and '.join(functions)}.")
+            raise ValueError(f"the adapters must have the same non_linearity, not {' and '.join(functions)}.")
         config.non_linearity = functions[0]
         config.bottleneck = max(each.bottleneck for each, _ in found)
         self.sources = [weights for _, weights in found]
@@ -138,13 +138,13 @@ class AdapterFusionModel(BaselineModel, name="adapter_fusion", config=AdapterFus
         keys = {part: f"base_model.model.{name}.{key}" for part, key in PARTS.items()}
         for folder, weights in zip(config.adapters, self.sources, strict=False):
             if not weights.keys() >= set(keys.values()):
-                raise ValueError(f"{folder} has no adapter at {name}: it is of another backbone or has other targets.")
+                raise ValueError(f"{folder} has no adapter for {name}: it is of another backbone or has other targets.")
         return {"adapters": [{part: weights[key] for part, key in keys.items()} for weights in self.sources]}
 
     def check_target(self, target: nn.Module, name: str) -> None:
         if not hasattr(target, "out_features"):
             raise ValueError(
-                f"{name} is a {type(target).__name__}: AdapterFusion sits on linears. Narrow target_modules."
+                f"{name} is a {type(target).__name__}: AdapterFusion adapts linears only. Narrow target_modules."
             )
 
     def regularise(self, step: int) -> None:
@@ -157,14 +157,14 @@ class AdapterFusionModel(BaselineModel, name="adapter_fusion", config=AdapterFus
 
 
 def _read(folder: str) -> tuple[PfeifferConfig, dict[str, torch.Tensor]]:
-    if not (Path(folder) / CONFIG_NAME).is_file():  # PEFT would look for it on the hub
-        raise ValueError(f"{folder} is no folder of a saved adapter: it has no {CONFIG_NAME}.")
+    if not (Path(folder) / CONFIG_NAME).is_file():  # otherwise PEFT would search the hub
+        raise ValueError(f"{folder} is not the folder of a saved adapter: it has no {CONFIG_NAME}.")
     config = PeftConfig.from_pretrained(folder)
     if not isinstance(config, PfeifferConfig):
-        raise ValueError(f"{folder} holds a {config.peft_type.value} adapter: AdapterFusion fuses Pfeiffer's.")
+        raise ValueError(f"{folder} has a {config.peft_type.value} adapter: AdapterFusion needs Pfeiffer adapters.")
     return config, load_peft_weights(folder, device="cpu")
 
 
 def near_identity(value: torch.Tensor) -> None:
-    """1 on the diagonal, 10⁻⁶ beside it."""
+    """Set the diagonal to 1 and all other entries to 10⁻⁶."""
     value.fill_(1e-6).fill_diagonal_(1.0)

@@ -1,16 +1,16 @@
 """AdaptFormer (Chen et al., NeurIPS 2022, arXiv 2205.13535, Eq. 2 and 3).
 
-A bottleneck beside every MLP, on the same input and scaled: x_l = MLP(LN(x')) + s · (W_u ReLU(W_d LN(x') + b_d) + b_u)
-+ x'. With a bottleneck of 8 that is 156,768 parameters on ViT-B/16: the "0.16" of the paper's Table 16.
+A scaled bottleneck parallel to every MLP, on the same input: x_l = MLP(LN(x')) + s · (W_u ReLU(W_d LN(x') + b_d) + b_u)
++ x'. With a bottleneck of 8 it has 156,768 parameters on ViT-B/16: the "0.16" of the paper's Table 16.
 
-Where the description leaves room:
+Details that the description does not specify:
 
-- The paper's branch reads LN(x'), the MLP's own input; its code x' itself, before the norm. Here as in the paper.
-- s = 0.1 (paper's and code's default; the VTAB tables search it over 0.01 to 10 a task), W_d Kaiming-uniform
-  (a = √5), W_u and biases 0, dropout 0.1 on the activations: their code. The output at the start is the backbone's.
-- The branch is not linear, so that no merging is possible.
-- On encoders of BERT's kind, which have no module for the MLP as a whole, the branch is added to the residual that the
-  MLP's second half is handed: LN(W h + b + (x + s · …)), the same sum. This is He et al.'s parallel adapter (arXiv
+- The paper's branch reads LN(x'), the MLP's input. Its code reads x', before the norm. This class follows the paper.
+- s = 0.1 (the default of paper and code; the VTAB tables search it over 0.01 to 10 for each task), W_d Kaiming-uniform
+  (a = √5), W_u and biases 0, dropout 0.1 on the activations, as in their code. The initial output is the backbone's.
+- The branch is not linear, so it cannot be merged.
+- BERT-like encoders have no module for the whole MLP. There the branch is added to the residual input of the MLP's
+  second half: LN(W h + b + (x + s · …)), which is the same sum. This is He et al.'s parallel adapter (arXiv
   2110.04366).
 """
 
@@ -38,11 +38,11 @@ class AdaptFormerConfig(BottleneckConfig):
 
     bottleneck: int = setting(8, "Width of the bottleneck.")
     dropout: float = setting(0.1, "Dropout on the bottleneck's activations.")
-    scale: float = setting(0.1, "s, on the branch's output.", nonzero)
+    scale: float = setting(0.1, "s, the scale of the branch's output.", nonzero)
 
 
 class AdaptFormerLayer(BottleneckLayer):
-    """An MLP with branches beside it."""
+    """An MLP with parallel branches."""
 
     title = "AdaptFormer"
     adapter_layer_names = bottleneck_names("adaptformer")
@@ -57,7 +57,7 @@ class AdaptFormerLayer(BottleneckLayer):
         nn.init.zeros_(weight)
 
     def adapted(self, adapters: list[str], x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if args:  # of BERT's kind: the MLP's hidden units, and its input once more for the residual sum
+        if args:  # BERT-like: the MLP's hidden units, and its input for the residual sum
             residual, *others = args
             return self.base_layer(x, self._with_branches(adapters, residual, residual), *others, **kwargs)
         return self._with_branches(adapters, self.base_layer(x, **kwargs), x)
@@ -70,7 +70,7 @@ class AdaptFormerLayer(BottleneckLayer):
 
 
 class AdaptFormerModel(BaselineModel, name="adaptformer", config=AdaptFormerConfig, layer=AdaptFormerLayer):
-    """A branch beside every MLP, by `peft.get_peft_model(model, AdaptFormerConfig(...))`."""
+    """A branch parallel to every MLP, by `peft.get_peft_model(model, AdaptFormerConfig(...))`."""
 
     made_for = "the MLPs of a transformer"
     not_mergeable = "its branch is not linear"

@@ -21,7 +21,7 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"relu": functi
 class BottleneckConfig(BaselineConfig):
     """The fields of a bottleneck."""
 
-    bottleneck: int = setting(64, "Width of the bottleneck (m of the papers, h of VTAB's tables).", whole)
+    bottleneck: int = setting(64, "Width of the bottleneck (m in the papers, h in VTAB's tables).", whole)
     non_linearity: str = setting("relu", "σ: 'relu' or 'gelu' (the exact one).", choice, options=ACTIVATIONS)
     dropout: float = setting(0.0, "Dropout on the bottleneck's activations.", probability)
 
@@ -40,19 +40,19 @@ class BottleneckLayer(BaselineLayer):
         self.new_parameter(up_bias, adapter_name, (width,))
 
     def width(self) -> int:
-        """d: features of the stream that the bottleneck reads and writes."""
+        """d, the number of features that the bottleneck reads and writes."""
         raise NotImplementedError
 
     def fill_down(self, weight: torch.Tensor, config: Any) -> None:
-        """Start W_d."""
+        """Initialise W_d."""
         raise NotImplementedError
 
     def fill_up(self, weight: torch.Tensor, config: Any) -> None:
-        """Start W_u."""
+        """Initialise W_u."""
         raise NotImplementedError
 
     def bottleneck(self, adapter_name: str, x: torch.Tensor) -> torch.Tensor:
-        """W_u dropout(σ(W_d x + b_d)) + b_u: (..., d) → (..., d), in the adapter's dtype."""
+        """Compute W_u dropout(σ(W_d x + b_d)) + b_u: (..., d) → (..., d), in the adapter's dtype."""
         config = self.settings[adapter_name]
         down, down_bias, up, up_bias = (getattr(self, name)[adapter_name] for name in self.adapter_layer_names)
         hidden = ACTIVATIONS[config.non_linearity](functional.linear(self.branch_input(x, down.dtype), down, down_bias))
@@ -64,11 +64,11 @@ class BottleneckLayer(BaselineLayer):
 class SerialBottleneckConfig(BottleneckConfig):
     """The fields of a bottleneck with a skip."""
 
-    init_std: float = setting(1e-3, "Standard deviation of W_d and W_u at the start.", number, at_least=0)
+    init_std: float = setting(1e-3, "Initial standard deviation of W_d and W_u.", number, at_least=0)
 
 
 class SerialBottleneckLayer(BottleneckLayer):
-    """A linear followed by a bottleneck with a skip: h ← h + W_u σ(W_d h + b_d) + b_u, h the linear's output."""
+    """A linear followed by a bottleneck with a skip: h ← h + W_u σ(W_d h + b_d) + b_u, where h is its output."""
 
     def width(self) -> int:
         return int(self.get_base_layer().out_features)  # type: ignore[arg-type]
@@ -86,14 +86,14 @@ class SerialBottleneckLayer(BottleneckLayer):
 
 
 class SerialBottleneckModel(BaselineModel):
-    """A bottleneck behind every linear that is targeted."""
+    """A bottleneck after every targeted linear."""
 
     not_mergeable = "its bottleneck is not linear"
 
     def check_target(self, target: nn.Module, name: str) -> None:
         if not hasattr(target, "out_features"):
             raise ValueError(
-                f"{name} is a {type(target).__name__}: {self.title} sits on linears. Narrow target_modules."
+                f"{name} is a {type(target).__name__}: {self.title} adapts linears only. Narrow target_modules."
             )
 
 
@@ -103,5 +103,5 @@ def bottleneck_names(prefix: str) -> tuple[str, str, str, str]:
 
 
 def truncated_normal(weight: torch.Tensor, std: float) -> None:
-    """N(0, std²), cut off at two standard deviations."""
+    """Draw from N(0, std²), truncated at two standard deviations."""
     nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)

@@ -1,20 +1,20 @@
-"""Dynamic-rank DoRA (Mao et al., ACL 2024, arXiv 2405.17357). Not weight-decomposed DoRA, which is PEFT's `use_dora`.
+"""Dynamic-rank DoRA (Mao et al., ACL 2024, arXiv 2405.17357). It is not weight-decomposed DoRA (PEFT's `use_dora`).
 
     ΔW = s · Σ_i c_i b_i a_iᵀ
 
-LoRA's directions as single-rank components with a trainable coefficient each. c = 0, so ΔW = 0 at the start; A and B
-are Kaiming uniform (a = 0), s = lora_alpha / r with r the rank at the start.
+LoRA's directions are rank-one components, each with a trainable coefficient. c = 0, so ΔW = 0 at the start. A and B are
+Kaiming uniform (a = 0), and s = lora_alpha / r with the initial rank r.
 
 A component's importance is its share of its matrix, ‖c_i b_i a_iᵀ‖_F / ‖ΔW‖_F, smoothed over steps (`beta`). From step
-tinit on, the least important components of all matrices together are set to 0, every deltaT steps, in a number that
-grows as a cubic from 0 to what leaves `target_r` a matrix on average at step T - tfinal; they train on and may come
-back until then, and from then on stay 0. Until then a penalty, `dem_weight` times the mean variance of the entries of
-the a_i and b_i, keeps components from resting on few entries.
+tinit on, every deltaT steps, the least important components of all matrices together are set to 0. Their number grows
+as a cubic from 0; at step T - tfinal an average of `target_r` components per matrix remains. Until then zeroed
+components keep training and may return. After that they stay 0. Until then a penalty, `dem_weight` times the mean
+variance of the entries of the a_i and b_i, prevents components from relying on few entries.
 
-By the authors' code where the paper leaves room: r = 1.5 target_r, tinit = 0.15 T, tfinal = 0.5 T, deltaT = 100, beta
-0.9, dem_weight 0.1; importances are taken after the optimizer's step. Other than there, nothing is set to 0 at step
-tinit itself, where the number is 0 (the code takes one), and the components are counted, so that ties do not set more
-of them to 0. The penalty's gradient is added after clipping and is the closed form.
+Details that the paper does not specify follow the authors' code: r = 1.5 target_r, tinit = 0.15 T, tfinal = 0.5 T,
+deltaT = 100, beta 0.9, dem_weight 0.1, and importances are computed after the optimizer's step. Two details differ from
+the code. At step tinit nothing is set to 0, because the number is 0 there (the code takes one). Components are counted,
+so that ties do not set more of them to 0. The penalty's gradient has closed form and is added after clipping.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class DynamicDoraConfig(LowRankConfig):
     """Configuration of a [`DynamicDoraModel`].
 
     Raises:
-        ValueError: as [`LowRankConfig`], `total_step` is missing, or the windows leave no step to lower ranks in.
+        ValueError: as [`LowRankConfig`], `total_step` is missing, or the windows leave no step for lowering ranks.
     """
 
-    r: int = setting(12, "Rank every adapted matrix starts with.")
+    r: int = setting(12, "Initial rank of every adapted matrix.")
     target_r: int = setting(8, "Average rank at the end.", whole)
     total_step: int | None = setting(None, "Optimizer steps of the whole training (T).", whole, or_none=True)
     tinit: int | None = setting(None, "Step of the first pruning; 0.15 T by default.", whole, at_least=0, or_none=True)
@@ -57,16 +57,16 @@ class DynamicDoraConfig(LowRankConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.target_r > self.r:
-            raise ValueError(f"target_r={self.target_r} must not be above r={self.r}: ranks only fall in sum.")
+            raise ValueError(f"target_r={self.target_r} must not be above r={self.r}: the sum of ranks only falls.")
         if self.total_step is None:
-            raise ValueError("`total_step` is missing: ranks are lowered on a timetable over the whole training.")
+            raise ValueError("`total_step` is missing: the plan for lowering ranks covers the whole training.")
         if self.tinit is None:
             self.tinit = int(0.15 * self.total_step)
         if self.tfinal is None:
             self.tfinal = int(0.5 * self.total_step)
         if self.tinit >= self.last_event:
             raise ValueError(
-                f"tinit={self.tinit} and tfinal={self.tfinal} leave no step to lower the ranks in: the training has "
+                f"tinit={self.tinit} and tfinal={self.tfinal} leave no step for lowering the ranks: the training has "
                 f"{self.total_step} steps."
             )
 
@@ -85,7 +85,7 @@ class DynamicDoraConfig(LowRankConfig):
         )
 
     def left_out(self, step: int, components: int) -> int:
-        """How many of so many components are set to 0 at `step`: a cubic from 0 to those above `target_r` a matrix."""
+        """The number of components set to 0 at `step`: a cubic from 0 to all above `target_r` per matrix."""
         assert self.tinit is not None
         progress = (step - self.tinit) / (self.last_event - self.tinit)
         return int(components * (self.r - self.target_r) / self.r * progress**3)
@@ -126,7 +126,7 @@ class DynamicDoraLayer(LowRankLayer):
 
     @torch.no_grad()
     def observe(self, adapter_name: str, beta: float) -> None:
-        """Smooth in the components' present shares of ‖ΔW‖_F, by Gram matrices (r × r)."""
+        """Update the smoothed importances by the components' current shares of ‖ΔW‖_F, from r × r Gram matrices."""
         a, b, c = self.lora_A[adapter_name], self.lora_B[adapter_name], self.lora_c[adapter_name]
         gram = (b.T @ b) * (a @ a.T) * torch.outer(c, c)  # ⟨c_i b_i a_iᵀ, c_j b_j a_jᵀ⟩
         share = gram.diagonal().clamp(min=0).sqrt() / (gram.sum().clamp(min=0).sqrt() + EPSILON)
@@ -140,7 +140,7 @@ class DynamicDoraModel(LowRankModel, name="dynamic_dora", config=DynamicDoraConf
 
     @torch.no_grad()
     def regularise(self, step: int) -> None:
-        """Add the gradient of dem_weight · the mean, over all a_i and b_i, of their entries' (unbiased) variance."""
+        """Add the gradient of dem_weight · the mean (unbiased) variance of the entries of all a_i and b_i."""
         for adapter_name, config, layers in self._adapters():
             if step > config.last_event or config.dem_weight == 0:
                 continue
@@ -153,7 +153,7 @@ class DynamicDoraModel(LowRankModel, name="dynamic_dora", config=DynamicDoraConf
 
     @torch.no_grad()
     def after_step(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any] | None:
-        """Smooth the importances, lower ranks where it is time to, and keep what was left out at the end at 0."""
+        """Update the importances, lower ranks if an event is due, and keep the finally removed components at 0."""
         event = None
         for adapter_name, config, layers in self._adapters():
             if step <= config.last_event:
@@ -173,7 +173,7 @@ class DynamicDoraModel(LowRankModel, name="dynamic_dora", config=DynamicDoraConf
         scores = torch.cat([layer.lora_importance[adapter_name].cpu() for layer in layers.values()])
         number = config.left_out(step, scores.numel())
         active = torch.ones(scores.numel(), dtype=torch.bool)
-        active[scores.sort(stable=True).indices[:number]] = False  # of equal scores the first in module order
+        active[scores.sort(stable=True).indices[:number]] = False  # among equal scores the first in module order
         parts = active.split([layer.r[adapter_name] for layer in layers.values()])
         for layer, part in zip(layers.values(), parts, strict=True):
             layer.lora_active[adapter_name].copy_(part)

@@ -1,22 +1,23 @@
 """FacT, factor-tuning (Jie and Deng, AAAI 2023, arXiv 2212.03145, Eq. 4 to 9).
 
-The updates of all linears of a ViT, cut into d × d pieces and stacked, are one tensor that is factored as a whole:
+The updates of all linears of a ViT, cut into d × d pieces and stacked, form one tensor, which is factored as a whole:
 
-- FacT-TT (tensor train): piece l is s · U Σ_l V, with U (d × r) and V (r × d) shared by all of them.
-- FacT-TK (Tucker): Σ_l is itself a mixture of r matrices, Σ_l = Σ_c core[:, :, c] P[c, l], core (r × r × r) shared.
+- FacT-TT (tensor train): piece l is s · U Σ_l V, where all pieces share U (d × r) and V (r × d).
+- FacT-TK (Tucker): Σ_l is a mixture of r matrices, Σ_l = Σ_c core[:, :, c] P[c, l], with a shared core (r × r × r).
 
-A layer of ViT-B/16 has 12 pieces: three of qkv, one of proj, four each of fc1 and fc2. TT at r = 16 trains 61,440
-parameters (768 · 16 · 2 + 144 · 16²), TK at r = 32 86,528 (768 · 32 · 2 + 32³ + 144 · 32); Table 16 of the FlexLoRA
-paper has their FacT-TK with ranks of 16 or 32 by task, 68,985 on average: its "0.07". The update is linear: it merges.
+A layer of ViT-B/16 has 12 pieces: three of qkv, one of proj, four each of fc1 and fc2. TT with r = 16 trains 61,440
+parameters (768 · 16 · 2 + 144 · 16²), TK with r = 32 trains 86,528 (768 · 32 · 2 + 32³ + 144 · 32). Table 16 of the
+FlexLoRA paper has FacT-TK with rank 16 or 32 for each task, 68,985 parameters on average: its "0.07". The update is
+linear, so it merges.
 
-Where the description leaves room, as in their code:
+Details that the description does not specify follow their code:
 
-- V starts at 0, so that the output is the backbone's; U and the Σ_l like an `nn.Linear` (U(±1/√inputs)), core and P
-  Xavier-uniform. Dropout 0.1 between Σ_l and V. s is searched over 0.01 to 100 a task; here 1 unless set.
-- A wide linear's pieces lie one after another. (Their TK code interleaves those of fc1 and fc2 by a reshape, which is
-  neither the paper's equation nor a change to what can be learned in general.)
-- d is the width of the residual stream. Text models work where every adapted linear is a multiple of it each way: BERT,
-  RoBERTa, DeBERTa; of LLaMA the attention's, without grouped queries.
+- V starts at 0, so the initial output is the backbone's. U and the Σ_l start like an `nn.Linear` (U(±1/√inputs)), core
+  and P Xavier-uniform. Dropout 0.1 is between Σ_l and V. They search s over 0.01 to 100 for each task; here it is 1.
+- A wide linear's pieces follow one another. (Their TK code interleaves those of fc1 and fc2 by a reshape, which is not
+  the paper's equation but allows the same updates in general.)
+- d is the width of the residual stream. Text models work if both sides of every adapted linear are multiples of d:
+  BERT, RoBERTa, DeBERTa, and the attention of a LLaMA without grouped queries.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class FactConfig(BaselineConfig):
 
     r: int = setting(16, "Rank of the shared factors.", whole)
     factorization: str = setting("tt", "'tt' (tensor train) or 'tk' (Tucker).", choice, options=("tt", "tk"))
-    scale: float = setting(1.0, "s, on every update.", nonzero)
+    scale: float = setting(1.0, "s, the scale of every update.", nonzero)
     dropout: float = setting(0.1, "Dropout between Σ and V.", probability)
     width: int | None = setting(
         None, "d, the side of a piece; by default the width of the residual stream.", whole, or_none=True
@@ -52,9 +53,9 @@ class FactConfig(BaselineConfig):
 
 
 class FactLayer(BaselineLayer):
-    """A linear of n pieces in and m pieces out; the first one of a model also holds what all share.
+    """A linear of n input pieces and m output pieces. The first linear of a model also holds the shared factors.
 
-    A linear's own: `fact_sigma` (n·r × m·r) of TT, or `fact_P` (r × n·m) of TK, its columns by (in, out).
+    Not shared: `fact_sigma` (n·r × m·r) for TT, or `fact_P` (r × n·m) for TK, with columns ordered by (in, out).
     Shared: `fact_U` (d × r), `fact_V` (r × d), and `fact_core` (r × r × r) of TK.
     """
 
@@ -67,7 +68,7 @@ class FactLayer(BaselineLayer):
     fact_sigma: nn.ParameterDict
     fact_P: nn.ParameterDict
     holder: dict[str, FactLayer]
-    """The layer that holds the shared factors. In a dict, which torch does not take for a module inside this one."""
+    """The layer with the shared factors. It is in a dict, so that torch does not treat it as a submodule."""
     pieces: dict[str, tuple[int, int]]
     """(n, m)."""
 
@@ -89,7 +90,7 @@ class FactLayer(BaselineLayer):
             self.new_parameter("fact_P", adapter_name, (r, n * m), lambda mixture: uniform(mixture, bound))
 
     def factors(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """U (d × r), the Σ of every piece (n, r, m, r), and V (r × d)."""
+        """Return U (d × r), the Σ of every piece (n, r, m, r), and V (r × d)."""
         holder, (n, m) = self.holder[adapter_name], self.pieces[adapter_name]
         if adapter_name in self.fact_sigma:
             sigma = self.fact_sigma[adapter_name]
@@ -111,7 +112,7 @@ class FactLayer(BaselineLayer):
         return result
 
     def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
-        """ΔW (out × in), in the adapter's dtype: piece (j, i) is s · (U Σ_ij V)ᵀ."""
+        """Compute ΔW (out × in), in the adapter's dtype: piece (j, i) is s · (U Σ_ij V)ᵀ."""
         u, sigma, v = self.factors(adapter_name)
         delta = torch.einsum("da,iajb,be->jeid", u, sigma, v).flatten(0, 1).flatten(1)
         return self.settings[adapter_name].scale * delta
@@ -125,7 +126,7 @@ class FactModel(BaselineModel, name="fact", config=FactConfig, layer=FactLayer):
     """Updates that share their factors over a whole model, by `peft.get_peft_model(model, FactConfig(...))`.
 
     Raises:
-        ValueError: a linear is no multiple of the residual stream's width, or that is not known.
+        ValueError: a side of a linear is not a multiple of the residual stream's width, or that width is unknown.
     """
 
     made_for = "the linears of a transformer's layers"
@@ -154,7 +155,7 @@ class FactModel(BaselineModel, name="fact", config=FactConfig, layer=FactLayer):
         }
 
     def _targets(self, model: nn.Module, config: Any) -> list[tuple[str, Any]]:
-        """(name, linear) of all that this adapter is for, whether they are wrapped yet or not."""
+        """List (name, linear) of all targets, whether they are already wrapped or not."""
         return [
             (name, module.get_base_layer() if isinstance(module, BaseTunerLayer) else module)
             for name, module in model.named_modules()
@@ -163,20 +164,20 @@ class FactModel(BaselineModel, name="fact", config=FactConfig, layer=FactLayer):
 
 
 def stream_width(model: nn.Module) -> int:
-    """Features of a transformer's residual stream: `hidden_size` of a transformers model, `embed_dim` of a ViT.
+    """The width of a transformer's residual stream: `hidden_size` of a transformers model, `embed_dim` of a ViT.
 
     Raises:
-        ValueError: it has neither.
+        ValueError: the model has neither attribute.
     """
     width = getattr(getattr(model, "config", None), "hidden_size", None)
     for module in model.modules() if width is None else ():
         if hasattr(module, "blocks") and isinstance(getattr(module, "embed_dim", None), int):
             width = module.embed_dim
     if not isinstance(width, int):
-        raise ValueError(f"the width of {type(model).__name__}'s residual stream is not known here: set width.")
+        raise ValueError(f"the width of {type(model).__name__}'s residual stream is unknown: set width.")
     return width
 
 
 def uniform(weight: torch.Tensor, bound: float) -> None:
-    """U(-bound, bound)."""
+    """Draw from U(-bound, bound)."""
     weight.uniform_(-bound, bound)

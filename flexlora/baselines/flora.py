@@ -21,7 +21,7 @@ from .low_rank import Factors, LowRankConfig, LowRankLayer, LowRankModel, Shapes
 class FLoraConfig(LowRankConfig):
     """Configuration of a [`FLoraModel`]."""
 
-    init_std: float = setting(0.02, "Standard deviation A and B start with.", number, above=0)
+    init_std: float = setting(0.02, "Initial standard deviation of A and B.", number, above=0)
 
 
 class FLoraLayer(LowRankLayer):

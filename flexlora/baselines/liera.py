@@ -1,14 +1,14 @@
 """LieRA: updates in a Lie algebra (Si et al., ICCV 2025, arXiv 2504.00851).
 
-W is an element of a group whose product is element-wise, and moves by the exponential map: W ⊙ exp(X) with X = s · B A.
-As the authors' code does, to first order, W ⊙ (1 + X):
+W is an element of a group with the element-wise product and changes by the exponential map: W ⊙ exp(X), X = s · B A.
+The authors' code uses the first order, W ⊙ (1 + X), and so does this class:
 
     ΔW = s · W ⊙ (B A)
 
 B = 0, so ΔW = 0 at the start; A is Kaiming uniform (√5).
 
-ΔW is of full rank, and one dense product (out × in) a forward pass; PEFT's HIRA has the same form without s. While an
-adapter is merged the pretrained W is kept beside it: ΔW is a product with it, and W ⊙ (1 + X) may hold zeros.
+ΔW has full rank and needs one dense product (out × in) per forward pass. PEFT's HIRA has the same form without s. While
+an adapter is merged, the pretrained W is stored separately: ΔW needs it, and W ⊙ (1 + X) may contain zeros.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class LieRAConfig(LowRankConfig):
 
 
 class LieRALayer(LowRankLayer):
-    """ΔW = s · W ⊙ (B A), with W the pretrained weight whatever is merged."""
+    """ΔW = s · W ⊙ (B A), where W is the pretrained weight even while adapters are merged."""
 
     title = "LieRA"
     _before_merge: torch.Tensor | None = None
@@ -52,9 +52,9 @@ class LieRALayer(LowRankLayer):
                 self._before_merge = None
 
     def unmerge(self) -> None:
-        """Put the pretrained weight back, bit for bit."""
+        """Restore the pretrained weight exactly."""
         if self._before_merge is None:
-            super().unmerge()  # says that there is nothing to do
+            super().unmerge()  # warns that there is nothing to do
             return
         self.set_base_weight(self._before_merge)
         self._before_merge = None

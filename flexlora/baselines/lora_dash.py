@@ -3,12 +3,12 @@
     ΔW = s · B A                                       for the first `tinit` optimizer steps (pre-launch, t = 100)
     ΔW = s · B A + Σ_k δ_k u_k v_kᵀ                    from then on (dash)
 
-where W = U Σ Vᵀ and the k are the `directions` = 8 of largest change rate |u_iᵀ (s B A) v_i| / σ_i at launch. δ = 0, so
-launching changes nothing; u and v stay, A, B and δ train. Directions whose σ is 0 up to rounding have no rate and are
-not taken.
+where W = U Σ Vᵀ, and the k are the `directions` = 8 with the largest change rate |u_iᵀ (s B A) v_i| / σ_i at launch.
+δ = 0, so the launch does not change the output. u and v are fixed; A, B and δ train. Directions whose σ is 0 up to
+rounding have no rate and are not chosen.
 
-The authors' code counts forward passes (accumulated and evaluated batches too); here they are optimizer steps, as in
-the paper.
+The authors' code counts forward passes, including accumulated and evaluated batches. This class counts optimizer steps,
+as the paper does.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class LoraDashConfig(LowRankConfig):
     """Configuration of a [`LoraDashModel`].
 
     Raises:
-        ValueError: as [`LowRankConfig`], or the directions would never be launched.
+        ValueError: as [`LowRankConfig`], or the training ends before the launch of the directions.
     """
 
-    directions: int = setting(8, "Task-specific directions of every matrix.", whole)
-    tinit: int = setting(100, "Optimizer steps before they are chosen.", whole)
-    total_step: int | None = setting(None, "Optimizer steps of the whole training, where known: to check `tinit`.")
+    directions: int = setting(8, "Number of task-specific directions of every matrix.", whole)
+    tinit: int = setting(100, "Optimizer steps before the directions are chosen.", whole)
+    total_step: int | None = setting(None, "Optimizer steps of the whole training, if known; used to check `tinit`.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,10 +76,10 @@ class LoraDashLayer(LowRankLayer):
 
     @torch.no_grad()
     def launch(self, adapter_name: str) -> None:
-        """Choose the directions by their change rates under the present B A."""
+        """Choose the directions by their change rates for the current B A."""
         left, right = super().product(adapter_name)
         u, sigma, vh = torch.linalg.svd(self.pretrained_weight().to(left.device), full_matrices=False)
-        # u_iᵀ (L R) v_i for all i, without the dense product.
+        # This computes u_iᵀ (L R) v_i for all i without the dense product.
         change = ((u.T @ left) * (vh @ right.T)).sum(1).abs()
         rounding = sigma.max() * torch.finfo(sigma.dtype).eps * max(self.in_features, self.out_features)
         rates = torch.where(sigma > rounding, change / sigma, -1.0)

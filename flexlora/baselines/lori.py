@@ -2,13 +2,13 @@
 
     ΔW = s · (M ∘ B) A
 
-A is random (Kaiming uniform, √5) and never trains; B trains where a mask M is 1: on the 1 - `sparsity` = 10 % of its
-entries of largest |B| after a calibration, counted over all matrices together. B = 0, so ΔW = 0 at the start.
+A is random (Kaiming uniform, √5) and is not trained. B trains where the mask M is 1: on the 1 - `sparsity` = 10 % of
+the entries with the largest |B| after a calibration, over all matrices together. B = 0, so ΔW = 0 at the start.
 
-The authors calibrate by a whole training of the dense B (LoRI-D), take the masks, and train again from B = 0 (LoRI-S).
-Chosen here, so that every method gets the same number of steps: the first `tinit` optimizer steps calibrate (a tenth of
-`total_step` by default), then B is 0 again, its optimizer state too, and the masked B trains for the rest. With
-sparsity = 0 it is LoRI-D.
+The authors calibrate by a complete training of the dense B (LoRI-D), take the masks, and train again from B = 0
+(LoRI-S). Here every method has the same number of steps: the first `tinit` optimizer steps calibrate (10 % of
+`total_step` by default). Then B and its optimizer state are reset to 0, and the masked B trains for the remaining
+steps. sparsity = 0 gives LoRI-D.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class LoriConfig(LowRankConfig):
     """Configuration of a [`LoriModel`].
 
     Raises:
-        ValueError: as [`LowRankConfig`], or the masks would never be taken.
+        ValueError: as [`LowRankConfig`], or the training ends before the masks are taken.
     """
 
     sparsity: float = setting(
-        0.9, "Share of B's entries that are left out after calibration.", number, at_least=0, below=1
+        0.9, "Share of B's entries that are masked after the calibration.", number, at_least=0, below=1
     )
     tinit: int | None = setting(
-        None, "Optimizer steps of the calibration; a tenth of total_step by default.", whole, or_none=True
+        None, "Optimizer steps of the calibration; 10 % of total_step by default.", whole, or_none=True
     )
     total_step: int | None = setting(None, "Optimizer steps of the whole training.")
 
@@ -47,7 +47,7 @@ class LoriConfig(LowRankConfig):
         if self.tinit is None:
             if self.total_step is None:
                 raise ValueError(
-                    "`total_step` is missing: a tenth of it is LoRI's calibration. Set it, or tinit, or sparsity=0."
+                    "`total_step` is missing: LoRI's calibration takes 10 % of it. Set total_step, tinit or sparsity=0."
                 )
             self.tinit = max(1, self.total_step // 10)
         if self.total_step is not None and self.tinit >= self.total_step:
@@ -98,12 +98,12 @@ class LoriModel(LowRankModel, name="lori", config=LoriConfig, layer=LoriLayer):
 
     @torch.no_grad()
     def take_masks(self, adapter_name: str, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Keep the largest |B| over all matrices, and begin again from B = 0."""
+        """Select the largest |B| over all matrices, and restart from B = 0."""
         layers = [layer for _, name, layer, _ in self.trained() if name == adapter_name]
         sizes = torch.cat([layer.lora_B[adapter_name].abs().flatten().cpu() for layer in layers])
         kept = max(1, round((1 - self.peft_config[adapter_name].sparsity) * sizes.numel()))
         mask = torch.zeros(sizes.numel(), dtype=torch.bool)
-        mask[sizes.topk(kept).indices] = True  # exactly so many, whatever the ties
+        mask[sizes.topk(kept).indices] = True  # exactly this number, also with ties
         for layer, part in zip(
             layers, mask.split([layer.lora_B[adapter_name].numel() for layer in layers]), strict=True
         ):

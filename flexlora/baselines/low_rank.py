@@ -50,22 +50,22 @@ class LowRankLayer(DeltaLayer):
     # --- what a method gives -------------------------------------------------------------------------------------
 
     def shapes(self, r: int, config: Any) -> Shapes:
-        """Shape of every trainable parameter."""
+        """The shapes of all trainable parameters."""
         return {"lora_A": (r, self.in_features), "lora_B": (self.out_features, r)}
 
     def buffers_at_start(self, r: int, config: Any) -> dict[str, torch.Tensor]:
-        """Every buffer as it is before `reset`."""
+        """The initial values of all buffers, before `reset`."""
         return {}
 
     def reset(self, adapter_name: str, config: Any) -> None:
-        """Starting values, from torch's global generator as every PEFT tuner draws them: A Kaiming (√5), B zero."""
+        """Initialise A (Kaiming, √5) and B (zero) with torch's global generator, as every PEFT tuner does."""
         kaiming(self.lora_A[adapter_name])
 
     def product(self, adapter_name: str, training: bool = False) -> Factors:
         return self.lora_B[adapter_name], self.scaling[adapter_name] * self.lora_A[adapter_name]
 
     def rank(self, adapter_name: str) -> int:
-        """Directions that are in use."""
+        """The number of active directions."""
         return self.r[adapter_name]
 
     # --- for methods ---------------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ class LowRankLayer(DeltaLayer):
         return (self.r[adapter_name] - self.rank(adapter_name)) * (self.in_features + self.out_features + 1)
 
     def pretrained_weight(self, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """W (out × in), detached, in `dtype` or the adapter's."""
+        """Return W (out × in), detached, in `dtype` or the adapter's dtype."""
         weight = self.get_base_weight().detach()
         weight = weight.T if self.fan_in_fan_out else weight
         return weight.to(dtype or self._adapter_dtype())
@@ -88,7 +88,7 @@ class LowRankLayer(DeltaLayer):
 
 
 def kaiming(matrix: torch.Tensor) -> None:
-    """Uniform on ±1/√in: Kaiming's with a = √5, as `nn.Linear` and LoRA start."""
+    """Draw from U(±1/√in): Kaiming with a = √5, as in `nn.Linear` and LoRA."""
     nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
 
 

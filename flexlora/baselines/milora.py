@@ -6,12 +6,12 @@ With W = U Σ Vᵀ and its r smallest singular triplets (U_m, Σ_m, V_m), α = r
 
 so that W + ΔW is unchanged at the start.
 
-Here W itself is left alone, and the subtracted part is kept beside the factors: ΔW = s (B A - B₀ A₀). The function, its
-gradients and its training are the same. What is gained: a saved adapter holds A, B, A₀ and B₀ and so gives the same
-output on a fresh backbone, without another decomposition. (PEFT's PiSSA saves A and B only and decomposes the fresh W
-again on loading; for the *smallest* singular values, which lie close together, another machine may well find other
-vectors.) A bfloat16 or quantised W is not rounded a second time, the start is exact, disabling the adapter gives the
-backbone back. `lora_dropout` acts on B A x, not on B₀ A₀ x, as where W had been changed.
+This class does not change W. It stores the subtracted part with the factors: ΔW = s (B A - B₀ A₀). The function, its
+gradients and its training are the same. The advantages: a saved adapter contains A, B, A₀ and B₀, so it gives the same
+output on a fresh backbone without another decomposition. (PEFT's PiSSA saves only A and B and decomposes the fresh W
+again on loading. The *smallest* singular values are close together, so another machine may find other vectors.) A
+bfloat16 or quantised W is not rounded twice, the start is exact, and disabling the adapter restores the backbone.
+`lora_dropout` acts on B A x and not on B₀ A₀ x, as it would if W had been changed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class MiLoraLayer(LowRankLayer):
         }
 
     def reset(self, adapter_name: str, config: Any) -> None:
-        """The r smallest singular triplets of W; nothing where weights are about to be loaded."""
+        """Compute the r smallest singular triplets of W. Do nothing if weights are loaded later."""
         if config.inference_mode:
             return
         r = min(self.r[adapter_name], self.in_features, self.out_features)
@@ -60,7 +60,7 @@ class MiLoraLayer(LowRankLayer):
                 (factor[:r] if name == "A" else factor[:, :r]).copy_(value)
 
     def _draw_zeros(self, adapter_name: str) -> None:
-        """Nothing but ΔW is 0 at the start, so B moves away from B₀."""
+        """Move B away from B₀: only ΔW is 0 at the start, and no parameter is."""
         b = self.lora_B[adapter_name]
         b.add_(torch.empty_like(b).normal_(std=0.02))
 
@@ -70,7 +70,7 @@ class MiLoraLayer(LowRankLayer):
         return delta.T if self.fan_in_fan_out else delta
 
     def _add_delta(self, result: torch.Tensor, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
-        # Two products and their difference, which at the start are the same numbers: exactly the backbone's output.
+        # Both products are equal at the start, so their difference is exactly 0.
         left, right = self.product(adapter_name)
         moved = F.linear(F.linear(self._adapter_input(x, adapter_name, right.dtype), right), left)
         right0 = self.scaling[adapter_name] * self.lora_A0[adapter_name]

@@ -2,12 +2,12 @@
 
     ΔW = Σ_i m_i λ_i b_i a_iᵀ
 
-LoRA's directions as rank-1 experts, each with a trainable coefficient λ_i and a stochastic mask m_i. B = 0, so ΔW = 0
-at the start; A is Kaiming uniform (√5) and every λ starts at `lora_alpha`, which takes the place of s. In training each
-expert is left out with probability p, one draw a matrix and forward pass for all tokens, and the others are scaled by 1
-/ (1 - p), as in the authors' code; otherwise all take part.
+LoRA's directions are rank-1 experts, each with a trainable coefficient λ_i and a stochastic mask m_i. B = 0, so ΔW = 0
+at the start. A is Kaiming uniform (√5), and every λ starts at `lora_alpha`, which replaces s. In training each expert
+is dropped with probability p, with one draw per matrix and forward pass for all tokens, and the others are scaled by
+1 / (1 - p), as in the authors' code. In evaluation all experts are active.
 
-Chosen here, because the code came without a training script: p = 0.5, and lora_alpha = 1, its layer's default.
+The authors' code has no training script. Our choices are p = 0.5, and lora_alpha = 1, the default of their layer.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from .low_rank import Factors, LowRankConfig, LowRankLayer, LowRankModel, Shapes
 class MLAEConfig(LowRankConfig):
     """Configuration of an [`MLAEModel`]."""
 
-    lora_alpha: float = setting(1.0, "What every coefficient λ starts at; there is no other scale.")
-    expert_dropout: float = setting(0.5, "Probability of leaving an expert out of a forward pass.", probability)
+    lora_alpha: float = setting(1.0, "Initial value of every coefficient λ; there is no other scale.")
+    expert_dropout: float = setting(0.5, "Probability of dropping an expert in a forward pass.", probability)
 
 
 class MLAELayer(LowRankLayer):

@@ -1,23 +1,23 @@
 """NOAH, neural prompt search (Zhang et al., 2022, arXiv 2206.04673, section 3).
 
-Three modules in every block of a ViT: prompts before it (VPT-Deep's), a LoRA at its fused query, key and value, and a
-bottleneck adapter behind its MLP. How large each is, block by block, is a subnet that an evolutionary search picks out
-of a supernet (`flexlora/methods/noah_supernet.py`) and that is then trained from scratch. A block with p prompts, rank
-r and bottleneck m trains p · d + r · (d + 3d) + m · (2d + 1) + d parameters. The subnets that the authors published for
-VTAB-1K have 360,134 on ViT-B/16 on average over the 19 tasks: the "0.36M" of the FlexLoRA paper's Table 16.
+Every block of a ViT has three modules: prompts before it (as in VPT-Deep), a LoRA on its fused query, key and value,
+and a bottleneck adapter after its MLP. A subnet is the list of their sizes in all blocks. An evolutionary search
+chooses it from a supernet (`flexlora/methods/noah_supernet.py`), and it is then trained from scratch. A block with p
+prompts, rank r and bottleneck m trains p · d + r · (d + 3d) + m · (2d + 1) + d parameters. The authors' subnets for
+VTAB-1K have 360,134 parameters on ViT-B/16 on average over the 19 tasks: the "0.36M" of the FlexLoRA paper's Table 16.
 
-Weights are entangled, as in AutoFormer: a subnet takes the first p prompts, the first r rows of A and columns of B, and
+Subnets share weights, as in AutoFormer: a subnet takes the first p prompts, the first r rows of A and columns of B, and
 the first m neurons of the adapter.
 
-Where the description leaves room, as in their code (Davidzhangyuanhan/NOAH e9c55f3):
+Details that the description does not specify follow their code (Davidzhangyuanhan/NOAH e9c55f3):
 
-- The adapter is h ← h + W_u QuickGELU(W_d h + b_d) + b_u on the MLP's output, Xavier's W_d and W_u: its output at the
-  start is not the backbone's, nor near it. LoRA has no scale and starts at B = 0; prompts are Xavier's.
-- A block without prompts of its own passes on those of the block before it.
-- Dropout of 0.1 on prompts, LoRA's input and the adapter's activations. Their stochastic depth is left out: no method
-  here has one.
-- Prompts stand behind the prefix tokens, as VPT's do here, and not behind the patches: attention does not see where.
-  Their code also has prompts before the first block, which its own prompts replace at once: they would not train.
+- The adapter is h ← h + W_u QuickGELU(W_d h + b_d) + b_u on the MLP's output, Xavier's W_d and W_u: its initial
+  output is far from the backbone's. LoRA has no scale and starts at B = 0. Prompts are Xavier-uniform.
+- A block without prompts keeps those of the block before it.
+- Dropout of 0.1 is applied to prompts, LoRA's input and the adapter's activations. Their stochastic depth is left out,
+  because no method here has it.
+- Prompts follow the prefix tokens, as in our VPT, and not the patches: attention does not depend on the order. Their
+  code has further prompts before the first block, which that block's own prompts replace, so they would not train.
 """
 
 from __future__ import annotations
@@ -40,35 +40,35 @@ from flexlora.tuner.checks import FieldError, is_whole, probability, require
 from .base import BaselineConfig, BaselineLayer, BaselineModel, setting
 from .vpt import replace_prompts, vision_transformer, without_prompts
 
-# What is sized, in this order wherever sizes stand in a row.
+# The settings for the sizes, in the order of all lists of sizes.
 MODULES = ("prompt_dim", "lora_dim", "adapter_dim")
 
 
 @dataclass(frozen=True)
 class Subnet:
-    """The sizes of the three modules, a number a block; 0 is no such module in that block."""
+    """The sizes of the three modules, one number for each block; 0 means that the block lacks the module."""
 
     prompt_dim: tuple[int, ...]
     lora_dim: tuple[int, ...]
     adapter_dim: tuple[int, ...]
 
     def sizes(self, block: int) -> tuple[int, int, int]:
-        """Prompts, LoRA's rank and the adapter's bottleneck in a block."""
+        """The number of prompts, LoRA's rank and the adapter's bottleneck in a block."""
         return self.prompt_dim[block], self.lora_dim[block], self.adapter_dim[block]
 
     def tokens_before(self, block: int) -> int:
-        """Prompts in the sequence that reaches a block: those of the last block before it that has some."""
+        """The number of prompts in a block's input: those of the last earlier block that has prompts."""
         return next((size for size in reversed(self.prompt_dim[:block]) if size), 0)
 
     def parameters(self, width: int) -> int:
-        """Adapter parameters in a ViT of this width."""
+        """The number of adapter parameters in a ViT of this width."""
         adapters = sum(size * (2 * width + 1) + width for size in self.adapter_dim if size)
         return sum(self.prompt_dim) * width + sum(self.lora_dim) * 4 * width + adapters
 
 
 @dataclass
 class NoahConfig(BaselineConfig):
-    """Configuration of a [`NoahModel`]: its sizes are lists of one number a block, or one number for all of them."""
+    """Configuration of a [`NoahModel`]: a size is a list with one number per block, or one number for all blocks."""
 
     default_targets: ClassVar[str] = architectures.BLOCKS
 
@@ -78,7 +78,7 @@ class NoahConfig(BaselineConfig):
     dropout: float = setting(0.1, "Dropout on prompts, on LoRA's input and on the adapter's activations.", probability)
 
     subnet: str | None = setting(
-        None, "A subnet.json of NOAH's search, whose sizes take the place of the three; unset once it is read."
+        None, "A subnet.json of NOAH's search, whose sizes replace these three; unset after it is read."
     )
 
     def __post_init__(self) -> None:
@@ -86,29 +86,29 @@ class NoahConfig(BaselineConfig):
         if self.subnet is not None:
             for name, sizes in _read_subnet(Path(self.subnet).expanduser()).items():
                 setattr(self, name, sizes)
-            self.subnet = None  # a saved adapter has its sizes with it
+            self.subnet = None  # a saved adapter contains its sizes
         for name in MODULES:
             sizes = self._listed(name, 1)
             require(
                 self,
                 name,
                 bool(sizes) and all(type(size) is int and size >= 0 for size in sizes),
-                "a whole number of at least 0, or a list of them, one a block",
+                "a whole number of at least 0, or a list of them, one per block",
             )
         some = any(any(self._listed(name, 1)) for name in MODULES)
-        require(self, "prompt_dim", some, "above 0 where lora_dim and adapter_dim are 0")
+        require(self, "prompt_dim", some, "above 0 if lora_dim and adapter_dim are 0")
         self.require_all_blocks()
 
     def sized(self, blocks: int) -> Subnet:
-        """The sizes of a ViT with so many blocks.
+        """Make the subnet for a ViT with this number of blocks.
 
         Raises:
-            ValueError: a list is one for another number of blocks.
+            ValueError: a list has another number of sizes.
         """
         for name in MODULES:
             count = len(self._listed(name, blocks))
             if count != blocks:
-                raise ValueError(f"`{name}` has {count} sizes, the model has {blocks} blocks.")
+                raise ValueError(f"`{name}` has {count} sizes, but the model has {blocks} blocks: give one per block.")
         return Subnet(*(tuple(self._listed(name, blocks)) for name in MODULES))
 
     def _listed(self, name: str, blocks: int) -> list[int]:
@@ -117,10 +117,10 @@ class NoahConfig(BaselineConfig):
 
 
 def _read_subnet(file: Path) -> dict[str, list[int]]:
-    """The sizes in a file, a list a module.
+    """Read the sizes from a file, one list for each module.
 
     Raises:
-        FieldError: the file cannot be read, or has no such lists.
+        FieldError: the file cannot be read, or a list is missing.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -130,19 +130,19 @@ def _read_subnet(file: Path) -> dict[str, list[int]]:
     for name in MODULES:
         sizes = found.get(name)
         if not isinstance(sizes, list) or not all(is_whole(size) for size in sizes):
-            raise FieldError("subnet", f"has no list of sizes '{name}': {file} is no subnet.json of noah_supernet")
+            raise FieldError("subnet", f"has no list of sizes '{name}': {file} is not a subnet.json of noah_supernet")
     return {name: found[name] for name in MODULES}
 
 
 @dataclass
 class Choice:
-    """The subnet that an adapter is, shared by its layers: one in training, and one in evaluation."""
+    """The current subnets of an adapter, one in training and one in evaluation. Its layers share this object."""
 
     training: Subnet
     evaluation: Subnet
 
 
-# Each parameter's module, and its dimension of the module's size.
+# For each parameter: its module, and the dimension that has the module's size.
 ENTANGLED: dict[str, tuple[str, int | None]] = {
     "noah_prompt": ("prompt_dim", 0),
     "noah_lora_A": ("lora_dim", 0),
@@ -196,7 +196,7 @@ class NoahLayer(BaselineLayer):
             self.new_parameter("noah_up_bias", adapter_name, (width,), small)
 
     def cut(self, adapter_name: str, subnet: Subnet) -> None:
-        """Keep of the parameters what `subnet` takes."""
+        """Cut the parameters to the part that `subnet` uses."""
         for name in self.adapter_layer_names:
             parameters = getattr(self, name)
             if adapter_name in parameters:
@@ -206,7 +206,7 @@ class NoahLayer(BaselineLayer):
                     parameters[adapter_name] = nn.Parameter(part.detach().clone(), whole.requires_grad)
 
     def _part(self, name: str, adapter_name: str, subnet: Subnet) -> torch.Tensor | None:
-        """What `subnet` takes of a parameter, its first rows or columns; None where it leaves its module out."""
+        """The first rows or columns of a parameter that `subnet` uses; None if it does not use the module."""
         module, dim = ENTANGLED[name]
         size = getattr(subnet, module)[self.index]
         if not size:
@@ -215,7 +215,7 @@ class NoahLayer(BaselineLayer):
         return whole if dim is None else whole.narrow(dim, 0, size)
 
     def _get_available_adapters(self) -> set[str]:
-        return set(self.settings)  # also of those of which this block has no module
+        return set(self.settings)  # also adapters without a module in this block
 
     def holds(self, adapter_name: str) -> bool:
         return adapter_name in self.settings
@@ -225,9 +225,11 @@ class NoahLayer(BaselineLayer):
         return choice.training if self.training else choice.evaluation
 
     def adapted(self, adapters: list[str], x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """(batch, prefix + prompts + patches, d) in and out; no prompts into the first block and out of the last."""
+        """Map (batch, prefix + prompts + patches, d) to the same; first input and last output have no prompts."""
         if kwargs.get("attn_mask") is not None or kwargs.get("is_causal"):
-            raise ValueError("NOAH lengthens the sequence: an attention mask does not fit it.")
+            raise ValueError(
+                "NOAH adds tokens to the sequence, so an attention mask does not fit: call the model without one."
+            )
         prompts = []
         for adapter_name in adapters:
             own = self._taken("noah_prompt", adapter_name)
@@ -239,7 +241,7 @@ class NoahLayer(BaselineLayer):
             x = self.base_layer(x, *args, **kwargs)
         if self.training:
             for parameter in self._left_out(adapters):
-                # Processes that share gradients, and an optimizer with a memory, find a gradient of 0.
+                # Unused parameters need a gradient of 0, for DDP and for optimizers with momentum.
                 x = x + (0 * parameter.sum()).to(x.dtype)
         return without_prompts(x, self.prefix_tokens, count) if self.is_last else x
 
@@ -247,7 +249,7 @@ class NoahLayer(BaselineLayer):
         return self._part(name, adapter_name, self._subnet(adapter_name))
 
     def _left_out(self, adapters: Sequence[str]) -> Iterator[nn.Parameter]:
-        """The parameters of modules that the subnet has not in this block."""
+        """The parameters of the modules that the subnet does not use in this block."""
         for adapter_name in adapters:
             for name in self.adapter_layer_names:
                 if adapter_name in getattr(self, name) and self._taken(name, adapter_name) is None:
@@ -255,7 +257,7 @@ class NoahLayer(BaselineLayer):
 
     @contextlib.contextmanager
     def _inside(self, adapters: list[str]) -> Iterator[None]:
-        """LoRA and adapter where they belong in the block, for as long as it runs."""
+        """Install LoRA and adapter as hooks while the block runs."""
 
         def attention(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
             for adapter_name in adapters:
@@ -276,7 +278,7 @@ class NoahLayer(BaselineLayer):
                 handle.remove()
 
     def _lora(self, adapter_name: str, x: torch.Tensor) -> torch.Tensor:
-        """B A dropout(x): (..., d) → (..., 3d)."""
+        """Compute B A dropout(x): (..., d) → (..., 3d)."""
         a, b = self._taken("noah_lora_A", adapter_name), self._taken("noah_lora_B", adapter_name)
         if a is None or b is None:
             return x.new_zeros(())
@@ -284,7 +286,7 @@ class NoahLayer(BaselineLayer):
         return functional.linear(functional.linear(x, a), b)
 
     def _adapter(self, adapter_name: str, x: torch.Tensor) -> torch.Tensor:
-        """W_u dropout(QuickGELU(W_d x + b_d)) + b_u: (..., d) → (..., d)."""
+        """Compute W_u dropout(QuickGELU(W_d x + b_d)) + b_u: (..., d) → (..., d)."""
         down, up = self._taken("noah_down", adapter_name), self._taken("noah_up", adapter_name)
         if down is None or up is None:
             return x.new_zeros(())
@@ -295,10 +297,10 @@ class NoahLayer(BaselineLayer):
 
 
 class NoahModel(BaselineModel, name="noah", config=NoahConfig, layer=NoahLayer):
-    """Prompts, LoRA and adapters of a size of their own in every block, by `get_peft_model(model, NoahConfig(...))`.
+    """Prompts, LoRA and adapters with separate sizes in every block, by `get_peft_model(model, NoahConfig(...))`.
 
     Raises:
-        ValueError: the model is not timm's `VisionTransformer`, or has another number of blocks than there are sizes.
+        ValueError: the model is not timm's `VisionTransformer`, or its number of blocks differs from that of the sizes.
     """
 
     made_for = "timm's VisionTransformer"
@@ -308,7 +310,7 @@ class NoahModel(BaselineModel, name="noah", config=NoahConfig, layer=NoahLayer):
         vit = vision_transformer(model, self.title)
         strange = next((block for block in vit.blocks if not hasattr(_plain(block), "mlp")), None)
         if strange is not None or not all(hasattr(_plain(block).attn, "qkv") for block in vit.blocks):
-            raise ValueError("NOAH's LoRA sits on a fused attn.qkv, its adapter behind the mlp: these blocks differ.")
+            raise ValueError("NOAH needs blocks with a fused attn.qkv and an mlp, which these blocks do not have.")
         self._new_choice = Choice(*[config.sized(len(vit.blocks))] * 2)
 
     def place(self, adapter_name: str, config: Any, name: str) -> dict[str, Any]:
@@ -327,11 +329,11 @@ class NoahModel(BaselineModel, name="noah", config=NoahConfig, layer=NoahLayer):
         return [module for module in self.model.modules() if isinstance(module, NoahLayer)]
 
     def choice(self, adapter_name: str) -> Choice:
-        """Which subnet of an adapter is used; its fields may be set to others within the adapter's own sizes."""
+        """The current subnets of an adapter. Its fields may be set to other subnets within the adapter's sizes."""
         return self.layers()[0].choice[adapter_name]
 
     def cut(self, adapter_name: str, subnet: Subnet) -> None:
-        """Make the adapter this subnet of itself, for good."""
+        """Permanently cut the adapter to this subnet."""
         for layer in self.layers():
             layer.cut(adapter_name, subnet)
         choice, config = self.choice(adapter_name), self.peft_config[adapter_name]

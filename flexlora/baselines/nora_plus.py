@@ -2,13 +2,13 @@
 
     ΔW = s · B A from B = W Ω, A = 0, with a Gaussian sketch Ω (in × r)
 
-so ΔW = 0 at the start and B spans what W maps random inputs to. NoRA is this start alone; NoRA+ trains it with the
-preconditioned gradients of ScaledGD, gA ← (BᵀB + εI)⁻¹ gA and gB ← gB (AAᵀ + εI)⁻¹, which PEFT's
+so ΔW = 0 at the start, and B spans the images of random inputs under W. NoRA is only this initialisation. NoRA+ trains
+it with the preconditioned gradients of ScaledGD, gA ← (BᵀB + εI)⁻¹ gA and gB ← gB (AAᵀ + εI)⁻¹, which PEFT's
 `create_riemannian_optimizer` computes (the parameters are named as LoRA's, so it finds them).
 
-Chosen here, because the authors' code for it is not public and the paper's text was not at hand: which factor takes the
-sketch, Ω ~ N(0, 1/in) (a column of unit length on average, so that B's are of the size of W's response to a unit
-input), ε = 1e-2 (PEFT's default) and AdamW beneath. Rows made with it are marked.
+The authors' code is not public and the paper's text was not available. Our choices: which factor takes the sketch,
+Ω ~ N(0, 1/in) (columns have unit length on average, so B's columns have the size of W's response to a unit input),
+ε = 1e-2 (PEFT's default), and AdamW as the inner optimizer. Table rows with this method are marked.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class NoRAPlusLayer(LowRankLayer):
     title = "NoRA+"
 
     def reset(self, adapter_name: str, config: Any) -> None:
-        """The sketch; nothing where weights are about to be loaded."""
+        """Set B to the sketch. Do nothing if weights are loaded later."""
         if config.inference_mode:
             return
         weight = self.pretrained_weight()

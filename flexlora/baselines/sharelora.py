@@ -2,11 +2,11 @@
 
     ΔW_l = s · B_l A_type(l)
 
-One A for all layers' linears of one type (query, key, ...), a B for each. B = 0, so ΔW = 0 at the start; A is Kaiming
-uniform (√5). Type: the module's name without its numbers, and its number of inputs
-(`encoder.layer.attention.self.query`, in 768). The first linear of a type, in module order, holds A; the others look at
-it there, so that it is one parameter for the optimizer, in a checkpoint and on disk. Not with FSDP that shards single
-layers: A would be sharded with its holder.
+All linears of one type (query, key, ...) share one A, and each has its own B. B = 0, so ΔW = 0 at the start. A is
+Kaiming uniform (√5). The type is the module's name without its numbers, together with its number of inputs
+(`encoder.layer.attention.self.query`, in 768). The first linear of a type, in module order, holds A, and the others
+refer to it, so that A is one parameter for the optimizer, in a checkpoint and on disk. FSDP that shards single layers
+does not work, because it would shard A with its holder.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class ShareLoraConfig(LowRankConfig):
     """Configuration of a [`ShareLoraModel`].
 
     Raises:
-        ValueError: as [`LowRankConfig`], or `rank_pattern` is given: linears that share A have one rank.
+        ValueError: as [`LowRankConfig`], or `rank_pattern` is set: linears that share A have the same rank.
     """
 
     def __post_init__(self) -> None:
@@ -36,7 +36,7 @@ class ShareLoraConfig(LowRankConfig):
 
 
 class ShareLoraLayer(LowRankLayer):
-    """ΔW = s · B A, with an A that may be another layer's."""
+    """ΔW = s · B A, where A may belong to another layer."""
 
     title = "ShareLoRA"
     adapter_layer_names = ("lora_B", "lora_A")
@@ -46,7 +46,7 @@ class ShareLoraLayer(LowRankLayer):
     """The layer whose A an adapter uses; PyTorch does not look into it, so the holder is not a child of this layer."""
 
     def look_at(self, holder: ShareLoraLayer, adapter_name: str) -> None:
-        """Use the A of `holder` from now on."""
+        """Use the A of `holder`."""
         del self.lora_A[adapter_name]
         self.holders[adapter_name] = holder
 

@@ -2,13 +2,13 @@
 
     ΔW = s · B diag(g) A,    g ← sign(g) max(|g| - ξ, 0) after every optimizer step
 
-A gate g on every direction, kept sparse by a proximal gradient step: soft thresholding, ξ the product of the paper's
-step size and L1 weight. B = 0, so ΔW = 0 at the start; A is Kaiming uniform (√5), g ~ N(0, 1). A gate at 0 comes back
-when an optimizer step takes it beyond ξ. A module's rank is the number of its gates that are not 0.
+Every direction has a gate g. A proximal gradient step keeps the gates sparse: soft thresholding, where ξ is the product
+of the paper's step size and L1 weight. B = 0, so ΔW = 0 at the start. A is Kaiming uniform (√5), and g ~ N(0, 1). A
+gate at 0 becomes active again when an optimizer step moves it beyond ξ. A module's rank is the number of nonzero gates.
 
-The authors' code differs twice, and the paper's rule is taken: there a value between ξ and 2ξ is thresholded twice (to
-ξ' = |g| - ξ, and that, being below ξ, to 0), and the L1 norm is in the loss (weight 10) as well as in the proximal
-step.
+The authors' code differs from the paper in two ways, and this class follows the paper. In the code a value between ξ
+and 2ξ is thresholded twice (to ξ' = |g| - ξ, and then to 0, because ξ' is below ξ), and the L1 norm is in the loss
+(weight 10) as well as in the proximal step.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .low_rank import Factors, LowRankConfig, LowRankLayer, LowRankModel, Shapes
 class SoRAConfig(LowRankConfig):
     """Configuration of a [`SoRAModel`]."""
 
-    xi: float = setting(3e-4, "ξ: how far every gate is pulled to 0 after an optimizer step.", number, at_least=0)
+    xi: float = setting(3e-4, "ξ: the amount by which every gate shrinks after an optimizer step.", number, at_least=0)
 
 
 class SoRALayer(LowRankLayer):
@@ -63,7 +63,7 @@ class SoRAModel(LowRankModel, name="sora", config=SoRAConfig, layer=SoRALayer):
 
     @torch.no_grad()
     def after_step(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any] | None:
-        """The proximal step: soft thresholding of every gate."""
+        """Apply the proximal step: soft thresholding of every gate."""
         for _, adapter_name, layer, config in self.trained():
             gate = layer.lora_gate[adapter_name]
             gate.copy_(nn.functional.softshrink(gate, config.xi))

@@ -1,16 +1,16 @@
 """SSF, scaling and shifting features (Lian et al., NeurIPS 2022, arXiv 2210.08823, Eq. 1 and 2).
 
-After every operation, y = γ ⊙ x + β over the features: after each linear and each norm of every layer, the last norm,
-and the convolution that makes a ViT's patches. On ViT-B/16: 2 · (12 · (4 · 768 + 2304 + 3072) + 2 · 768) = 205,824
-parameters; with VTAB's heads, 50 classes on average, the "0.24" of the paper's Table 16. Both fold into the operation
-they follow: γ ⊙ (W x + b) + β = (γ ⊙ W) x + (γ ⊙ b + β).
+Every operation is followed by y = γ ⊙ x + β over the features: each linear and each norm of every layer, the last norm,
+and the convolution that makes a ViT's patches. ViT-B/16 has 2 · (12 · (4 · 768 + 2304 + 3072) + 2 · 768) = 205,824
+parameters; with VTAB's heads (50 classes on average) that is the "0.24" of the paper's Table 16. γ and β merge into the
+preceding operation: γ ⊙ (W x + b) + β = (γ ⊙ W) x + (γ ⊙ b + β).
 
-Where the description leaves room:
+Details that the description does not specify:
 
-- γ ~ N(1, 0.02²) and β ~ N(0, 0.02²), as in their code. The output at the start is therefore not the backbone's; the
-  difference shrinks in proportion with `init_std`, and is 0 for `init_std=0`.
-- They describe image models. On text models: the linears and norms of every layer, the embeddings' norm and the last
-  norm. A LLaMA's operations have no bias to hold β, so that it trains there and does not merge.
+- γ ~ N(1, 0.02²) and β ~ N(0, 0.02²), as in their code. The initial output therefore differs from the backbone's. The
+  difference is proportional to `init_std`, and 0 for `init_std=0`.
+- They describe image models. On text models we adapt the linears and norms of every layer, the embeddings' norm and the
+  last norm. A LLaMA's operations have no bias for β, so β trains there but does not merge.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class SsfConfig(BaselineConfig):
 
 
 class SsfLayer(BaselineLayer):
-    """An operation with γ and β (features) behind it."""
+    """An operation followed by γ and β, one value of each per feature."""
 
     title = "SSF"
     adapter_layer_names = ("ssf_scale", "ssf_shift")
@@ -55,7 +55,7 @@ class SsfLayer(BaselineLayer):
 
     def adapted(self, adapters: list[str], x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         result = self.base_layer(x, *args, **kwargs)
-        # The features are last, but of a convolution (batch, features, height, width).
+        # The features are the last dimension, except for a convolution: (batch, features, height, width).
         shape = (-1, 1, 1) if isinstance(self.get_base_layer(), nn.Conv2d) else (-1,)
         for adapter_name in adapters:
             scale, shift = self.ssf_scale[adapter_name], self.ssf_shift[adapter_name]
@@ -78,7 +78,7 @@ class SsfModel(BaselineModel, name="ssf", config=SsfConfig, layer=SsfLayer):
     def _create_and_replace(
         self, peft_config: Any, adapter_name: str, target: nn.Module, target_name: str, *args: Any, **kwargs: Any
     ) -> None:
-        if not isinstance(target, nn.Identity):  # timm's for a norm that is not there
+        if not isinstance(target, nn.Identity):  # timm uses it in place of a missing norm
             super()._create_and_replace(peft_config, adapter_name, target, target_name, *args, **kwargs)
 
     def check_target(self, target: nn.Module, name: str) -> None:
@@ -86,12 +86,12 @@ class SsfModel(BaselineModel, name="ssf", config=SsfConfig, layer=SsfLayer):
         is_norm = weight is not None and weight.dim() == 1
         if not (is_norm or isinstance(target, nn.Linear | nn.Conv2d)):
             raise ValueError(
-                f"{name} is a {type(target).__name__}: SSF follows linears, 2-D convolutions and norms with a weight. "
+                f"{name} is a {type(target).__name__}: SSF adapts linears, 2-D convolutions and norms with a weight. "
                 "Narrow target_modules."
             )
 
     def _check_merge_allowed(self) -> None:
         for name, layer in self.model.named_modules():
             if isinstance(layer, SsfLayer) and getattr(layer.get_base_layer(), "bias", None) is None:
-                raise ValueError(f"SSF cannot be merged into the backbone: {name} has no bias to hold its shift.")
+                raise ValueError(f"SSF cannot be merged into the backbone: {name} has no bias for the shift β.")
         super()._check_merge_allowed()

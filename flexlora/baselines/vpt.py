@@ -1,18 +1,18 @@
 """VPT, visual prompt tuning (Jia et al., ECCV 2022, arXiv 2203.12119, Eq. 4 to 6).
 
-Learned tokens between the class token and the patches. Shallow: before the first block, and they go through all of
-them, p · d parameters. Deep: before every block, in place of those that come out of the block before, L · p · d
-parameters. On ViT-B/16 with p = 50 that is 38,400 and 460,800; the paper searches p over 1 to 200 a task, and the
-"0.06" and "0.53" of the FlexLoRA paper's Table 16 are means over the tasks.
+Prompts are learned tokens between the class token and the patches. VPT-Shallow adds them before the first block, and
+they pass through all blocks: p · d parameters. VPT-Deep adds new prompts before every block, which replace those of the
+block before: L · p · d parameters. On ViT-B/16 with p = 50 that is 38,400 and 460,800. The paper searches p over 1 to
+200 for each task. The "0.06" and "0.53" of the FlexLoRA paper's Table 16 are means over the tasks.
 
-Where the description leaves room, as in their code:
+Details that the description does not specify follow their code:
 
-- Prompts start as U(±√(6 / (3 · patch² + d))), Xavier's of the patch embedding, and have no dropout unless it is set.
-  The output at the start is not the backbone's, nor near it: every token attends to the prompts.
-- The prompts leave the sequence behind the last block. Where the class token is read that changes nothing; where
-  patches are averaged the prompts are not among them.
-- timm's `VisionTransformer`, with any number of prefix tokens (class, distillation, register): prompts come after them.
-  Text models have PEFT's own prompt tuning.
+- Prompts start as U(±√(6 / (3 · patch² + d))), Xavier for the patch embedding, and have no dropout by default. The
+  initial output is far from the backbone's, because every token attends to the prompts.
+- The prompts are removed after the last block. This has no effect on models that read the class token. Models that
+  average the patches do not average the prompts.
+- The model must be timm's `VisionTransformer`, with any number of prefix tokens (class, distillation, register), which
+  the prompts follow. For text models PEFT has its own prompt tuning.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class VptConfig(BaselineConfig):
 
     default_targets: ClassVar[str] = architectures.BLOCKS
 
-    num_tokens: int = setting(50, "Prompts (p), before the first block or before every one.", whole)
-    deep: bool = setting(True, "New prompts before every block, or before the first one only.")
+    num_tokens: int = setting(50, "Number of prompts (p), before the first block or before every block.", whole)
+    deep: bool = setting(True, "True: new prompts before every block. False: before the first block only.")
     dropout: float = setting(0.0, "Dropout on the prompts.", probability)
 
     def __post_init__(self) -> None:
@@ -49,7 +49,7 @@ class VptConfig(BaselineConfig):
 
 
 class VptLayer(BaselineLayer):
-    """A block of a ViT with `vpt_prompt` (p × d) before it; it has none of its own where prompts come from below."""
+    """A block of a ViT with `vpt_prompt` (p × d) before it, or without own prompts if they come from earlier blocks."""
 
     title = "VPT"
     adapter_layer_names = ("vpt_prompt",)
@@ -66,15 +66,17 @@ class VptLayer(BaselineLayer):
             self.new_parameter("vpt_prompt", adapter_name, shape, lambda prompt: prompt.uniform_(-bound, bound))
 
     def _get_available_adapters(self) -> set[str]:
-        return set(self.settings)  # also of those whose prompts only pass through
+        return set(self.settings)  # also adapters whose prompts only pass through
 
     def holds(self, adapter_name: str) -> bool:
         return adapter_name in self.settings
 
     def adapted(self, adapters: list[str], x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """(batch, prefix + prompts + patches, d) in and out; no prompts into the first block and out of the last."""
+        """Map (batch, prefix + prompts + patches, d) to the same; first input and last output have no prompts."""
         if kwargs.get("attn_mask") is not None or kwargs.get("is_causal"):
-            raise ValueError("VPT lengthens the sequence: an attention mask does not fit it.")
+            raise ValueError(
+                "VPT adds tokens to the sequence, so an attention mask does not fit: call the model without one."
+            )
         prompts = []
         for adapter_name in adapters:
             own = None
@@ -91,14 +93,14 @@ class VptLayer(BaselineLayer):
 def replace_prompts(
     x: torch.Tensor, start: int, prompts: Sequence[tuple[int, torch.Tensor | None]]
 ) -> tuple[torch.Tensor, int]:
-    """Put each adapter's prompts (batch, p, d) in place of those that it has in the sequence.
+    """Replace each adapter's prompts in the sequence by new ones (batch, p, d).
 
     Args:
-        x: (batch, tokens, d), the prompts from token `start` on, in the adapters' order.
-        prompts: of each adapter how many it has there, and its new ones; None leaves them.
+        x: (batch, tokens, d), with the prompts from token `start` on, in the adapters' order.
+        prompts: for each adapter the number of its prompts in the sequence, and its new prompts; None keeps the old.
 
     Returns:
-        The sequence, and how many prompts are in it.
+        The sequence, and the number of prompts in it.
     """
     parts, position, count = [x[:, :start]], start, 0
     for before, own in prompts:
@@ -109,7 +111,7 @@ def replace_prompts(
 
 
 def without_prompts(x: torch.Tensor, start: int, count: int) -> torch.Tensor:
-    """The sequence without its `count` prompts, which begin at token `start`."""
+    """Remove the `count` prompts that begin at token `start` from the sequence."""
     return torch.cat([x[:, :start], x[:, start + count :]], dim=1)
 
 
@@ -139,15 +141,15 @@ class VptModel(BaselineModel, name="vpt", config=VptConfig, layer=VptLayer):
 
 
 def vision_transformer(model: nn.Module, title: str) -> Any:
-    """The one in `model`, which may be a wrapper of it.
+    """Find timm's `VisionTransformer` in `model`, which may be a wrapper. `title` names the method in the message.
 
     Raises:
-        ValueError: there is none, or more than one; `title` is the method that needs it.
+        ValueError: the model contains no `VisionTransformer`, or more than one.
     """
-    timm = sys.modules.get("timm.models.vision_transformer")  # a model of timm's is there only if this is
+    timm = sys.modules.get("timm.models.vision_transformer")  # a timm model exists only if this module is imported
     found = [module for module in model.modules() if timm is not None and isinstance(module, timm.VisionTransformer)]
     if len(found) != 1:
         raise ValueError(
-            f"{title} works on timm's VisionTransformer; {type(model).__name__} holds {len(found)} of them."
+            f"{title} needs a model with one timm VisionTransformer, but {type(model).__name__} has {len(found)}."
         )
     return found[0]

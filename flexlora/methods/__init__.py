@@ -1,4 +1,4 @@
-"""Methods: from settings to an adapted model. One file a kind; `method.kind` names it."""
+"""Methods turn settings into an adapted model. `method.kind` names the file of a kind."""
 
 from flexlora.methods.base import Method, RunContext
 from flexlora.plugins import load_plugin
@@ -6,15 +6,15 @@ from flexlora.settings import MethodSettings, RunSettings, Schedule, evaluates_h
 
 __all__ = ["Method", "RunContext", "build_method", "check_method"]
 
-# Of a run whose steps are not known yet: as many as any window needs.
+# The number of steps of a run whose steps are not known yet: larger than any window.
 UNKNOWN_STEPS = 2**31 - 1
 
 
 def build_method(settings: MethodSettings, context: RunContext) -> Method:
-    """The method that `settings` (`method.*`) describes, ready to wrap a model.
+    """Build the method that `settings` (`method.*`) describes, ready to wrap a model.
 
     Raises:
-        UserError: no such kind, a field the method does not have, a value it does not take.
+        UserError: the kind does not exist, the method does not have a field, or a value is invalid.
     """
     method: Method = load_plugin(("flexlora.methods",), settings.kind, "method.kind", "build")(settings.fields, context)
     method.head_modules = method.head_modules or tuple(context.head_modules)
@@ -22,13 +22,13 @@ def build_method(settings: MethodSettings, context: RunContext) -> Method:
 
 
 def check_method(run: RunSettings) -> None:
-    """Refuse what `build_method` would refuse whatever the data and the model, before either is loaded.
+    """Check the method's settings before data and model are loaded.
 
-    Windows are held against `training.max_steps` under schedule=absolute, and against the paper's own steps under
-    schedule=scaled; what only the real number of steps shows is left to `build_method`.
+    Windows are checked against `training.max_steps` with schedule=absolute, and against the paper's steps with
+    schedule=scaled. `build_method` makes the checks that need the real number of steps.
 
     Raises:
-        UserError: as `build_method`.
+        UserError: as for `build_method`.
     """
     scaled = run.schedule is Schedule.scaled and run.paper_steps is not None
     steps = run.paper_steps if scaled else run.training.max_steps

@@ -1,4 +1,4 @@
-"""AdaLoRA (Zhang et al., 2023): PEFT's tuner, its penalty once an optimizer step, its ranks on the record."""
+"""AdaLoRA (Zhang et al., 2023): PEFT's tuner, with its penalty once per optimizer step and its ranks recorded."""
 
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,11 @@ SMOOTHED = ("exp_avg_ipt", "exp_avg_unc")
 class AdaLoraMethod(PeftMethod):
     """ΔW = s · B diag(E) A with s = lora_alpha / init_r; all directions compete for a total rank that falls.
 
-    From step tinit on the budget falls from init_r to target_r a module (cubic); every deltaT steps the least sensitive
-    directions' E are set to 0. They keep their gradients and may come back until T - tfinal, when the mask is frozen.
-    A module's rank here is the number of directions that the latest mask kept.
+    From step tinit on, the budget falls from init_r to target_r per module (cubic). Every deltaT steps E is set to 0
+    for the least sensitive directions. They keep their gradients and may return until T - tfinal, when the mask is
+    frozen. A module's rank here is the number of directions that the latest mask keeps.
 
-    PEFT's RankAllocator does all that. Steps are counted here: one that a gradient scaler skipped is none.
+    PEFT's RankAllocator does this. This class counts the steps; steps that a gradient scaler skipped do not count.
     """
 
     _adalora: AdaLoraModel
@@ -51,7 +51,7 @@ class AdaLoraMethod(PeftMethod):
         self._adalora = wrapped.base_model
         self._layers = {n: m for n, m in self._adalora.model.named_modules() if isinstance(m, AdaLoraLayer)}
         for layer in self._layers.values():
-            # A constant that PEFT keeps as a parameter; moved to another device or type it would begin to train.
+            # PEFT stores this constant as a parameter. Moving it to another device or type would make it trainable.
             layer.ranknum[ADAPTER].requires_grad_(False)
         # PEFT's forward is the base's, and then adds the penalty to `.loss`: in evaluations too, once for every
         # accumulated batch, and not at all where the output has no loss. `regularise` adds its gradient instead.
@@ -59,11 +59,11 @@ class AdaLoraMethod(PeftMethod):
         return wrapped
 
     def load(self, model: nn.Module, folder: Path) -> None:
-        """Refused: the directions that were masked are not saved, and all of them take part from the first step."""
-        raise UserError(f"adapter: AdaLoRA cannot start from a saved adapter ({folder}): take adapter=null")
+        """Refuse to load: masked directions are not saved, but AdaLoRA starts with all directions active."""
+        raise UserError(f"adapter: AdaLoRA cannot start from a saved adapter ({folder}): set adapter=null")
 
     def regularise(self, model: nn.Module) -> None:
-        # All directions, masked ones too, as PEFT has it: they may come back.
+        # As in PEFT, the penalty includes masked directions, because they may return.
         add_orthogonality_gradient(self._factors(), self.config.orth_reg_weight)
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
@@ -79,7 +79,7 @@ class AdaLoraMethod(PeftMethod):
         return {name: pattern.get(name, self.config.init_r) for name in self._layers}
 
     def planned_events(self) -> PlannedEvents:
-        """Steps, and the directions that the mask keeps there in all; the last one is frozen."""
+        """The planned steps, with the total number of directions that the mask keeps. The last mask is frozen."""
         allocator, interval = self._adalora.rankallocator, self.config.deltaT
         # PEFT sets a mask at every multiple of deltaT after tinit.
         masks = range((self.config.tinit // interval + 1) * interval, self._last_mask, interval)
@@ -89,10 +89,10 @@ class AdaLoraMethod(PeftMethod):
         return PlannedEvents(len(masks) + 1, first, last, second - first[0] if masks else None)
 
     def parameters(self, model: nn.Module) -> dict[str, int]:
-        """`adapter_allocated` has init_r directions a module, `adapter_active` those that the latest mask kept."""
+        """Count parameters: init_r directions per module are allocated, those of the latest mask are active."""
         count = flexlora.count_parameters(model, self.head_modules)
         spare = count.adapter_allocated - self._active_parameters(self.ranks(model))
-        ranknum = len(self._layers)  # one constant a module
+        ranknum = len(self._layers)  # one constant for each module
         return {
             "adapter_active": count.adapter_allocated - spare,
             "adapter_allocated": count.adapter_allocated,
@@ -101,7 +101,7 @@ class AdaLoraMethod(PeftMethod):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        # PEFT makes new tensors at every step, so these stay what they are.
+        # PEFT makes new tensors at every step, so these do not change later.
         smoothed = {name: dict(getattr(self._adalora.rankallocator, name)) for name in SMOOTHED}
         return {"step": self._step, "rank_pattern": self.config.rank_pattern, **smoothed}
 
@@ -112,18 +112,18 @@ class AdaLoraMethod(PeftMethod):
         parameters = dict(self._adalora.model.named_parameters())
         for name in SMOOTHED:
             setattr(allocator, name, {key: score.to(parameters[key].device) for key, score in state[name].items()})
-        # The latest step's own score: read by no later step, but PEFT starts anew where a parameter has none.
+        # No later step reads the latest step's score, but PEFT resets parameters that have none.
         allocator.ipt = {key: torch.zeros_like(score) for key, score in allocator.exp_avg_ipt.items()}
 
     def _allocate(self, step: int) -> None:
-        """PEFT's update at `step`, on the gradients at hand, and an event for the record where it set a mask."""
+        """Run PEFT's update at `step` with the current gradients, and record an event if it set a mask."""
         mask, before = self.config.rank_pattern, self.ranks(self._adalora)
         self._adalora.update_and_allocate(step)
         if self.config.rank_pattern is not mask:
             self._events.append(self._event(step, before))
 
     def _event(self, step: int, before: dict[str, int]) -> dict[str, Any]:
-        """What the mask of `step` did, by the names of FlexLoRA's `RankEvent` where they mean the same."""
+        """Describe the effect of the mask of `step`, with the field names of FlexLoRA's `RankEvent`."""
         ranks = self.ranks(self._adalora)
         with torch.no_grad():
             energies = [layer.lora_E[ADAPTER].square().sum() for layer in self._layers.values()]
@@ -143,7 +143,7 @@ class AdaLoraMethod(PeftMethod):
         }
 
     def _factors(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """B (out × init_r), A (init_r × in) and a mask that leaves no direction out, of every module."""
+        """B (out × init_r), A (init_r × in) and a mask with all directions, for every module."""
         factors = [(layer.lora_B[ADAPTER], layer.lora_A[ADAPTER]) for layer in self._layers.values()]
         everything = torch.ones(self.config.init_r, dtype=torch.bool, device=factors[0][0].device)
         return [(b, a, everything) for b, a in factors]
@@ -154,17 +154,17 @@ class AdaLoraMethod(PeftMethod):
 
 
 def build(fields: dict[str, Any], context: RunContext) -> Method:
-    """AdaLoRA from the settings' fields.
+    """Build AdaLoRA from the settings' fields.
 
     Raises:
-        UserError: a setting out of range, or windows that leave no step to lower the ranks in.
+        UserError: a setting is out of range, or the windows leave no step for lowering the ranks.
     """
     scaled = dict(fields)
     scale_windows(scaled, context)
     tinit, tfinal = scaled.get("tinit", 0), scaled.get("tfinal", 0)
     if tinit + tfinal >= context.total_steps:
         raise UserError(
-            f"method.tinit={tinit} and method.tfinal={tfinal} leave no step to lower the ranks in: "
+            f"method.tinit={tinit} and method.tfinal={tfinal} leave no step for lowering the ranks: "
             f"the run has {context.total_steps} optimizer steps"
         )
     config, schedule = peft_config(fields, context)
@@ -174,7 +174,7 @@ def build(fields: dict[str, Any], context: RunContext) -> Method:
         number(config, "beta1", "beta2", above=0, below=1)
     if config.target_r >= config.init_r:
         raise UserError(
-            f"method.target_r={config.target_r} must be below method.init_r={config.init_r}: AdaLoRA's ranks only fall "
-            "in sum (method=lora has fixed ones)"
+            f"method.target_r={config.target_r} must be below method.init_r={config.init_r}: "
+            "the sum of AdaLoRA's ranks only falls (method=lora has fixed ranks)"
         )
     return AdaLoraMethod(config, schedule)

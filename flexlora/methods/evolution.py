@@ -20,19 +20,19 @@ TRIES = 100
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Every subnet whose modules have one of `depths` first blocks, and one of `sizes` in each of them."""
+    """The subnets whose modules are in the first n blocks, n from `depths`, with one of `sizes` in each block."""
 
     blocks: int
     sizes: tuple[int, ...]
     depths: tuple[int, ...]
-    """Those beyond `blocks` are all blocks."""
+    """A depth above `blocks` means all blocks."""
 
     def draw(self, draws: random.Random) -> Subnet:
-        """Each module's depth, then each of its sizes, all alike probable."""
+        """Draw each module's depth and then each of its sizes, uniformly."""
         return Subnet(*(self._padded(self._fitted((), draws)) for _ in MODULES))
 
     def mutate(self, subnet: Subnet, size_probability: float, depth_probability: float, draws: random.Random) -> Subnet:
-        """A subnet beside this one."""
+        """Make a random variation of this subnet."""
 
         def mutated(sizes: tuple[int, ...]) -> tuple[int, ...]:
             there = tuple(size for size in sizes if size)
@@ -45,23 +45,23 @@ class SearchSpace:
         return Subnet(*(mutated(getattr(subnet, name)) for name in MODULES))
 
     def _fitted(self, sizes: tuple[int, ...], draws: random.Random) -> tuple[int, ...]:
-        """`sizes` cut to a depth that is drawn, or filled up to it by drawing."""
+        """Draw a depth and cut `sizes` to it, or extend them to it by drawing."""
         depth = min(draws.choice(self.depths), self.blocks)
         return sizes[:depth] + tuple(draws.choice(self.sizes) for _ in range(depth - len(sizes)))
 
     def _padded(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
-        """A number for every block."""
+        """Extend `sizes` by zeros to one number for every block."""
         return sizes + (0,) * (self.blocks - len(sizes))
 
 
 def crossover(one: Subnet, other: Subnet, draws: random.Random) -> Subnet:
-    """Each module from one of two parents."""
+    """Take each module from one of the two parents."""
     return Subnet(*(getattr(draws.choice((one, other)), name) for name in MODULES))
 
 
 @dataclass
 class Evolution(Checked):
-    """How the search goes: the published numbers of VTAB-1K."""
+    """The settings of the search: the published numbers for VTAB-1K."""
 
     generations: int = setting(15, "Generations after the first, which is random.", whole, at_least=0)
     population: int = setting(50, "Subnets that are scored in a generation.", whole)
@@ -74,14 +74,14 @@ class Evolution(Checked):
 
 @dataclass
 class Search:
-    """A search that can be kept and gone on with, as `state` and `Search.of` do."""
+    """A search that `state` saves and `Search.of` restores."""
 
     generation: int = 0
     scores: dict[Subnet, float] = field(default_factory=dict)
-    """Of all that were tried, in the order in which they were."""
+    """The scores of all tried subnets, in the order in which they were tried."""
 
     def best(self, count: int = 1) -> list[Subnet]:
-        """The best so far; of equals those tried first."""
+        """The best subnets so far. Among equal scores, earlier ones come first."""
         return sorted(self.scores, key=lambda subnet: -self.scores[subnet])[:count]
 
     def run(
@@ -93,18 +93,18 @@ class Search:
         score: Callable[[Subnet], float],
         after_generation: Callable[[], object],
     ) -> Subnet:
-        """The best subnet of all generations that are `allowed`; generation 0 is drawn at random.
+        """Find the best `allowed` subnet of all generations. Generation 0 is random.
 
         Raises:
-            ValueError: none that was drawn is allowed.
+            ValueError: no drawn subnet is allowed.
         """
         while self.generation <= evolution.generations:
-            # Numbers of its own for each generation: one that is begun again comes out the same.
+            # Each generation has its own random numbers, so a restarted generation gives the same result.
             self._try_generation(space, evolution, random.Random(f"{seed} {self.generation}"), allowed, score)
             self.generation += 1
             after_generation()
         if not self.scores:
-            raise ValueError("no subnet that was drawn is small enough")
+            raise ValueError("no drawn subnet is small enough")
         return self.best()[0]
 
     def _try_generation(
@@ -133,12 +133,12 @@ class Search:
         try_some(max(0, evolution.population - (len(self.scores) - before)), lambda: space.draw(draws))
 
     def state(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Return the values in JSON-ready form."""
         rows = [[*(list(getattr(subnet, name)) for name in MODULES), score] for subnet, score in self.scores.items()]
         return {"generation": self.generation, "scores": rows}
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> "Search":
-        """The search that `state` tells of."""
+        """Restore the search from `state`."""
         scores = {Subnet(*(tuple(sizes) for sizes in row[:-1])): row[-1] for row in state["scores"]}
         return cls(state["generation"], scores)

@@ -2,9 +2,9 @@
 
 Chongjie-Si/Subspace-Tuning at 2c63d06, NLU/src/transformers/trainer.py, lines 1112 to 1188. In every step: optimizer
 step, schedule step, rank event. After an event the trainer makes `type(optimizer)(model.parameters(),
-**optimizer.defaults)`: one group at the rate given at the start, whose weight decay is the class's default of 0, since
-the real one was in the old groups only. The state it means to carry over is looked up by `id(p)` among the positions
-0, 1, … of `state_dict()`, so none is. The schedule keeps driving the optimizer that is gone, and is stepped again.
+**optimizer.defaults)`: one group with the initial rate and the class's default weight decay of 0, since only the old
+groups had the real one. The code looks up the old state by `id(p)` among the positions 0, 1, … of `state_dict()`, so it
+copies none. The schedule keeps changing the discarded optimizer, and is stepped again.
 """
 
 from collections.abc import Callable
@@ -23,13 +23,13 @@ from flexlora.methods.peft import PeftMethod, peft_config
 
 @dataclass
 class Behaviours:
-    """What the released code does at a rank event, each behind one setting.
+    """The effects of a rank event in the released code, with one setting for each.
 
     Attributes:
-        reset_moments: an event empties the optimizer's state of all parameters, the head's too, and its step count.
-        drop_weight_decay: from the first event on no parameter decays.
-        rate_to_peak: from the first event on the learning rate is its peak, and the schedule has no say.
-        schedule_twice: the schedule takes a second step at every event. Seen only without `rate_to_peak`.
+        reset_moments: an event clears the optimizer's state and step count of all parameters, the head's included.
+        drop_weight_decay: from the first event on, no parameter has weight decay.
+        rate_to_peak: from the first event on, the learning rate is its peak and the schedule has no effect.
+        schedule_twice: the schedule takes a second step at every event. It has an effect only without `rate_to_peak`.
     """
 
     reset_moments: bool = True
@@ -42,7 +42,7 @@ BEHAVIOURS = tuple(field.name for field in fields(Behaviours))
 
 
 class FlexLoraReleasedMethod(PeftMethod):
-    """The optimizer is changed in place, with the same effect: whoever holds it (Accelerate, a scaler) still does."""
+    """Changes the optimizer in place, with the same effect: references to it (Accelerate, a scaler) stay valid."""
 
     def __init__(self, config: Any, schedule: dict[str, Any] | None, behaviours: Behaviours) -> None:
         super().__init__(config, schedule)
@@ -50,7 +50,7 @@ class FlexLoraReleasedMethod(PeftMethod):
         self._events_held = 0
 
     def parameter_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
-        """As the Trainer has them: no weight decay for biases and LayerNorms."""
+        """The groups of the Trainer: biases and LayerNorms have no weight decay."""
         norms = {id(p) for m in model.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()}
         spared = norms | {id(p) for name, p in model.named_parameters() if "bias" in name}
         groups = []
@@ -74,7 +74,7 @@ class FlexLoraReleasedMethod(PeftMethod):
         self._tuner.attach(optimizer, on_event=lambda _: self._rebuild(optimizer))
 
     def _rebuild(self, optimizer: torch.optim.Optimizer) -> None:
-        """At an event, inside the optimizer's step and before the schedule's, which then sets the rate."""
+        """Change the optimizer at an event: inside its step, and before the schedule's step, which sets the rate."""
         self._events_held += 1
         if self.behaviours.reset_moments:
             optimizer.state.clear()
@@ -91,12 +91,12 @@ class FlexLoraReleasedMethod(PeftMethod):
 
 
 def build(given: dict[str, Any], context: RunContext) -> Method:
-    """FlexLoRA from the settings' fields; the released code has no rank limit, so `max_rank=null` means none here."""
+    """Build FlexLoRA from the settings' fields. `max_rank=null` means no rank limit, as in the released code."""
     given = dict(given)
     behaviours = take(Behaviours, given)
     config, schedule = peft_config(given, context)
     assert isinstance(config, flexlora.FlexLoraConfig)
     if config.max_rank is None:
-        # A module gains at most one direction an event.
+        # A module gains at most one direction per event.
         config.max_rank = 8 * -(-(config.r + len(config.event_steps())) // 8)
     return FlexLoraReleasedMethod(config, schedule, behaviours)

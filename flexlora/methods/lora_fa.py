@@ -15,7 +15,7 @@ from flexlora.methods.peft import PeftMethod, peft_config
 
 
 class LoraFAMethod(PeftMethod):
-    """A is frozen at once, so that what is counted and kept in a checkpoint is what trains."""
+    """LoRA with A frozen from the start, so that counts and checkpoints contain only trainable parameters."""
 
     _model: PeftModel
 
@@ -34,7 +34,7 @@ class LoraFAMethod(PeftMethod):
     def optimizer(
         self, groups: list[dict[str, Any]], learning_rate: float, weight_decay: float
     ) -> torch.optim.Optimizer:
-        """PEFT's; it needs every A beside its B, and so holds frozen parameters too."""
+        """Make PEFT's optimizer. It needs every A with its B, so it also gets frozen parameters."""
         assert isinstance(self.config, LoraConfig)
         return create_lorafa_optimizer(
             self._model, r=self.config.r, lora_alpha=self.config.lora_alpha, lr=learning_rate, weight_decay=weight_decay
@@ -42,5 +42,5 @@ class LoraFAMethod(PeftMethod):
 
 
 def build(fields: dict[str, Any], context: RunContext) -> Method:
-    """LoRA-FA from LoRA's fields."""
+    """Build LoRA-FA from LoRA's fields."""
     return LoraFAMethod(*peft_config(fields, context))

@@ -1,9 +1,9 @@
 """LoRA-GA: gradient approximation (Wang et al., NeurIPS 2024, arXiv 2407.05000), PEFT's `init_lora_weights="lora_ga"`.
 
-Before the first step A and B become singular vectors of the backbone's gradient on some batches, and W ← W - s B A.
-PEFT takes the gradients before the model is wrapped (`preprocess_loraga`); here the loop's `prepare` comes after, so
-they are taken through the wrapped model, whose B = 0 makes them the backbone's, and PEFT's layers initialise themselves
-again.
+Before the first step, A and B become singular vectors of the backbone's gradient on some batches, and W ← W - s B A.
+PEFT computes the gradients before the model is wrapped (`preprocess_loraga`). Here the loop calls `prepare` after
+wrapping, so the gradients go through the wrapped model. They equal the backbone's because B = 0. PEFT's layers then
+initialise themselves again.
 """
 
 import itertools
@@ -27,13 +27,13 @@ from flexlora.tuner.checks import whole
 
 @dataclass
 class LoraGAFields(Checked):
-    """The field that is neither `LoraConfig`'s nor PEFT's `LoraGAConfig`'s."""
+    """The field that neither `LoraConfig` nor PEFT's `LoraGAConfig` has."""
 
-    batches: int = setting(8, "Batches of the first epoch, of each process, over which gradients are averaged.", whole)
+    batches: int = setting(8, "Number of batches per process over which gradients are averaged.", whole)
 
 
 class LoraGAMethod(ResidualMethod):
-    """Averages the gradient over `batches` batches of the first epoch (of each process)."""
+    """Averages the gradient over the first `batches` batches of the first epoch, on each process."""
 
     config: LoraConfig
 
@@ -52,11 +52,11 @@ class LoraGAMethod(ResidualMethod):
         model.requires_grad_(False)
         weights = [layer.get_base_layer().weight for layer in self._layers.values()]
         if not all(weight.is_floating_point() for weight in weights):
-            raise UserError("method=lora_ga takes gradients of the backbone, which must not be quantised")
+            raise UserError("method=lora_ga needs gradients of the backbone: set model.quantization=null")
         for weight in weights:
             weight.requires_grad_(True)
         was_training, count = model.training, 0
-        model.eval()  # the gradient of the backbone, without dropout's noise
+        model.eval()  # the gradient must not contain dropout's noise
         for batch in itertools.islice(batches, self.batches):
             loss(model, batch).backward()
             count += 1
@@ -75,10 +75,10 @@ class LoraGAMethod(ResidualMethod):
 
 
 def build(fields: dict[str, Any], context: RunContext) -> Method:
-    """LoRA-GA from LoRA's fields and its own: `batches`, `direction`, `scale`, `stable_gamma`.
+    """Build LoRA-GA from LoRA's fields and its own: `batches`, `direction`, `scale`, `stable_gamma`.
 
     Raises:
-        UserError: as `peft_config`, or a value of these that there is not.
+        UserError: as for `peft_config`, or a value of these fields is invalid.
     """
     fields = dict(fields)
     own = take(LoraGAFields, fields)

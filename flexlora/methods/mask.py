@@ -1,4 +1,4 @@
-"""Methods that add nothing and choose which of the backbone's own parameters train: all, its biases, only the head."""
+"""Methods without an adapter, which choose the trainable parameters of the backbone: all, biases, or the head."""
 
 import dataclasses
 import logging
@@ -23,13 +23,13 @@ SAVED = "trained.safetensors"
 
 @dataclasses.dataclass
 class MaskFields:
-    """The method's own field: regular expressions of the whole names of parameters that train beside the head."""
+    """The method's own field: regular expressions for the full names of parameters to train with the head."""
 
     trainable: list[str]
 
 
 class MaskMethod(Method):
-    """`requires_grad` for the head, and for parameters whose whole name one of `patterns` matches."""
+    """Trains the head and the parameters whose full name matches one of `patterns`."""
 
     def __init__(self, patterns: list[str], head_modules: list[str]) -> None:
         self.patterns = [re.compile(pattern) for pattern in patterns]
@@ -39,31 +39,33 @@ class MaskMethod(Method):
         """Set `requires_grad`.
 
         Raises:
-            UserError: a pattern matches nothing, nothing would train, or what would train is not float32.
+            UserError: a pattern matches no parameter, nothing would train, or a trainable parameter is not float32.
         """
         names = [name for name, _ in model.named_parameters()]
         for pattern in self.patterns:
             if not any(pattern.fullmatch(name) for name in names):
                 near = did_you_mean(pattern.pattern, names)
-                raise UserError(f"method.trainable: '{pattern.pattern}' is no parameter's whole name.{near}")
+                raise UserError(
+                    f"method.trainable: '{pattern.pattern}' does not match the full name of any parameter.{near}"
+                )
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(self._in_head(name) or any(pattern.fullmatch(name) for pattern in self.patterns))
             if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
                 dtype = str(parameter.dtype).removeprefix("torch.")
                 raise UserError(
-                    f"this method trains the model's own weights, and small steps on {dtype} weights vanish: "
-                    "set model.dtype=float32 (training.precision=bf16 makes the arithmetic as fast)"
+                    f"this method trains the model's own weights, and small steps vanish on {dtype} weights: "
+                    "set model.dtype=float32 (training.precision=bf16 makes the computation equally fast)"
                 )
         if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise UserError("this method trains a fresh head, and this model has none: nothing would train")
+            raise UserError("this method trains a fresh head, but this model has none: choose another method")
         return model
 
     def load(self, model: nn.Module, folder: Path) -> None:
         file = folder / SAVED
         if not file.is_file():
             raise UserError(
-                f"adapter: {folder} has no {SAVED}: it is another method's, or of a model that trained whole "
-                "(model=local model.path=DIR starts from one)"
+                f"adapter: {folder} has no {SAVED}: it is of another method, or it is a fully trained model "
+                "(start from that with model=local model.path=DIR)"
             )
         try:
             saved = load_file(file)
@@ -78,12 +80,12 @@ class MaskMethod(Method):
                 if saved[name].shape == parameter.shape:
                     parameter.copy_(saved[name])
                 elif self._in_head(name):
-                    log.info("adapter: %s has another shape there and starts anew", name)
+                    log.info("adapter: %s has another shape in the saved adapter and is initialised again", name)
                 else:
                     raise UserError(f"adapter: {folder} is of another model: the shape of {name} differs")
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """A model that trained whole as `from_pretrained` loads it; else only what trained, for `load_state_dict`."""
+        """Save a fully trained model for `from_pretrained`, or otherwise only the trained parameters."""
         if isinstance(model, PreTrainedModel) and all(parameter.requires_grad for parameter in model.parameters()):
             model.save_pretrained(folder)
             return
@@ -95,7 +97,7 @@ class MaskMethod(Method):
 
 
 def build(fields: dict[str, Any], context: RunContext) -> Method:
-    """A mask from `method.trainable`; the head's modules come from the backbone's architecture.
+    """Build a mask from `method.trainable`. The backbone's architecture names the head's modules.
 
     Raises:
         UserError: there is another field, or `trainable` is not a list of regular expressions.

@@ -1,8 +1,8 @@
-"""NOAH's first two stages: one supernet whose subnets train in turn, then a search for the best of them.
+"""NOAH's first two stages: training a supernet by random subnets, and searching for the best subnet.
 
-Every optimizer step trains a subnet drawn at random. Once the training is over, an evolutionary search scores subnets,
-with the supernet's weights, by the task's main metric on rows held out of the training, and the best one is what is
-evaluated last and saved, `subnet.json` with it: `method=noah method.subnet=…` trains it from scratch on all rows.
+Every optimizer step trains a random subnet. After the training, an evolutionary search scores subnets with the
+supernet's weights, by the task's main metric on held-out rows. The best subnet is evaluated and saved, together with
+`subnet.json`. `method=noah method.subnet=…` trains it from scratch on all rows.
 """
 
 import json
@@ -46,7 +46,7 @@ class SupernetFields(Checked):
 
 
 class NoahSupernetMethod(PeftMethod):
-    """The supernet has the largest size in every block; before the search it is evaluated as such."""
+    """The supernet, which has the largest size in every block. Before the search it is evaluated in that size."""
 
     config: NoahConfig
 
@@ -82,7 +82,7 @@ class NoahSupernetMethod(PeftMethod):
         self._draw()
 
     def _draw(self) -> None:
-        """The next step's subnet: the same one on all processes, and in a training that goes on."""
+        """Draw the next step's subnet, the same on all processes and in a resumed training."""
         draws = random.Random(f"{self._seed} step {self._step}")
         self._noah.choice(ADAPTER).training = self._space.draw(draws)
 
@@ -100,7 +100,7 @@ class NoahSupernetMethod(PeftMethod):
             self._found = self._search.run(self._space, self._evolution, self._seed, allowed, scored, keep)
         except ValueError as error:
             raise UserError(
-                f"method.max_parameters={self._max_parameters}: {error}: raise it, or give smaller method.sizes"
+                f"method.max_parameters={self._max_parameters}: {error}: raise it, or set smaller method.sizes"
             ) from error
         self._noah.cut(ADAPTER, self._found)
 
@@ -125,15 +125,15 @@ class NoahSupernetMethod(PeftMethod):
 
 
 def build(fields: dict[str, Any], context: RunContext) -> Method:
-    """NOAH's supernet and search from the settings' fields.
+    """Build NOAH's supernet and search from the settings' fields.
 
     Raises:
-        UserError: as `peft_config`, a value that there is not, or no rows are held out to search on.
+        UserError: as for `peft_config`, a value is invalid, or there are no held-out rows for the search.
     """
     fields = dict(fields)
     if not context.held_out:
         raise UserError(
-            "method=noah_supernet chooses by its evaluation, which must not be the benchmark's test set: "
+            "method=noah_supernet searches on its evaluation split, which must not be the benchmark's test set: "
             "set task.split=train800_val200"
         )
     own = take(SupernetFields, fields)

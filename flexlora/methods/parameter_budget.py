@@ -1,4 +1,4 @@
-"""A rank (or a width, or a number of prompts) for which a method has as many active parameters as a budget allows."""
+"""Chooses a rank (or width, or number of prompts) whose number of active parameters comes nearest to a budget."""
 
 import copy
 from dataclasses import dataclass
@@ -11,22 +11,22 @@ from flexlora.methods import build_method
 from flexlora.methods.base import RunContext
 from flexlora.settings import MethodSettings
 
-# What the size of an adapter is called, in the order in which they are looked for.
+# The settings for the size of an adapter, in the order of the search.
 SIZES = ("target_r", "r", "bottleneck", "num_tokens", "rank")
-# Where a method starts that lowers its ranks to `target_r`.
+# The settings for the initial rank of methods that lower their ranks to `target_r`.
 STARTS = ("init_r", "r")
 
 
 @dataclass(frozen=True)
 class Fit:
-    """The size that comes nearest to a budget."""
+    """The size whose parameters come nearest to a budget."""
 
     budget: int
-    """Active adapter parameters that were asked for."""
+    """The requested number of active adapter parameters."""
     changed: dict[str, int]
-    """The method's settings that were chosen, by name."""
+    """The chosen values of the method's settings, by name."""
     active: int
-    """Active adapter parameters with them; of a method that lowers its ranks those at the end, on average."""
+    """The active adapter parameters with these values; the average at the end if the method lowers its ranks."""
 
     def __str__(self) -> str:
         chosen = ", ".join(f"method.{name}={value}" for name, value in self.changed.items())
@@ -34,17 +34,19 @@ class Fit:
 
 
 def fit_to_budget(method: MethodSettings, context: RunContext, model: nn.Module, budget: int) -> Fit:
-    """The size of a method, as it would wrap `model`, for which its active parameters come nearest to `budget`.
+    """Find the size of a method whose active parameters on `model` come nearest to `budget`.
 
-    A method that lowers its ranks keeps the ratio of its start to `target_r`. `model` is not touched.
+    A method that lowers its ranks keeps the ratio of its initial rank to `target_r`. `model` does not change.
 
     Raises:
-        UserError: the method has no size to choose, or the smallest one is above twice the budget.
+        UserError: the method has no setting for its size, or the smallest size is above twice the budget.
     """
     fields = method.fields
     size = next((name for name in SIZES if isinstance(fields.get(name), int)), None)
     if size is None:
-        raise UserError(f"parameter_budget: method {method.name} has no rank to choose: leave it out")
+        raise UserError(
+            f"parameter_budget: method {method.name} has no setting for its size: leave out parameter_budget"
+        )
 
     def changed(value: int) -> dict[str, int]:
         if size != "target_r":
@@ -59,17 +61,20 @@ def fit_to_budget(method: MethodSettings, context: RunContext, model: nn.Module,
 
     low, below = 1, active(1)
     if below > 2 * budget:
-        raise UserError(f"parameter_budget={budget:,}: method {method.name} has {below:,} at least, with {size}=1")
+        raise UserError(
+            f"parameter_budget={budget:,}: method {method.name} has at least {below:,} parameters, with {size}=1: "
+            "raise parameter_budget"
+        )
     high, above = low, below
     while above < budget:
         low, below = high, above
         high *= 2
         try:
             above = active(high)
-        except UserError:  # no matrix has so high a rank
+        except UserError:  # the rank is above that of every matrix
             high = low
             break
-        if above == below:  # it grows no more
+        if above == below:  # the number does not grow any more
             break
     while high - low > 1:
         middle = (low + high) // 2
@@ -80,22 +85,24 @@ def fit_to_budget(method: MethodSettings, context: RunContext, model: nn.Module,
 
 
 def _active(method: MethodSettings, context: RunContext, model: nn.Module) -> int:
-    """Active adapter parameters of the method on a copy of `model` that has shapes and no weights."""
+    """Count the method's active adapter parameters on a copy of `model` with shapes and without weights."""
     try:
         return count_on_shapes(method, context, model)["adapter_active"]
     except NotImplementedError as error:
-        raise UserError(f"parameter_budget: not known without training: {one_line(error)}") from error
+        raise UserError(f"parameter_budget: unknown before training: {one_line(error)}") from error
 
 
 def count_on_shapes(method: MethodSettings, context: RunContext, model: nn.Module) -> dict[str, int]:
-    """`Method.parameters` of a method on a copy of `model` that has shapes and no weights.
+    """Compute `Method.parameters` on a copy of `model` with shapes and without weights.
 
     Raises:
         UserError: the method cannot adapt this model.
-        NotImplementedError: it looks at the weights' values.
+        NotImplementedError: the method needs the values of the weights.
     """
     if not isinstance(method.fields.get("init_lora_weights", True), bool):
-        method = method.with_fields(init_lora_weights=True)  # the others look at weights, and count the same
+        method = method.with_fields(
+            init_lora_weights=True
+        )  # other initialisations need the weights, but their counts are equal
     shapes = copy.deepcopy(model, {id(p): _shape(p) for p in model.parameters()})
     built = build_method(method, context)
     return built.parameters(built.wrap(shapes))

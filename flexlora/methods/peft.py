@@ -1,4 +1,4 @@
-"""Any tuner of PEFT's registry, from `method.peft_type` and its config class's own fields."""
+"""Any tuner of PEFT's registry, from `method.peft_type` and the fields of its config class."""
 
 import dataclasses
 import logging
@@ -34,14 +34,14 @@ from flexlora.tuner.events import PlannedEvents
 
 log = logging.getLogger("flexlora")
 
-# Names of AdaLoRA's, and so of every tuner whose ranks move on a timetable of optimizer steps.
+# The names of the windows, from AdaLoRA. Every tuner whose ranks change at planned steps uses them.
 WINDOWS = ("tinit", "tfinal", "deltaT")
 
 
 class PeftMethod(Method):
-    """A model wrapped by `get_peft_model` with one PEFT config; a tuner of this package is asked for the loop's hooks.
+    """A model wrapped by `get_peft_model`. The loop's hooks go to the tuner if it is one of this package.
 
-    Steps are counted here: one that a gradient scaler skipped is none.
+    This class counts the steps. Steps that a gradient scaler skipped do not count.
     """
 
     def __init__(self, config: PeftConfig, schedule: dict[str, Any] | None) -> None:
@@ -55,17 +55,17 @@ class PeftMethod(Method):
         _refuse_strangers(getattr(self.config, "modules_to_save", None) or (), model)
         try:
             wrapped = get_peft_model(model, self.config)
-        except NotImplementedError:  # on the meta device: the caller's matter
+        except NotImplementedError:  # on the meta device; the caller handles it
             raise
-        except Exception as error:  # PEFT looks at many fields only here, and at some not at all before it uses them
+        except Exception as error:  # PEFT checks many fields only here, and some only when it uses them
             if "targeted for adaptation" in str(error) or "not found in the base model" in str(error):
                 wanted = getattr(self.config, "target_modules", None)
                 raise UserError(
-                    f"method: the model has no {wanted}: name its linears by method.target_modules"
+                    f"method: the model has no {wanted}: name its linears in method.target_modules"
                 ) from error
             raise UserError(f"method: {one_line(error)}") from error
         if not any(parameter.requires_grad for parameter in wrapped.parameters()):
-            raise UserError("method: nothing would train with these settings")
+            raise UserError("method: these settings train no parameter: check method.target_modules")
         self._tuner = wrapped.base_model if isinstance(wrapped.base_model, Tuner) else None
         return wrapped
 
@@ -118,11 +118,11 @@ class PeftMethod(Method):
     def load(self, model: nn.Module, folder: Path) -> None:
         assert isinstance(model, PeftModel)
         if not (folder / CONFIG_NAME).is_file():
-            raise UserError(f"adapter: {folder} is no adapter that PEFT saved (it has no {CONFIG_NAME})")
+            raise UserError(f"adapter: {folder} is not an adapter saved by PEFT: it has no {CONFIG_NAME}")
         try:
             theirs, ours = PeftConfig.from_pretrained(str(folder)).peft_type, self.config.peft_type
             if theirs != ours:
-                raise UserError(f"adapter: {folder} holds a {theirs.value} adapter, this method is {ours.value}")
+                raise UserError(f"adapter: {folder} has a {theirs.value} adapter, but this method is {ours.value}")
             weights = load_peft_weights(str(folder), device="cpu")
             held = get_peft_model_state_dict(model, save_embedding_layers=False)
             strange = sorted(weights.keys() ^ held.keys())
@@ -131,7 +131,7 @@ class PeftMethod(Method):
             for name in weights:
                 in_head = not set(self.config.modules_to_save or ()).isdisjoint(name.split("."))
                 if in_head and weights[name].shape != held[name].shape:
-                    log.info("adapter: %s has another shape there and starts anew", name)
+                    log.info("adapter: %s has another shape in the saved adapter and is initialised again", name)
                     weights[name] = held[name]
             set_peft_model_state_dict(model, weights)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
@@ -143,18 +143,18 @@ class PeftMethod(Method):
 
 
 def build(fields: dict[str, Any], context: RunContext) -> Method:
-    """A PEFT method from the settings' fields."""
+    """Build a PEFT method from the settings' fields."""
     return PeftMethod(*peft_config(fields, context))
 
 
 def peft_config(fields: dict[str, Any], context: RunContext) -> tuple[PeftConfig, dict[str, Any] | None]:
-    """The PEFT config of `fields`, and how its windows were scaled (None where it has none).
+    """Make the PEFT config from `fields`, and describe how its windows were scaled (None if it has no windows).
 
-    Beside the config class's own fields there are `peft_type`, `python_module` and, for a config with a `rank_pattern`,
-    `ranks_from`: the folder of a finished run whose final ranks are taken over and kept.
+    The fields are those of the config class, `peft_type`, `python_module` and, for a config with a `rank_pattern`,
+    `ranks_from`: the folder of a finished run whose final ranks are used as fixed ranks.
 
     Raises:
-        UserError: PEFT has no such type, or the type no such field, or a value is of another type or refused.
+        UserError: PEFT does not have the type, the type does not have a field, or a value is invalid.
     """
     config_class, _ = tuner_classes(fields)
     fields = {name: value for name, value in fields.items() if name not in ("peft_type", "python_module")}
@@ -168,29 +168,29 @@ def peft_config(fields: dict[str, Any], context: RunContext) -> tuple[PeftConfig
     task_type = fields.get("task_type")
     _check_values(fields, known)
     if None not in (task_type, context.task_type) and task_type != context.task_type:
-        raise UserError(f"method.task_type is {context.task_type}, as the model is, not {task_type}: leave it out")
+        raise UserError(f"method.task_type must be the model's {context.task_type}, not {task_type}: leave it out")
     schedule = scale_windows(fields, context)
     by_run = {"total_step": context.total_steps, "seed": context.seed, "task_type": context.task_type}
     fields |= {name: value for name, value in by_run.items() if name in known and fields.get(name) is None}
-    # A method that is made for places of its own knows them itself (flexlora.baselines).
+    # A method with its own default targets knows them itself (flexlora.baselines).
     by_model = "target_modules" in known and not hasattr(config_class, "default_targets")
     if by_model and fields.get("target_modules") is None:
         if context.target_modules is None:
             raise UserError(
-                "method.target_modules: which linears of this architecture to adapt is not known: name them"
+                "method.target_modules is not set, and this architecture has no default: name the linears to adapt"
             )
         fields["target_modules"] = context.target_modules
     if "modules_to_save" in known and fields.get("modules_to_save") is None:
         fields["modules_to_save"] = list(context.head_modules)
-    with by_user_names():  # PEFT's own classes raise whatever they like
+    with by_user_names():  # PEFT's own classes raise many kinds of errors
         return config_class(**fields), schedule
 
 
 def _check_values(fields: dict[str, Any], known: set[str]) -> None:
-    """Refuse what PEFT takes without a word, or refuses only once the model is loaded."""
+    """Check values that PEFT accepts silently, or refuses only after the model is loaded."""
     names = ("r", "init_r", "max_rank", "rank_pattern", "lora_alpha", "alpha_pattern", "lora_dropout")
     given = SimpleNamespace(**{name: fields.get(name) for name in names})
-    lowest = 0 if "oft_block_size" in known else 1  # OFT has 0 for no rank
+    lowest = 0 if "oft_block_size" in known else 1  # in OFT 0 means no rank
     with by_user_names():
         whole(given, "r", "init_r", "max_rank", "rank_pattern", at_least=lowest, at_most=MAX_WIDTH, or_none=True)
         number(given, "lora_alpha", "alpha_pattern", above=0, or_none=True)
@@ -198,13 +198,13 @@ def _check_values(fields: dict[str, Any], known: set[str]) -> None:
 
 
 def tuner_classes(fields: Mapping[str, Any]) -> tuple[type[PeftConfig], type[Any]]:
-    """The configuration and the tuner that PEFT knows by `method.peft_type`.
+    """Find the configuration class and the tuner class for `method.peft_type`.
 
-    `method.python_module` names a module of the user's own, which is imported first: it registers the tuner, or an
-    importance that one of the fields names.
+    `method.python_module` names a user's module, which is imported first. It registers the tuner, or an importance that
+    a field names.
 
     Raises:
-        UserError: PEFT has no such type, or the module cannot be imported.
+        UserError: PEFT does not have the type, or the module cannot be imported.
     """
     module = fields.get("python_module")
     if module is not None:
@@ -218,17 +218,17 @@ def tuner_classes(fields: Mapping[str, Any]) -> tuple[type[PeftConfig], type[Any
 
 
 def scale_windows(fields: dict[str, Any], context: RunContext) -> dict[str, Any] | None:
-    """Bring the windows in `fields` from the paper's steps to this run's; what was done, or None without windows.
+    """Scale the windows in `fields` from the paper's steps to this run's. Returns the changes; None without windows.
 
     Raises:
-        UserError: a window below what it may be.
+        UserError: a window is below its minimum.
     """
     before = {name: fields[name] for name in WINDOWS if fields.get(name) is not None}
     if not before:
         return None
     scaled = context.schedule is Schedule.scaled and context.paper_steps is not None
     for name, value in before.items():
-        # Here, because a scaled window is rounded to one that is allowed.
+        # Checked here, because a scaled window is rounded to an allowed value.
         lowest = 1 if name == "deltaT" else 0
         if value < lowest:
             raise UserError(f"method.{name} must be at least {lowest}, not {value}")
@@ -248,7 +248,7 @@ def scale_windows(fields: dict[str, Any], context: RunContext) -> dict[str, Any]
 
 
 def _refuse_strangers(wanted: Iterable[str], model: nn.Module) -> None:
-    """Refuse `modules_to_save` that name no module: PEFT passes over them without a word."""
+    """Check that every entry of `modules_to_save` names a module, because PEFT silently ignores unknown names."""
     names = [name for name, _ in model.named_modules() if name]
     for entry in wanted:
         if not any(name == entry or name.endswith(f".{entry}") for name in names):

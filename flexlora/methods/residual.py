@@ -1,8 +1,8 @@
-"""LoRA that starts from a part of the backbone and leaves the backbone its rest: PEFT's PiSSA, and LoRA-GA.
+"""LoRA variants that move a part of the backbone's weights into A and B: PEFT's PiSSA, and LoRA-GA.
 
-Both write W ← W - s B₀ A₀ into the backbone. What PEFT saves by itself, A and B, gives another output on a fresh
-backbone (LoRA-GA), or decomposes its W again (PiSSA). `save` therefore writes a plain LoRA of twice the
-rank, ΔW = s (B A - B₀ A₀), for the backbone as it was; PEFT's own conversion leaves modules_to_save out.
+Both set W ← W - s B₀ A₀ in the backbone. PEFT saves only A and B. On a fresh backbone they give another output
+(LoRA-GA), or W is decomposed again (PiSSA). `save` therefore writes a plain LoRA of twice the rank,
+ΔW = s (B A - B₀ A₀), for the original backbone. PEFT's own conversion omits modules_to_save.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ ADAPTER = "default"
 
 
 class ResidualMethod(PeftMethod):
-    """Keeps A₀ and B₀ (on the CPU), for saving and for a resumed run."""
+    """Stores A₀ and B₀ on the CPU, for saving and for resuming a run."""
 
     config: LoraConfig
 
@@ -33,7 +33,7 @@ class ResidualMethod(PeftMethod):
 
     def wrap(self, model: nn.Module) -> nn.Module:
         if any(parameter.device.type == "meta" for parameter in model.parameters()):
-            self.config.init_lora_weights = True  # to be counted only: there is nothing to decompose
+            self.config.init_lora_weights = True  # only for counting: without weights there is nothing to decompose
         wrapped = super().wrap(model)
         assert isinstance(wrapped, PeftModel)
         self._layers = {name: m for name, m in wrapped.named_modules() if isinstance(m, LoraLayer)}
@@ -48,14 +48,14 @@ class ResidualMethod(PeftMethod):
                     self._start[f"{name}.{factor}.weight"] = start.to("cpu", copy=True)
 
     def load(self, model: nn.Module, folder: Path) -> None:
-        """Refused: what was saved belongs to the backbone as it was, and this method has changed it."""
+        """Refuse to load: a saved adapter belongs to the original backbone, which this method has changed."""
         raise UserError(f"adapter: this method changes the backbone and cannot start from a saved adapter ({folder})")
 
     def state_dict(self) -> dict[str, Any]:
         return {"start": dict(self._start)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take A₀ and B₀ back, and their rest of W with them where this machine came to others."""
+        """Restore A₀ and B₀, and adjust W if this machine computed other values."""
         ours, theirs = dict(self._start), state["start"]
         with torch.no_grad():
             for name, layer in self._layers.items():
@@ -77,7 +77,7 @@ class ResidualMethod(PeftMethod):
         config = PeftConfig.from_pretrained(str(folder))
         assert isinstance(config, LoraConfig)
         config.init_lora_weights, config.lora_ga_config = True, None
-        # s = alpha / r, or alpha / √r, is the same at twice the rank.
+        # s = alpha / r, or alpha / √r, must stay the same at twice the rank.
         factor = 2**0.5 if config.use_rslora else 2
         config.r, config.lora_alpha = 2 * config.r, factor * config.lora_alpha
         config.rank_pattern = {key: 2 * rank for key, rank in (config.rank_pattern or {}).items()}
@@ -86,5 +86,5 @@ class ResidualMethod(PeftMethod):
 
 
 def build(fields: dict[str, Any], context: RunContext) -> Method:
-    """A method of LoRA's fields whose `init_lora_weights` changes the backbone."""
+    """Build a method with LoRA's fields whose `init_lora_weights` changes the backbone."""
     return ResidualMethod(*peft_config(fields, context))

@@ -1,6 +1,6 @@
 """Preconditioned descent on A and B (Zhang & Pilanci, ICML 2024, arXiv 2402.02347): PEFT's optimizer around AdamW.
 
-gA ← (BᵀB + reg·I)⁻¹ gA and gB ← gB (AAᵀ + reg·I)⁻¹ before AdamW's step; the head's gradients are left as they are.
+gA ← (BᵀB + reg·I)⁻¹ gA and gB ← gB (AAᵀ + reg·I)⁻¹ before AdamW's step. The head's gradients do not change.
 """
 
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class RiemannianMethod(PeftMethod):
     def optimizer(
         self, groups: list[dict[str, Any]], learning_rate: float, weight_decay: float
     ) -> torch.optim.Optimizer:
-        """PEFT's, over the same parameters in one group."""
+        """Make PEFT's optimizer for the same parameters, in one group."""
         return create_riemannian_optimizer(
             self._model, torch.optim.AdamW, lr=learning_rate, reg=self.reg, weight_decay=weight_decay
         )

@@ -1,4 +1,4 @@
-"""The ranks of another run: is it the allocation that helps, or how it came about? Fixed from the first step on."""
+"""Takes the final ranks of another run as fixed ranks, to compare an allocation with the way it was found."""
 
 from typing import Any
 
@@ -8,13 +8,16 @@ from flexlora.tuner.names import specific_first
 
 
 def final_ranks(folder: Any) -> dict[str, int]:
-    """The final ranks of the finished run in `folder`, as a `rank_pattern`.
+    """Read the final ranks of the finished run in `folder` as a `rank_pattern`.
 
     Raises:
-        UserError: there is no finished run, or its method has no ranks.
+        UserError: the folder has no finished run, or its method has no ranks.
     """
     record = recorded_run("method.ranks_from", folder)
     ranks = (record.rank_events or {}).get("final_ranks")
     if record.status != "done" or not ranks:
-        raise UserError(f"method.ranks_from: {folder} is {record.status}, of {record.method}: no ranks to take over")
+        raise UserError(
+            f"method.ranks_from: the run in {folder} has no final ranks: "
+            f"its method is {record.method}, its status is {record.status}"
+        )
     return specific_first(ranks)

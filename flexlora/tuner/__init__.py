@@ -1,8 +1,8 @@
-"""The FlexLoRA tuner: torch and peft, nothing else of this package."""
+"""The FlexLoRA tuner. It depends on torch and peft only, not on the rest of this package."""
 
 from typing import TYPE_CHECKING, Any
 
-# First, and whole: as soon as it is there the baselines are imported too, which use modules of this package.
+# This import comes first: it triggers the import of the baselines, which use modules of this package.
 import peft  # noqa: F401
 
 from .allocator import RankAllocator
@@ -44,7 +44,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # The callback alone needs transformers' Trainer, whose own import imports PEFT, and so this package, half-way.
+    # Only the callback needs transformers' Trainer. Importing that imports PEFT, and so this package in a circle.
     if name == "FlexLoraCallback":
         from .trainer import FlexLoraCallback
 

@@ -1,4 +1,4 @@
-"""What every adapted module has in common, FlexLoRA's and the baselines': PEFT's tuner-layer contract."""
+"""The base class of all adapter layers, FlexLoRA's and the baselines': it implements PEFT's tuner-layer contract."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import nn
 
 
 class AdapterLayer(nn.Module, BaseTunerLayer):
-    """A module of the backbone with a method's parameters beside it, by adapter name.
+    """A module of the backbone together with a method's parameters, stored by adapter name.
 
-    A subclass names what it holds, creates it in `create`, and says in `adapted` what comes out.
+    A subclass names its parameters and buffers, creates them in `create`, and computes the output in `adapted`.
     """
 
-    # PEFT's, declared for the type checker, which takes nn.Module's __getattr__ for them otherwise.
+    # PEFT defines these. They are declared for the type checker, which would otherwise use nn.Module's __getattr__.
     active_adapters: list[str]
     disable_adapters: bool
     merged: bool
@@ -29,13 +29,13 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     _cast_input_dtype: Callable[[torch.Tensor, torch.dtype], torch.Tensor]
 
     title: ClassVar[str] = ""
-    """The method's name in messages."""
+    """The name of the method in messages."""
     adapter_layer_names: tuple[str, ...] = ()
-    """What trains: a `nn.ParameterDict` each."""
+    """The names of the trainable parameters; each is an `nn.ParameterDict`."""
     buffer_names: tuple[str, ...] = ()
-    """Tensors that do not train but are saved and resumed with what does: a `BufferDict` each."""
+    """The names of tensors that are saved and resumed but not trained; each is a `BufferDict`."""
     kept: tuple[str, ...] = ("settings",)
-    """Everything else that is kept by adapter name: a plain dictionary each."""
+    """The names of all other attributes that are stored by adapter name; each is a plain dictionary."""
 
     settings: dict[str, Any]
     """The configuration of every adapter."""
@@ -59,32 +59,32 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     # --- what a subclass gives -----------------------------------------------------------------------------------
 
     def look_at_base(self, **place: Any) -> None:
-        """Read what this layer has to know of its base, before the first adapter is created."""
+        """Read the facts about the base layer that this layer needs, before the first adapter is created."""
 
     def create(self, adapter_name: str, config: Any, **place: Any) -> None:
         """Create the parameters and buffers of the adapter `adapter_name`.
 
         Args:
-            place: what `Tuner.place` tells of this module and of the others.
+            place: the facts about this and other modules that `Tuner.place` returns.
         """
         raise NotImplementedError
 
     def adapted(self, adapters: list[str], x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """What the module gives with these adapters on it, in the base's own dtype."""
+        """Compute the module's output with these adapters, in the base's dtype."""
         raise NotImplementedError
 
     def fold(self, adapter_name: str, safe_merge: bool) -> None:
-        """Put the adapter into the base's parameters."""
+        """Merge the adapter into the base's parameters."""
         raise NotImplementedError
 
     def unfold(self, adapter_name: str) -> None:
-        """Take the adapter, the last one that was folded, out of the base's parameters."""
+        """Remove the most recently merged adapter from the base's parameters."""
         raise NotImplementedError
 
     # --- creating ------------------------------------------------------------------------------------------------
 
     def update_layer(self, adapter_name: str, config: Any, **place: Any) -> None:
-        """Create the adapter `adapter_name`, bring it to where the base is and set what trains."""
+        """Create the adapter `adapter_name`, move it to the base's device and set `requires_grad`."""
         self.settings[adapter_name] = config
         device, _ = self._get_base_layer_device_and_dtype(self.get_base_layer())
         on_meta = device is not None and device.type == "meta"
@@ -96,15 +96,15 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     def new_parameter(
         self, name: str, adapter_name: str, shape: tuple[int, ...], fill: Callable[[torch.Tensor], Any] | None = None
     ) -> None:
-        """Add a parameter of `shape` to the dictionary `name`: zeros, or what `fill` writes into it in place.
+        """Add a parameter of `shape` to the dictionary `name`. It is zero unless `fill` initialises it in place.
 
-        It is float32 over any half-precision or quantised base: a step of 1e-3 vanishes in bfloat16 near 1. Random
-        numbers are those of torch's global generator, as with every PEFT tuner.
+        Its type is float32 for any half-precision or quantised base, because a step of 1e-3 vanishes in bfloat16 near
+        1. Random numbers come from torch's global generator, as in every PEFT tuner.
         """
         parameters = getattr(self, name)
         parameters[adapter_name] = nn.Parameter(torch.zeros(shape, dtype=self._adapter_dtype()))
         created = parameters[adapter_name]
-        if fill is not None and created.device.type != "meta":  # PEFT's low_cpu_mem_usage: about to be loaded
+        if fill is not None and created.device.type != "meta":  # with low_cpu_mem_usage values are loaded later
             with torch.no_grad():
                 fill(created)
 
@@ -118,35 +118,35 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         return any(parameters[adapter_name].requires_grad for parameters in held if adapter_name in parameters)
 
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device | None, torch.dtype | None]:
-        """As PEFT's, which looks at a linear's weight; of a module without one its first parameter tells."""
+        """Like PEFT's method, which reads a linear's weight. Without a weight, the first parameter decides."""
         device, dtype = BaseTunerLayer._get_base_layer_device_and_dtype(self, base_layer)
         first = next(base_layer.parameters(), None)
         return (device, dtype) if device is not None or first is None else (first.device, first.dtype)
 
     def _adapter_dtype(self) -> torch.dtype:
-        """float32 over any half-precision or quantised base (steps of 8e-4 vanish in bfloat16 near 1)."""
+        """The adapter's dtype: float32 for a half-precision or quantised base (8e-4 vanishes in bfloat16 near 1)."""
         _, dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())
         return torch.float64 if dtype == torch.float64 else torch.float32
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        """As PEFT's, but the adapter keeps its own dtype: PEFT's would round loaded weights to a bfloat16 base's."""
+        """Like PEFT's method, but the adapter keeps its dtype: PEFT would round loaded weights to a bfloat16 base's."""
         if device is None:
             device, _ = self._get_base_layer_device_and_dtype(self.get_base_layer())
         if device is None:
             return
         for name in (*self.adapter_layer_names, *self.buffer_names):
             held = getattr(self, name)
-            # Tensors that PEFT put on the meta device (low_cpu_mem_usage) are about to be loaded: leave them.
+            # Tensors on the meta device (PEFT's low_cpu_mem_usage) are loaded later, so they are left alone.
             if adapter_name in held and held[adapter_name].device.type != "meta":
                 held[adapter_name] = held[adapter_name].to(device)
 
     # --- computing -----------------------------------------------------------------------------------------------
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """What the module gives with its active adapters; the base's output where none is active or all are merged."""
+        """Compute the output with the active adapters, or the base's output if none is active or all are merged."""
         if kwargs.pop("adapter_names", None) is not None:
             raise ValueError(
-                f"{self.title} does not mix adapters within a batch (`adapter_names`): run one adapter a batch."
+                f"{self.title} does not mix adapters in one batch (`adapter_names`): run one adapter per batch."
             )
         if self.disable_adapters and self.merged:
             self.unmerge()
@@ -156,20 +156,20 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         return self.adapted(adapters, x, *args, **kwargs)
 
     def branch_input(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """`x` in `dtype`; as it is under autocast, which chooses the dtype of products itself."""
+        """Convert `x` to `dtype`, except under autocast, which chooses the dtype of matrix products itself."""
         return x if torch.is_autocast_enabled(x.device.type) else self._cast_input_dtype(x, dtype)
 
     # --- merging -------------------------------------------------------------------------------------------------
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Fold adapters into the base's parameters, in the base's dtype.
+        """Merge adapters into the base's parameters, in the base's dtype.
 
         Args:
-            safe_merge: look at the result first and refuse parameters that are not finite.
-            adapter_names: adapters to merge; the active ones by default.
+            safe_merge: check the result first and refuse parameters that are not finite.
+            adapter_names: the adapters to merge; the active ones by default.
 
         Raises:
-            ValueError: under `safe_merge`, the result is not finite; the base is left as it was.
+            ValueError: `safe_merge` is set and the result is not finite. The base is then unchanged.
             ValueError, TypeError: the base is quantised in a way that cannot be merged.
         """
         for adapter_name in check_adapters_to_merge(self, adapter_names):
@@ -178,7 +178,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
                 self.merged_adapters.append(adapter_name)
 
     def unmerge(self) -> None:
-        """Take every merged adapter out of the base again, the last one first."""
+        """Remove every merged adapter from the base, the last one first."""
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
@@ -186,13 +186,15 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             self.unfold(self.merged_adapters.pop())
 
     def refuse_not_finite(self, adapter_name: str, merged: Iterable[torch.Tensor]) -> None:
-        """What `safe_merge` asks for.
+        """Check that merged parameters are finite, for `safe_merge`.
 
         Raises:
             ValueError: one of the merged parameters is not finite.
         """
         if not all(bool(parameter.isfinite().all()) for parameter in merged):
-            raise ValueError(f"merging adapter {adapter_name} would give weights that are not finite: it seems broken.")
+            raise ValueError(
+                f"merging adapter {adapter_name} would give weights that are not finite: check the adapter."
+            )
 
     def __repr__(self) -> str:
         return f"{type(self).__module__.partition('.')[0]}.{super().__repr__()}"

@@ -1,7 +1,7 @@
 """Rank events (Section 3.3, Algorithm 1).
 
-`RankAllocator` reads the model (one device-to-host copy an event), asks `decide`, which is pure, applies the answer and
-keeps the record.
+`RankAllocator` reads the model (one device-to-host copy for each event), calls the pure function `decide`, applies its
+decision and records the event.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .sensitivity import Sensitivity
 
 @dataclass
 class Snapshot:
-    """What an event reads of the model, on the CPU and padded to the largest capacity: (M × C) in float64."""
+    """The values that an event reads from the model, on the CPU, padded to the largest capacity: (M × C) in float64."""
 
     values: torch.Tensor
     active: torch.Tensor
@@ -46,10 +46,10 @@ class Snapshot:
 
 @dataclass
 class RankAllocator:
-    """Moves the ranks of one adapter, at the steps its configuration plans.
+    """Changes the ranks of one adapter at the steps of its configuration.
 
     Args:
-        model: any module that holds the adapter: a PeftModel, a model with the adapter injected, wrapped or not.
+        model: a module with the adapter: a PeftModel or a model with the adapter injected, wrapped or not.
         config: the adapter's configuration.
         adapter_name: the adapter's name.
     """
@@ -63,7 +63,7 @@ class RankAllocator:
     def __post_init__(self) -> None:
         named = list(flexlora_layers(self.model, self.adapter_name))
         if not named:
-            raise ValueError(f"the model holds no FlexLoRA adapter named '{self.adapter_name}'.")
+            raise ValueError(f"the model has no FlexLoRA adapter named '{self.adapter_name}'.")
         self.names = [plain_name(name) for name, _ in named]
         self.layers = [layer for _, layer in named]
         self.limits = [layer.capacity(self.adapter_name) for layer in self.layers]
@@ -85,25 +85,25 @@ class RankAllocator:
         """Add the gradient of `orth_reg_weight` · R(P, Q) to `.grad`: once per optimizer step, after clipping.
 
         Args:
-            scale: factor still on the gradients (a loss scale that the optimizer will divide by).
+            scale: the loss scale that is still in the gradients and that the optimizer will divide by.
         """
         add_orthogonality_gradient(
             self._vectors(), weight=self.config.orth_reg_weight, power=self.config.orth_reg_power, scale=scale
         )
 
     def observe_gradients(self, scale: float | torch.Tensor = 1.0) -> None:
-        """Update the smoothed sensitivity |w · ∇w| from the gradients at hand (importance='sensitivity' only)."""
+        """Update the smoothed sensitivity |w · ∇w| from the current gradients (only for importance='sensitivity')."""
         if self.sensitivity is not None and self.step < (self._event_steps.stop if self._event_steps else 0):
             self.sensitivity.update(scale)
 
     def is_due(self, step: int) -> bool:
-        """Whether an event belongs to `step`."""
+        """Whether an event is due at `step`."""
         return step in self._event_steps
 
     def advance(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> RankEvent | None:
-        """Note that `step` optimizer steps are completed, and hold the event that belongs to it, if any.
+        """Record that `step` optimizer steps are completed, and run the event of this step, if one is due.
 
-        A step that was already seen does nothing, so that calling it from two places cannot move ranks twice.
+        Nothing happens for a step that was already recorded, so two callers cannot change ranks twice.
         """
         if step <= self.step:
             return None
@@ -113,9 +113,9 @@ class RankAllocator:
     # --- an event ------------------------------------------------------------------------------------------------
 
     def hold_event(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> RankEvent:
-        """Score the matrices, move ranks within b(t), set the moved slots' optimizer state, and record it."""
+        """Score the matrices, change ranks within b(t), reset the optimizer state of changed slots, record all."""
         before = self.snapshot()
-        # An SVD refuses what is not finite; P and Q go into one under spectrum='exact', and into the error always.
+        # An SVD fails on non-finite values. P and Q enter one with spectrum='exact', and always enter the error.
         finite = before.finite and (self.config.spectrum == "lambda" or math.isfinite(before.orthogonality_error))
         scores: list[float | None] = self.scores(before, step) if finite else [None] * len(self.layers)
         budget = self._budget(step, scores)
@@ -129,7 +129,7 @@ class RankAllocator:
         return event
 
     def _budget(self, step: int, scores: list[float | None]) -> int:
-        """b(t) of the schedule; under `budget_by="spread"` the share of it that the scores' spread is of the widest."""
+        """b(t) of the schedule. With `budget_by="spread"` it is multiplied by spread / largest spread so far."""
         if self.config.budget_by == "schedule":
             return self.config.budget(step)
         spread = importance.spread([score for score in scores if score is not None])
@@ -155,12 +155,14 @@ class RankAllocator:
         )
 
     def _parameters(self, ranks: list[int]) -> int:
-        """Of the active directions."""
+        """The number of parameters of the active directions."""
         return sum(rank * cost for rank, cost in zip(ranks, self._costs, strict=True))
 
     def scores(self, snapshot: Snapshot, step: int) -> list[float | None]:
-        """Importance of every matrix; None (of a score: NaN) leaves it alone, +inf (rank_one/all_zero = grow) puts it
-        first in line."""
+        """Importance of every matrix.
+
+        None, or a score of NaN, excludes it from changes. +inf (rank_one/all_zero='grow') lets it grow first.
+        """
         name = self.config.importance
         if name == "random":
             generator = seeded_generator(self.config.seed, step, -1)
@@ -183,7 +185,7 @@ class RankAllocator:
         return scores
 
     def snapshot(self) -> Snapshot:
-        """λ, masks, the orthogonality error and, where the score needs them, sensitivities: one device-to-host copy."""
+        """Read λ, masks, the orthogonality error and, if needed, sensitivities in one device-to-host copy."""
         width = max(self.limits)
         per_direction = None if self.sensitivity is None else self.sensitivity.per_direction()
         matrices = []
@@ -218,8 +220,8 @@ class RankAllocator:
             p, values, q = (factor.detach() for factor in layer.factors(self.adapter_name))
             found = importance.exact_spectrum(p, values, q, layer.flexlora_active[self.adapter_name])
             spectra.append(nn.functional.pad(found, (0, width - found.numel())).to(self._home))
-        # Descending, so the leading `rank` ones are the matrix's own; they stand where the mask is set, because only
-        # which values belong to a matrix matters to its score, not where they stand.
+        # The values are descending, so the first `rank` ones belong to the matrix. They are stored at the positions of
+        # the mask, because a score depends only on the values and not on their positions.
         descending = torch.stack(spectra).cpu()
         exact = torch.zeros_like(snapshot.values)
         for i, rank in enumerate(snapshot.ranks):
@@ -231,7 +233,7 @@ class RankAllocator:
 
     def _apply(self, moves: Reallocation, before: Snapshot, step: int, optimizer: torch.optim.Optimizer | None) -> None:
         supported = True
-        active = before.active.clone()  # the masks as they change, on the host: reading the device's would synchronise
+        active = before.active.clone()  # the masks on the host: reading the device's would synchronise
         for index in moves.pruned:
             slot = self._slot_to_prune(before, index)
             active[index, slot] = False
@@ -247,7 +249,7 @@ class RankAllocator:
             self._warned_state = True
             warnings.warn(
                 f"{type(optimizer).__name__} keeps state that is not element-wise (factored, quantised or flattened): "
-                "outputs stay exact at rank events, but the optimizer state of moved directions is not reset.",
+                "outputs stay exact at rank events, but the optimizer state of changed directions is not reset.",
                 stacklevel=2,
             )
 
@@ -259,7 +261,7 @@ class RankAllocator:
         return self.layers[index].reset_optimizer_state(self.adapter_name, slot, optimizer, second_moment)
 
     def _slot_to_prune(self, before: Snapshot, index: int) -> int:
-        """The direction that goes: of smallest |λ|, or what `prune_by` (for sensitivity: the least sensitive) says."""
+        """Choose the direction to prune: by `prune_by`, or the least sensitive one for importance='sensitivity'."""
         active = before.active[index]
         values = before.values[index]
         if before.sensitivity is not None:
@@ -328,7 +330,7 @@ class RankAllocator:
     # --- resuming ------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs beside the adapter and the optimizer: tensors and plain values."""
+        """The state for resuming a run, beyond the adapter and the optimizer: tensors and plain values."""
         state: dict[str, Any] = {"step": self.step, "ever_pruned": sorted(self._ever_pruned)}
         if self.config.budget_unit == "parameters":
             state["parameters_at_start"] = self._parameters_at_start
@@ -339,7 +341,7 @@ class RankAllocator:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()` of an earlier run."""
+        """Restore the state that `state_dict` of an earlier run returned."""
         self.step = state["step"]
         self._ever_pruned = set(state["ever_pruned"])
         self._parameters_at_start = state.get("parameters_at_start", self._parameters_at_start)

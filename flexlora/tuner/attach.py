@@ -1,4 +1,4 @@
-"""One line in anybody's loop: `flexlora.attach(model, optimizer)`."""
+"""FlexLoRA in any training loop with one line: `flexlora.attach(model, optimizer)`."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Attachment:
     """FlexLoRA's hooks on an optimizer; made by [`attach`].
 
     Attributes:
-        allocator: moves the ranks and keeps the record.
-        optimizer: the torch optimizer that is hooked.
+        allocator: changes the ranks and records the events.
+        optimizer: the torch optimizer with the hooks.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Attachment:
 
     @property
     def step(self) -> int:
-        """Completed optimizer steps; a step that a gradient scaler skipped does not count."""
+        """The number of completed optimizer steps. Steps that a gradient scaler skipped do not count."""
         return self.allocator.step
 
     @property
@@ -53,18 +53,18 @@ class Attachment:
         return self.allocator.events
 
     def remove(self) -> None:
-        """Take the hooks off the optimizer."""
+        """Remove the hooks from the optimizer."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
         _attachments.discard(self)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs beside the adapter and the optimizer."""
+        """The state for resuming a run, beyond the adapter and the optimizer."""
         return self.allocator.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`."""
+        """Restore the state that `state_dict` returned."""
         self.allocator.load_state_dict(state)
 
     def _before_step(
@@ -75,7 +75,7 @@ class Attachment:
             self._add_penalty(optimizer)
             return None
 
-        def closure_then_penalty() -> Any:  # the gradients come inside the step (Lightning trains so)
+        def closure_then_penalty() -> Any:  # the closure computes the gradients inside the step, as in Lightning
             loss = closure()
             self._add_penalty(optimizer)
             return loss
@@ -86,11 +86,11 @@ class Attachment:
         return tuple(map(replaced, args)), {name: replaced(argument) for name, argument in kwargs.items()}
 
     def _add_penalty(self, optimizer: torch.optim.Optimizer) -> None:
-        # A fused optimizer under a gradient scaler unscales inside its step: then the gradients still carry the scale,
-        # which torch hands to the optimizer in this attribute for the time of the step.
+        # A fused optimizer under a gradient scaler unscales inside its step, so the gradients still contain the scale.
+        # torch stores the scale in this attribute during the step.
         scale = getattr(optimizer, "grad_scale", None)
         scale = 1.0 if scale is None else scale
-        if _skips(optimizer):  # not finite: one look would spoil the smoothed sensitivities for good
+        if _skips(optimizer):  # non-finite gradients would corrupt the smoothed sensitivities permanently
             return
         self.allocator.observe_gradients(scale)
         self.allocator.regularise(scale)
@@ -110,34 +110,37 @@ def attach(
     step: int = 0,
     on_event: Callable[[RankEvent], None] | None = None,
 ) -> Attachment:
-    """Let FlexLoRA's ranks move during training, in any loop: call it once, after the optimizer is made.
+    """Change FlexLoRA's ranks during training in any loop. Call it once, after the optimizer is made.
 
-    It hooks the optimizer's own step. Before it, the gradient of the orthogonality penalty is added (once per real
-    step, whatever the accumulation, loss or output type); after it, the step is counted and a rank event held when one
-    is due. It sees only real steps, so it is right under gradient accumulation, gradient scaling and skipped steps.
+    It hooks the optimizer's step. Before the step, it adds the gradient of the orthogonality penalty, once for each
+    real step whatever the accumulation, loss or output type. After the step, it counts the step and runs a rank event
+    if one is due. It sees real steps only, so it works with gradient accumulation, gradient scaling and skipped steps.
 
     Args:
-        model: a PeftModel, a model with the adapter injected, wrapped (DDP, torch.compile) or not.
-        optimizer: the optimizer that trains it, also as Accelerate wraps it.
-        step: completed optimizer steps, when a run is resumed.
+        model: a PeftModel or a model with the adapter injected, wrapped (DDP, torch.compile) or not.
+        optimizer: the optimizer of the model, also in Accelerate's wrapper.
+        step: the number of completed optimizer steps when a run is resumed.
         on_event: called with every [`RankEvent`].
 
     Returns:
         The attachment: its `step`, its `events`, `state_dict` for resuming, `remove()`.
 
     Raises:
-        ValueError: the model holds no trainable FlexLoRA adapter, or several adapted models; the optimizer does not
-            train the adapter (it was made before the model was adapted), is attached to it already, or is LBFGS, whose
-            step evaluates the gradients several times.
+        ValueError: the model has no trainable FlexLoRA adapter, or contains several adapted models; or the optimizer
+            does not train the adapter (it was made before the model was adapted), is already attached, or is LBFGS,
+            whose step evaluates the gradients several times.
         TypeError: `optimizer` is not a torch optimizer.
     """
     while not isinstance(optimizer, torch.optim.Optimizer) or hasattr(optimizer, "accelerator_state"):
-        inner = getattr(optimizer, "optimizer", None)  # Accelerate's wrapper, whose step() is not always a step
+        inner = getattr(optimizer, "optimizer", None)  # a step() of Accelerate's wrapper is not always a real step
         if inner is None:
             raise TypeError(f"attach needs a torch optimizer, not {type(optimizer).__name__}.")
         optimizer = inner
     if isinstance(optimizer, torch.optim.LBFGS):
-        raise ValueError("LBFGS evaluates the gradients several times a step: FlexLoRA needs a step to be one step.")
+        raise ValueError(
+            "LBFGS evaluates the gradients several times per step, which FlexLoRA does not support: "
+            "use another optimizer."
+        )
     root, config, adapter_name = _trainable_adapter(model)
     allocator = RankAllocator(root, config, adapter_name, step=step)
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -149,45 +152,45 @@ def attach(
     if missing:
         raise ValueError(
             f"the optimizer does not train {len(missing)} of {len(allocator.names)} FlexLoRA modules "
-            f"(the first: {missing[0]}): make it after the model is adapted, from "
+            f"(the first: {missing[0]}): make the optimizer after the model is adapted, from "
             "flexlora.parameter_groups(model, learning_rate) or all parameters that require gradients."
         )
     if any(other.optimizer is optimizer and other.allocator.layers == allocator.layers for other in _attachments):
         raise ValueError(
-            "this model and this optimizer are attached already (the Trainer's callback attaches by itself): every "
-            "step would count twice. Call remove() on the first attachment if you want another."
+            "this model and this optimizer are already attached (the Trainer's callback attaches automatically): every "
+            "step would count twice. To attach again, first call remove() on the existing attachment."
         )
     _check_lambda_lr_ratio(optimizer, allocator)
     for module in root.modules():
         if hasattr(type(module), "rank_allocator"):  # a FlexLoraModel
-            module.rank_allocator = allocator  # type: ignore[assignment]  # so that update_and_allocate cannot hold the same event again
+            module.rank_allocator = allocator  # type: ignore[assignment]  # update_and_allocate must not rerun an event
     return Attachment(allocator, optimizer, on_event)
 
 
 def _skips(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a gradient scaler told a fused optimizer to skip this step: it calls `step` all the same."""
+    """Whether a fused optimizer skips this step. A gradient scaler calls its `step` even then."""
     found_inf = getattr(optimizer, "found_inf", None)
     return found_inf is not None and bool(found_inf)
 
 
 def _trainable_adapter(model: nn.Module) -> tuple[nn.Module, FlexLoraConfig, str]:
-    """The module that owns the configuration (below any DDP wrapper), the configuration, and the adapter's name."""
+    """Find the module that owns the configuration (inside any DDP wrapper), the configuration, the adapter's name."""
     found: dict[int, tuple[nn.Module, FlexLoraConfig, str]] = {}
     for module, name, config in flexlora_configs(model):
         if not config.inference_mode:
             found.setdefault(id(config), (module, config, name))
     if not found:
         raise ValueError(
-            "the model holds no trainable FlexLoRA adapter: wrap it with get_peft_model(model, FlexLoraConfig(...)), "
-            "or load with is_trainable=True."
+            "the model has no trainable FlexLoRA adapter: wrap it with get_peft_model(model, FlexLoraConfig(...)), "
+            "or load the adapter with is_trainable=True."
         )
     if len(found) > 1:
-        raise ValueError(f"the model holds {len(found)} models that FlexLoRA adapts: attach each of them by itself.")
+        raise ValueError(f"the model contains {len(found)} models that FlexLoRA adapts: attach each one separately.")
     return next(iter(found.values()))
 
 
 def _check_lambda_lr_ratio(optimizer: torch.optim.Optimizer, allocator: RankAllocator) -> None:
-    """Warn where the configuration wants λ to learn at a rate of its own and the optimizer's groups do not."""
+    """Warn if the optimizer's groups do not give λ the learning rate of the configuration's `lambda_lr_ratio`."""
     rates = {
         id(parameter): float(group.get("initial_lr", group["lr"]))
         for group in optimizer.param_groups
@@ -197,7 +200,8 @@ def _check_lambda_lr_ratio(optimizer: torch.optim.Optimizer, allocator: RankAllo
     wanted = allocator.config.lambda_lr_ratio
     if rates[id(p)] > 0 and not math.isclose(rates[id(values)] / rates[id(p)], wanted, rel_tol=1e-6):
         warnings.warn(
-            f"the configuration has lambda_lr_ratio={wanted}, but the optimizer gives λ {rates[id(values)]:g} and P "
-            f"{rates[id(p)]:g}: make it from flexlora.parameter_groups(model, learning_rate).",
+            f"the configuration has lambda_lr_ratio={wanted}, but the optimizer's learning rate is "
+            f"{rates[id(values)]:g} for λ and {rates[id(p)]:g} for P: make the optimizer from "
+            "flexlora.parameter_groups(model, learning_rate).",
             stacklevel=3,
         )

@@ -1,4 +1,4 @@
-"""What every tuner of this package has in common: how PEFT comes to know it, and what a training loop may ask of it."""
+"""The base class of all tuners of this package: it registers them with PEFT and defines hooks for a training loop."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from .peft_type import register_tuner
 
 
 class Tuner(BaseTuner):
-    """PEFT's tuner, which replaces every target by its layer. A subclass registers itself by the keywords of its class:
+    """A PEFT tuner that replaces every target by its layer. A subclass registers itself by class keywords:
 
         class MyModel(LowRankModel, name="mine", config=MyConfig, layer=MyLayer): ...
 
     Args:
         name: the tuner's name in PEFT's registry, in lower case.
         config: its configuration class.
-        layer: what it makes of a module.
+        layer: the class of the layers that replace modules.
 
     Raises:
         NoMatchingPeftModuleError: an entry of `target_modules` matches no module.
-        ValueError: the tuner cannot adapt this model or one of the targets, or PEFT has another tuner of this name.
+        ValueError: the tuner cannot adapt this model or a target, or PEFT has another tuner with this name.
     """
 
     tuner_layer_cls: type[AdapterLayer]
@@ -52,28 +52,28 @@ class Tuner(BaseTuner):
 
     @property
     def title(self) -> str:
-        """The method's name in messages."""
+        """The name of the method in messages."""
         return self.tuner_layer_cls.title
 
     # --- creating ------------------------------------------------------------------------------------------------
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         if kwargs.get("state_dict") is None:
-            # Before anything is replaced, so that the base is as it was when the error is raised.
+            # Checked before anything is replaced, so that an error leaves the base unchanged.
             unmatched = unmatched_targets(model, self.peft_config[adapter_name].target_modules)
             if unmatched:
                 raise NoMatchingPeftModuleError(f"target_modules: {', '.join(unmatched)} match no module.")
         super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def place(self, adapter_name: str, config: Any, name: str) -> dict[str, Any]:
-        """What the layer that adapts the module `name` has to know beside its configuration."""
+        """The facts, beyond the configuration, that the layer for the module `name` needs."""
         return {}
 
     def check_target(self, target: nn.Module, name: str) -> None:
-        """Refuse a module that this method cannot adapt.
+        """Check that this method can adapt the module.
 
         Raises:
-            ValueError: the module is of another kind.
+            ValueError: the method cannot adapt this kind of module.
         """
 
     def _create_and_replace(
@@ -92,67 +92,69 @@ class Tuner(BaseTuner):
         self.check_target(target, current_key)
         layer = self.tuner_layer_cls(target, adapter_name, peft_config, **place)
         if adapter_name not in self.active_adapters:
-            layer.requires_grad_(False)  # an additional adapter is not trainable by itself
+            layer.requires_grad_(False)  # an additional adapter is not trainable by default
         self._replace_module(parent, target_name, layer, target)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        """Put `new_module` in its place: it shares the base layer, and has put its adapter on that one's device.
+        """Put `new_module` in place of `child`. It shares the base layer, and its adapter is on that layer's device.
 
-        PEFT's own also copies `weight`, which fails at unloading a module to save that has none itself (a pooler).
+        PEFT's own method also copies `weight`, which fails when a `modules_to_save` module without a weight (a pooler)
+        is unloaded.
         """
         setattr(parent, child_name, new_module)
 
     # --- what a training loop may ask ----------------------------------------------------------------------------
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]] | None:
-        """The optimizer's groups; None: everything that trains, in one."""
+        """The optimizer's parameter groups; None means one group with all trainable parameters."""
         return None
 
     def optimizer(self, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer | None:
-        """An optimizer of the method's own, for everything that trains; None: the loop's."""
+        """The method's own optimizer for all trainable parameters; None means the loop's optimizer."""
         return None
 
     def attach(self, optimizer: torch.optim.Optimizer, on_event: Callable[[RankEvent], None] | None = None) -> None:
-        """Meet the optimizer before the first step; `on_event` is called inside its step at every rank event."""
+        """Attach to the optimizer before the first step. Its step calls `on_event` at every rank event."""
 
     def regularise(self, step: int) -> None:
-        """Add a penalty's gradient to `.grad`, once before optimizer step `step` (counted from 1), after clipping."""
+        """Add the penalty's gradient to `.grad`, once before optimizer step `step` (counted from 1), after clipping."""
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any] | None:
-        """Act after optimizer step `step` (counted from 1).
+        """Update the adapter after optimizer step `step` (counted from 1).
 
         Args:
-            step: completed optimizer steps, this one included; a step that a gradient scaler skipped is none.
-            optimizer: whose state of parameters that were started anew is set to zero.
+            step: the number of completed optimizer steps, this one included. Steps that a gradient scaler skipped do
+                not count.
+            optimizer: the optimizer; its state of re-initialised parameters is set to zero.
 
         Returns:
-            What happened to the ranks, JSON-ready, where anything did.
+            The rank event in JSON-ready form, or None if ranks did not change.
         """
         return None
 
     def planned_events(self) -> PlannedEvents | None:
-        """The rank events that are going to be held, None where there are none."""
+        """The planned rank events; None if there are none."""
         return None
 
     def ranks(self) -> dict[str, int]:
-        """The current rank of every adapted module where ranks move; empty otherwise."""
+        """The current rank of every adapted module; empty if ranks do not change."""
         return {}
 
     def training_state(self) -> dict[str, Any]:
-        """What a resumed training needs beside parameters, buffers, the optimizer's state and the step."""
+        """The state for resuming a training, beyond parameters, buffers, the optimizer's state and the step."""
         return {}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Take back what `training_state` gave."""
+        """Restore the state that `training_state` returned."""
 
     def finish(self) -> None:
         """Clean up after the last step."""
 
 
 def unmatched_targets(model: nn.Module, wanted: Any) -> list[str]:
-    """Those entries of a set of target modules that match none of the model's.
+    """Find the entries of `target_modules` that match no module of the model.
 
-    PEFT is content when one entry of several matches; the others are then silently not adapted.
+    PEFT only requires that one of several entries matches, and silently ignores the others.
     """
     if not isinstance(wanted, set):
         return []

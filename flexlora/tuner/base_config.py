@@ -1,4 +1,4 @@
-"""The fields that tuners share: those of every tuner, and those of every low-rank update of linears."""
+"""The shared configuration fields: those of every tuner, and those of every low-rank update of linears."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .checks import number, probability, whole
 
 
 def setting(default: Any, text: str, check: Callable[..., None] | None = None, **bounds: Any) -> Any:
-    """A field of a configuration: its default (`dict` and `list`: a new one each), its help, and its check.
+    """Make a configuration field with a default, a help text and a check. `dict` and `list` make a new object each.
 
-    `rate: float = setting(0.1, "What it is.", number, above=0)` is refused unless it is a positive number. A subclass
-    that gives the field another default keeps the check.
+    `rate: float = setting(0.1, "The rate.", number, above=0)` accepts positive numbers only. A subclass that sets
+    another default keeps the check.
     """
     metadata = {"help": text} | ({} if check is None else {"check": partial(check, **bounds)})
     if isinstance(default, type):
@@ -26,10 +26,10 @@ def setting(default: Any, text: str, check: Callable[..., None] | None = None, *
 
 
 class Checked:
-    """A dataclass whose fields are made by `setting`: their checks run when an object is made.
+    """A dataclass whose fields are made by `setting`. Their checks run when an object is created.
 
     Raises:
-        FieldError: a value is refused.
+        FieldError: a value fails its check.
     """
 
     def __post_init__(self) -> None:
@@ -38,7 +38,7 @@ class Checked:
 
 
 def _checks(config_class: type[Any]) -> dict[str, Callable[[Any, str], None]]:
-    """The check of every field that has one, by name; the nearest class that names a check counts."""
+    """Collect the checks of the fields by name. The most derived class that defines a check wins."""
     found = {}
     for owner in reversed(config_class.__mro__):
         for name, declared in vars(owner).get("__dataclass_fields__", {}).items():
@@ -56,16 +56,16 @@ class TunerConfig(PeftConfig, Checked):
     """
 
     type_name: ClassVar[PeftType]
-    """The tuner in PEFT's registry; `Tuner` sets it when it registers the configuration."""
+    """The tuner's name in PEFT's registry. `Tuner` sets it when it registers the configuration."""
 
     target_modules: list[str] | str | None = setting(
         None, "Names (suffixes) of the modules to adapt, a regex, or 'all-linear'."
     )
     exclude_modules: list[str] | str | None = setting(
-        None, "Names (suffixes) or a regex of modules that stay as they are."
+        None, "Names (suffixes) or a regex of modules that are not adapted."
     )
     modules_to_save: list[str] | None = setting(
-        None, "Modules outside the adapter that train and are saved, e.g. the classifier."
+        None, "Modules outside the adapter that are trained and saved, such as the classifier."
     )
 
     def __post_init__(self) -> None:
@@ -84,16 +84,16 @@ class LowRankConfig(TunerConfig):
     lora_alpha: float = setting(16, "Scale: s = lora_alpha / r.", number, above=0)
     lora_dropout: float = setting(0.0, "Dropout on the adapter's input.", probability)
     layers_to_transform: list[int] | int | None = setting(
-        None, "Indices of the layers to adapt; all of them by default."
+        None, "Indices of the layers to adapt; all layers by default."
     )
-    layers_pattern: list[str] | str | None = setting(
-        None, "Name of the layer list that `layers_to_transform` counts in."
-    )
-    rank_pattern: dict[str, int] = setting(dict, "Module name → its rank, where not `r`.", whole)
+    layers_pattern: list[str] | str | None = setting(None, "Name of the layer list that `layers_to_transform` indexes.")
+    rank_pattern: dict[str, int] = setting(dict, "Module name → its rank, if it differs from `r`.", whole)
     alpha_pattern: dict[str, float] = setting(
-        dict, "Module name → its lora_alpha, where not `lora_alpha`.", number, above=0
+        dict, "Module name → its lora_alpha, if it differs from `lora_alpha`.", number, above=0
     )
-    init_weights: bool = setting(True, "ΔW starts as published. False draws what starts at 0, too (for tests).")
+    init_weights: bool = setting(
+        True, "ΔW starts as published. False also draws parameters that start at 0 (for tests)."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,7 +1,7 @@
-"""When ranks move and how many: the events of training and the budget b(t) of Eq. 4.
+"""The steps of the rank events and the budget b(t) of Eq. 4.
 
-Steps count completed optimizer steps. The paper's formula was lost in extraction; `cubic` is reconstructed from the
-released code, `cubic_early` fits the paper's prose ("aggressive early, then gradual stabilisation") better.
+Steps count completed optimizer steps. The paper's text lost the formula. `cubic` is reconstructed from the released
+code; `cubic_early` fits the paper's words better ("aggressive early, then gradual stabilisation").
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-# Fraction of b₀ left at progress p ∈ [0, 1] through the window in which ranks move.
+# The fraction of b₀ that remains at progress p ∈ [0, 1] through the window of rank events.
 BUDGET_SCHEDULES: dict[str, Callable[[float], float]] = {
     "cubic": lambda p: 1.0 - p**3,
     "cubic_early": lambda p: (1.0 - p) ** 3,
@@ -20,7 +20,7 @@ BUDGET_SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 def event_steps(total_step: int, tinit: int, tfinal: int, deltaT: int) -> range:
-    """Steps t with `tinit` < t < `total_step` - `tfinal` and (t - `tinit`) mod `deltaT` = 0."""
+    """The steps t with `tinit` < t < `total_step` - `tfinal` and (t - `tinit`) mod `deltaT` = 0."""
     return range(tinit + deltaT, total_step - tfinal, deltaT)
 
 
@@ -29,7 +29,7 @@ def budget(
 ) -> int:
     """b(t) = round(b₀ · f(p) · share), p = clamp((t - tinit) / (total_step - tfinal - tinit), 0, 1), ties rounded up.
 
-    `share` ∈ [0, 1] is what an adaptive budget takes of the schedule.
+    `share` ∈ [0, 1] is the factor of an adaptive budget.
     """
     window = total_step - tfinal - tinit
     if window <= 0:

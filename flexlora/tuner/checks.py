@@ -1,7 +1,7 @@
-"""The checks that settings share: each names the field it refuses, says what is wanted and shows what was given.
+"""The shared checks of settings. Each error names the field, the required value and the given value.
 
-A check takes the object that holds the fields and their names, so that `whole(self, "r", "deltaT")` reads like a rule.
-A field that holds a dictionary has its values checked, each under a name of its own (`rank_pattern.query`).
+A check takes the object with the fields and the fields' names, such as `whole(self, "r", "deltaT")`. For a dictionary
+field the check applies to each value, whose name in messages is such as `rank_pattern.query`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 
 
 class FieldError(ValueError):
-    """The value of one field is refused.
+    """The value of a field is invalid.
 
     Attributes:
         field: the field's name.
-        reason: the rest of the sentence, whose subject is the field: "must be a whole number, not 'a'".
+        reason: the predicate of the message, whose subject is the field: "must be a whole number, not 'a'".
     """
 
     def __init__(self, field: str, reason: str) -> None:
@@ -28,16 +28,16 @@ class FieldError(ValueError):
 
 
 def require(owner: Any, name: str, holds: bool, what: str) -> None:
-    """Refuse the field `name` of `owner`, which must be `what`, unless it `holds`.
+    """Check a condition on the field `name` of `owner`. `what` describes the required value for the message.
 
     Raises:
-        FieldError: `holds` is false; the other checks of this module raise it too.
+        FieldError: `holds` is false. The other checks of this module raise it too.
     """
     _refuse_unless(holds, name, what, getattr(owner, name))
 
 
 def whole(owner: Any, *names: str, at_least: int | None = 1, at_most: float = math.inf, or_none: bool = False) -> None:
-    """Refuse fields that are not whole numbers from `at_least` (None: of any size) to `at_most`."""
+    """Check that fields are whole numbers from `at_least` (None means no lower limit) to `at_most`."""
     what = "a whole number" + ("" if at_least is None else f" of at least {at_least}")
     for name, value in _values(owner, names, or_none):
         _refuse_unless(is_whole(value) and (at_least is None or value >= at_least), name, what, value)
@@ -53,7 +53,7 @@ def number(
     below: float = math.inf,
     or_none: bool = False,
 ) -> None:
-    """Refuse fields that are not finite numbers within the bounds."""
+    """Check that fields are finite numbers within the bounds."""
     bounds = [("of at least", at_least), ("above", above), ("of at most", at_most), ("below", below)]
     said = " and ".join(f"{words} {bound:g}" for words, bound in bounds if math.isfinite(bound))
     what = "a positive number" if said == "above 0" else f"a number {said}" if said else "a finite number"
@@ -63,19 +63,19 @@ def number(
 
 
 def probability(owner: Any, *names: str, or_none: bool = False) -> None:
-    """Refuse fields that are not in [0, 1): a dropout of 1 leaves nothing."""
+    """Check that fields are in [0, 1). A dropout of 1 would remove everything."""
     for name, value in _values(owner, names, or_none):
         _refuse_unless(is_number(value) and 0 <= value < 1, name, "a probability below 1", value)
 
 
 def nonzero(owner: Any, *names: str) -> None:
-    """Refuse fields that are not finite numbers other than 0."""
+    """Check that fields are finite numbers other than 0."""
     for name, value in _values(owner, names):
         _refuse_unless(is_number(value) and value != 0, name, "a number other than 0", value)
 
 
 def choice(owner: Any, name: str, options: Iterable[Any]) -> None:
-    """Refuse a field whose value is not among `options`."""
+    """Check that the value of a field is one of `options`."""
     options = list(options)
     value = getattr(owner, name)
     holds = any(value == option and type(value) is type(option) for option in options)
@@ -83,12 +83,12 @@ def choice(owner: Any, name: str, options: Iterable[Any]) -> None:
 
 
 def is_whole(value: Any) -> bool:
-    """Whether `value` is a whole number; True and False are not."""
+    """Whether `value` is a whole number. True and False do not count."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
-    """Whether `value` is a finite number; True and False are not."""
+    """Whether `value` is a finite number. True and False do not count."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

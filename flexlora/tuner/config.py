@@ -1,4 +1,4 @@
-"""The configuration of FlexLoRA: the paper's settings under PEFT's (AdaLoRA's) names where they mean the same."""
+"""The configuration of FlexLoRA. Settings that AdaLoRA also has keep PEFT's names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .budget import BUDGET_SCHEDULES, budget, event_steps
 from .checks import choice, number, whole
 from .importance import METRICS
 
-# Also those that others have registered: both are read when a configuration is made.
+# These include registrations from other packages: both are read when a configuration is made.
 CHOICES: dict[str, Iterable[str]] = {
     "importance": METRICS,
     "spectrum": ("lambda", "exact"),
@@ -31,35 +31,35 @@ CHOICES: dict[str, Iterable[str]] = {
 
 @dataclass
 class FlexLoraConfig(LowRankConfig):
-    """Configuration of a [`FlexLoraModel`]: ΔW = s · P diag(λ) Q, with ranks that move during training.
+    """Configuration of a [`FlexLoraModel`]: ΔW = s · P diag(λ) Q, with ranks that change during training.
 
-    The update of a linear (out × in) is held at a fixed capacity `max_rank`: P (out × max_rank), λ (max_rank),
-    Q (max_rank × in) and a mask of active directions. The scale s = `lora_alpha` / `r` is fixed for life
+    The update of a linear (out × in) has a fixed capacity `max_rank`: P (out × max_rank), λ (max_rank),
+    Q (max_rank × in) and a mask of active directions. The scale s = `lora_alpha` / `r` never changes
     (rescaling by the current rank would change the output at every event).
 
-    Steps count completed optimizer steps. There is a rank event at step t iff `tinit` < t < `total_step` - `tfinal`
-    and (t - `tinit`) is a multiple of `deltaT`; see [`flexlora.tuner.budget`] for b(t) and
-    [`flexlora.tuner.allocator`] for what one event does.
+    Steps count completed optimizer steps. There is a rank event at step t if `tinit` < t < `total_step` - `tfinal`
+    and (t - `tinit`) is a multiple of `deltaT`. [`flexlora.tuner.budget`] describes b(t), and
+    [`flexlora.tuner.allocator`] describes an event.
 
     Raises:
-        ValueError: a setting is out of range, `total_step` is missing, no rank event could ever fire
+        ValueError: a setting is out of range, `total_step` is missing, no rank event is possible
             (set `init_b=0` for fixed ranks), or `max_rank` is below `r`.
     """
 
-    r: int = setting(8, "Rank every adapted matrix starts with (r₀ of the paper).")
+    r: int = setting(8, "Initial rank of every adapted matrix (r₀ of the paper).")
     lora_alpha: float = setting(16, "Scale: s = lora_alpha / r, whatever the current rank.")
-    fan_in_fan_out: bool = setting(False, "True where the base stores (in × out), as Conv1D does; set by itself.")
+    fan_in_fan_out: bool = setting(False, "True if the base stores (in × out), as Conv1D does; set automatically.")
     bias: str = setting(
-        "none", "Biases that train: 'none', 'all' or 'flexlora_only'.", choice, options=("none", "all", "flexlora_only")
+        "none", "Trainable biases: 'none', 'all' or 'flexlora_only'.", choice, options=("none", "all", "flexlora_only")
     )
     rank_pattern: dict[str, int] = setting(
-        dict, "Module name → rank it starts with, where not `r`; saving writes the live ranks here."
+        dict, "Module name → its initial rank, if it differs from `r`; saving stores the current ranks here."
     )
-    init_weights: bool = setting(True, "λ = 0, so that ΔW = 0 at the start. False draws λ too (for tests).")
+    init_weights: bool = setting(True, "True: λ = 0, so that ΔW = 0 at the start. False also draws λ (for tests).")
     vector_init: str = setting(
-        "gaussian", "Starting vectors: 'gaussian' N(0, init_std²), the paper's, or 'orthonormal' (QR of them)."
+        "gaussian", "Initial vectors: 'gaussian' N(0, init_std²) as in the paper, or 'orthonormal' (their QR)."
     )
-    init_std: float = setting(0.02, "Standard deviation of the starting vectors.", number, above=0)
+    init_std: float = setting(0.02, "Standard deviation of the initial vectors.", number, above=0)
 
     max_rank: int | None = setting(
         None,
@@ -69,76 +69,82 @@ class FlexLoraConfig(LowRankConfig):
     )
     total_step: int | None = setting(None, "Optimizer steps of the whole training (T).", whole, or_none=True)
     tinit: int = setting(0, "Steps before the first event may happen (t_warmup).", whole, at_least=0)
-    tfinal: int = setting(0, "Steps at the end in which ranks are frozen (t_final).", whole, at_least=0)
+    tfinal: int = setting(0, "Steps at the end with fixed ranks (t_final).", whole, at_least=0)
     deltaT: int = setting(1, "Steps between two events (ΔT).", whole)
     init_b: int = setting(
-        4, "b₀: how many matrices an event may prune and grow at first; 0 keeps ranks fixed.", whole, at_least=0
+        4,
+        "b₀: the initial number of matrices that an event may prune and grow; 0 keeps ranks fixed.",
+        whole,
+        at_least=0,
     )
     budget_schedule: str = setting(
         "cubic", "b(t) over p ∈ [0, 1]: 'cubic' b₀(1 - p³), 'cubic_early' b₀(1 - p)³, linear, exponential, constant."
     )
     budget_by: str = setting(
         "schedule",
-        "b(t): 'schedule', or the share of it that the 'spread' of the scores (standard deviation over mean) is of "
-        "the widest spread at an event so far.",
+        "b(t): 'schedule', or 'spread', which multiplies it by the scores' spread (standard deviation over mean) over "
+        "the largest spread at an event so far.",
     )
     budget_unit: str = setting(
-        "rank", "What b(t) counts and an event keeps the total of: 'rank', or 'parameters' (in + out + 1 a direction)."
+        "rank", "The unit of b(t) and of the conserved total: 'rank', or 'parameters' (in + out + 1 per direction)."
     )
     direction: str = setting("both", "'both', 'prune_only' or 'expand_only' (Table 5).")
     importance: str = setting(
-        "entropy", "Score of a matrix: a name that `flexlora.tuner.importance` knows (Tables 4, 15)."
+        "entropy", "Score of a matrix: a name registered in `flexlora.tuner.importance` (Tables 4, 15)."
     )
-    spectrum: str = setting("lambda", "Singular values of a score: 'lambda' takes |λ|, 'exact' those of P diag(λ) Q.")
+    spectrum: str = setting("lambda", "Singular values for the score: 'lambda' uses |λ|, 'exact' those of P diag(λ) Q.")
     rank_one: str = setting(
-        "grow", "Entropy of one value is 0/0: 'grow' puts rank-1 matrices first in line, 'keep' leaves them alone."
+        "grow", "At rank 1 the entropy is 0/0: 'grow' lets such a matrix grow first, 'keep' does not change it."
     )
     all_zero: str = setting(
-        "keep", "Entropy of all λ = 0 is 0/0: 'keep' leaves such a matrix alone, 'grow' as the released code."
+        "keep", "If all λ are 0 the entropy is 0/0: 'keep' does not change the matrix, 'grow' is the released code's."
     )
     selection: str = setting(
-        "disjoint", "'disjoint': a matrix is pruned or grown in an event; 'overlapping' may do both, as released."
+        "disjoint", "'disjoint': an event prunes or grows a matrix; 'overlapping': it may do both (released code)."
     )
     prune_by: str = setting(
-        "magnitude", "The direction pruned: smallest |λ|, smallest 'signed' λ (as released), 'entropy_contribution'."
+        "magnitude",
+        "The direction to prune: smallest |λ|, smallest 'signed' λ (released code), 'entropy_contribution'.",
     )
     growth_energy_quantile: float = setting(
         0.0,
-        "A matrix whose energy Σλ² is below this quantile of all matrices' may not grow; 0: all may.",
+        "A matrix whose energy Σλ² is below this quantile over all matrices may not grow; 0 lets all grow.",
         number,
         at_least=0,
         below=1,
     )
     growth_init: str = setting(
-        "zero_impact", "A new direction: 'zero_impact', 'small', 'zero' or 'orthogonal' (Table 6)."
+        "zero_impact", "Initialisation of a new direction: 'zero_impact', 'small', 'zero' or 'orthogonal' (Table 6)."
     )
     growth_std: float | None = setting(
         None,
-        "Standard deviation of new vectors; default init_std. The released code has 1.0.",
+        "Standard deviation of new vectors; init_std by default. The released code has 1.0.",
         number,
         above=0,
         or_none=True,
     )
-    growth_lambda: float = setting(0.01, "λ of a new direction under growth_init='small'.", number)
+    growth_lambda: float = setting(0.01, "λ of a new direction with growth_init='small'.", number)
     growth_state: str = setting(
-        "zeros", "Optimizer state of a new direction: 'zeros', or the 'surviving_second_moment' of its matrix."
+        "zeros", "Optimizer state of a new direction: 'zeros', or 'surviving_second_moment', the mean over its matrix."
     )
     orth_reg_weight: float = setting(
         0.1, "Weight of R(P, Q), Eq. 2. Not in the paper; AdaLoRA's scripts use 0.1 to 0.5.", number, at_least=0
     )
     orth_reg_power: int = setting(
         1,
-        "1: Frobenius norms, as released; its gradient keeps norm 2 however small the error, so that an adaptive "
-        "optimizer never comes to rest. 2: squared norms, as in AdaLoRA's paper.",
+        "1: Frobenius norms (released code). Their gradient has norm 2 however small the error is, so that an adaptive "
+        "optimizer never converges. 2: squared norms (AdaLoRA's paper).",
         choice,
         options=(1, 2),
     )
     beta1: float = setting(0.85, "Smoothing of the sensitivity (importance='sensitivity').", number, above=0, below=1)
     beta2: float = setting(0.85, "Smoothing of its uncertainty (importance='sensitivity').", number, above=0, below=1)
     lambda_lr_ratio: float = setting(
-        1.0, "Learning rate of λ over that of P and Q, read by `parameter_groups`.", number, above=0
+        1.0, "Learning rate of λ divided by that of P and Q; `parameter_groups` uses it.", number, above=0
     )
-    seed: int = setting(0, "Seeds new directions and importance='random', with step and module.", whole, at_least=None)
+    seed: int = setting(
+        0, "Seed of new directions and of importance='random'; step and module also enter.", whole, at_least=None
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -161,20 +167,21 @@ class FlexLoraConfig(LowRankConfig):
             )
         if not any(self.budget(step) for step in self.event_steps()):
             raise ValueError(
-                f"no rank event can fire: with total_step={self.total_step}, tinit={self.tinit}, tfinal={self.tfinal}, "
-                f"deltaT={self.deltaT}, init_b={self.init_b} there is no step t with tinit < t < total_step - tfinal, "
+                f"no rank event is possible: with total_step={self.total_step}, tinit={self.tinit}, "
+                f"tfinal={self.tfinal}, deltaT={self.deltaT}, init_b={self.init_b} there is no step t with "
+                "tinit < t < total_step - tfinal, "
                 f"(t - tinit) a multiple of deltaT and b(t) ≥ 1. Lower tinit, tfinal or deltaT, train longer, "
                 f"or set init_b=0 for fixed ranks."
             )
 
     def event_steps(self) -> range:
-        """The steps at which ranks may move: t with `tinit` < t < `total_step` - `tfinal`, every `deltaT`."""
+        """The steps of the rank events: t with `tinit` < t < `total_step` - `tfinal`, every `deltaT`."""
         if self.init_b == 0 or self.total_step is None:
             return range(0)
         return event_steps(self.total_step, self.tinit, self.tfinal, self.deltaT)
 
     def budget(self, step: int, share: float = 1.0) -> int:
-        """b(t) of Eq. 4 at `step`: how many matrices may be pruned, and how many grown, at most."""
+        """b(t) of Eq. 4 at `step`: the largest number of matrices that may be pruned, and that may be grown."""
         if self.init_b == 0 or self.total_step is None:
             return 0
         return budget(step, self.init_b, self.total_step, self.tinit, self.tfinal, self.budget_schedule, share)

@@ -1,6 +1,6 @@
-"""What every linear with a low-rank update has in common, FlexLoRA's and the baselines'.
+"""The base class of linears with a low-rank update, FlexLoRA's and the baselines'.
 
-y = W x + ΔW x, with ΔW (out × in) the product of two thin matrices that a subclass gives.
+y = W x + ΔW x, where ΔW (out × in) is the product of two thin matrices that a subclass computes.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from .adapter_layer import AdapterLayer
 
 
 class DeltaLayer(AdapterLayer):
-    """Forward, merge and unmerge on an `nn.Linear`, a transformers `Conv1D`, or a quantised linear that PEFT knows.
+    """Forward, merge and unmerge for an `nn.Linear`, a transformers `Conv1D`, or a quantised linear supported by PEFT.
 
-    A subclass names its parameters and buffers and says what ΔW is in `product`.
+    A subclass names its parameters and buffers and computes ΔW in `product`.
     """
 
     # PEFT's, declared for the type checker.
@@ -49,30 +49,30 @@ class DeltaLayer(AdapterLayer):
         self.other_param_names = (*self.buffer_names, self.dropouts, *self.kept)
 
     def start(self, adapter_name: str, r: int, lora_alpha: float, scaling: float, dropout: float) -> None:
-        """Note the rank, the scale and the dropout of a new adapter."""
+        """Store the rank, the scale and the dropout of a new adapter."""
         self.r[adapter_name], self.lora_alpha[adapter_name], self.scaling[adapter_name] = r, lora_alpha, scaling
         getattr(self, self.dropouts)[adapter_name] = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
 
     # --- what a subclass gives -----------------------------------------------------------------------------------
 
     def product(self, adapter_name: str, training: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """L (out × k) and R (k × in) with ΔW = L R; `training` draws what is drawn anew in every training step."""
+        """Compute L (out × k) and R (k × in) with ΔW = L R. `training` enables random parts such as dropout."""
         raise NotImplementedError
 
     def inactive_parameters(self, adapter_name: str) -> int:
-        """Allocated parameters of the adapter that take no part in ΔW now, by directions that are switched off."""
+        """The number of allocated adapter parameters that do not affect ΔW because their directions are inactive."""
         return 0
 
     # --- ΔW ------------------------------------------------------------------------------------------------------
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
-        """ΔW in the base weight's own orientation (out × in, or in × out for Conv1D), in the adapter's dtype."""
+        """Compute ΔW in the base weight's orientation (out × in, or in × out for Conv1D), in the adapter's dtype."""
         left, right = self.product(adapter)
         delta = left @ right
         return delta.T if self.fan_in_fan_out else delta
 
     def adapted(self, adapters: list[str], x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Base output plus ΔW x of every adapter, in the base output's dtype: (..., in) → (..., out)."""
+        """Compute the base output plus ΔW x of every adapter, in the base output's dtype: (..., in) → (..., out)."""
         result: torch.Tensor = self.base_layer(x, *args, **kwargs)
         if self.quantization_backend is not None:
             result = self.quantization_backend.maybe_clone_base_result(result)
@@ -84,13 +84,13 @@ class DeltaLayer(AdapterLayer):
         left, right = self.product(adapter_name, training=self.training)
         hidden = F.linear(self._adapter_input(x, adapter_name, right.dtype), right)
         if result.dtype == hidden.dtype:
-            # One pass over the output instead of two.
+            # This takes one pass over the output instead of two.
             flat = torch.addmm(result.reshape(-1, self.out_features), hidden.reshape(-1, hidden.shape[-1]), left.T)
             return flat.view(result.shape)
         return (result + F.linear(hidden, left)).to(result.dtype)
 
     def _adapter_input(self, x: torch.Tensor, adapter_name: str, dtype: torch.dtype) -> torch.Tensor:
-        """x as the adapter takes it: in its dtype, with its dropout."""
+        """Convert x to the adapter's dtype and apply its dropout."""
         return getattr(self, self.dropouts)[adapter_name](self.branch_input(x, dtype))
 
     # --- merging -------------------------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ class DeltaLayer(AdapterLayer):
         self.set_base_weight(weight)
 
     def unfold(self, adapter_name: str) -> None:
-        """Subtract ΔW from the base weight again: exact up to the rounding of the base's dtype."""
+        """Subtract ΔW from the base weight. The result is exact up to the rounding of the base's dtype."""
         if self.holds(adapter_name):
             self.set_base_weight(self._shifted_base_weight(adapter_name, -1))
 
@@ -111,7 +111,7 @@ class DeltaLayer(AdapterLayer):
     def _shifted_base_weight(self, adapter_name: str, sign: int) -> torch.Tensor:
         weight = self.get_base_weight()
         delta = self.get_delta_weight(adapter_name).to(weight.device)
-        # Summed in the adapter's dtype, rounded once.
+        # The sum is computed in the adapter's dtype and rounded once.
         return (weight + sign * delta).to(weight.dtype)
 
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
-"""What is told about rank events: before a training, and of each one that was held."""
+"""The records of rank events: the plan before a training, and each event that took place."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-# The signs of a `RankEvent` for a method to which they mean nothing: ranks.jsonl and the alarms have them of every one.
+# Neutral values of `RankEvent`'s diagnostic fields, for methods without them: ranks.jsonl and the alarms need them.
 NO_SIGNS: dict[str, Any] = {
     "energy": {},
     "orthogonality_error": None,
@@ -19,42 +19,44 @@ NO_SIGNS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class PlannedEvents:
-    """The rank events of a training to come."""
+    """The planned rank events of a training."""
 
     count: int
     first: tuple[int, int]
-    """Step, and b(t) or budget there."""
+    """The step, and b(t) or the rank budget at that step."""
     last: tuple[int, int]
     every: int | None
-    """Steps from the first to the second, None where there is no second."""
+    """The number of steps between two events; None if there is only one event."""
 
 
 @dataclass
 class RankEvent:
-    """The record of one event. Ranks are those after it; scores, energy, singular values and the
-    orthogonality error those before.
+    """The record of one rank event.
+
+    The ranks are those after the event. Scores, energy, singular values and orthogonality error are those before it.
 
     Attributes:
-        step: completed optimizer steps.
-        budget: b(t), of this event's scores under `budget_by="spread"`.
+        step: the number of completed optimizer steps.
+        budget: b(t); with `budget_by="spread"` it depends on this event's scores.
         pruned: modules that lost a direction.
         grown: modules that gained one.
         ranks: rank of every module.
-        scores: importance of every module; None where it is undefined and the module was left alone, 1e308 caps +inf.
+        scores: importance of every module. None means undefined, and the module was not changed. 1e308 stands for +inf.
         energy: Σ λ² of every module.
-        singular_values: |λ| of every module's active directions, largest first, to six digits: the spectrum behind its
-            entropy, whatever the importance is (its singular values where P and Q are orthonormal).
+        singular_values: |λ| of every module's active directions, largest first, to six digits. They are the singular
+            values of ΔW / s if P and Q are orthonormal.
         active_parameters: parameters of the active directions: rank · (out + in + 1), summed.
-        total_rank: sum of the ranks. Conserved exactly in `both`; the parameter count is not, unless the budget is
-            counted in it (`budget_unit="parameters"`), when the total rank is not.
-        orthogonality_error: R(P, Q) with p = 1, unweighted; None where it is not a number.
-        rank_one: modules at rank 1 (before), to which `rank_one` applied.
-        all_zero: modules whose λ are all 0 (before).
+        total_rank: sum of the ranks. With direction='both' it is conserved exactly, but the parameter count is not.
+            With `budget_unit="parameters"` the parameter count is limited, and the total rank may change.
+        orthogonality_error: R(P, Q) with p = 1, unweighted; None if it is not a number.
+        rank_one: modules with rank 1 before the event, to which the setting `rank_one` applied.
+        all_zero: modules whose λ were all 0 before the event.
         at_limit: modules at their rank limit.
-        regrown: modules grown now that had been pruned before.
-        budget_conserved: whether the total rank stayed what it was, or the parameters no more than at the start where
-            the budget is counted in them; None where the direction is one-sided.
-        skipped: why nothing moved, where λ or what scores are made of was not finite; there are no scores then.
+        regrown: modules that grew in this event and had been pruned before.
+        budget_conserved: whether the total rank is unchanged. With `budget_unit="parameters"`: whether the parameters
+            do not exceed those at the start. None for direction='prune_only' and 'expand_only'.
+        skipped: the reason for an event without changes: λ or an input of the scores is not finite. There are then no
+            scores.
     """
 
     step: int
@@ -76,12 +78,12 @@ class RankEvent:
     skipped: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Return the values in JSON-ready form."""
         return asdict(self)
 
 
 def json_number(value: float | None) -> float | None:
-    """`value` as JSON can hold it: ±1e308 for an infinite one, None for one that is not a number."""
+    """Convert `value` for JSON: ±1e308 replaces an infinite value, None replaces NaN."""
     if value is None or math.isnan(value):
         return None
     return value if math.isfinite(value) else math.copysign(1e308, value)

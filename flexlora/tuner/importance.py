@@ -1,8 +1,9 @@
-"""Scores of the adapted matrices: spectral energy entropy (Eq. 3) and what the paper compares it with.
+"""Scores of the adapted matrices: spectral energy entropy (Eq. 3) and the scores that the paper compares it with.
 
-A score is one function that `@importance("name")` registers; `FlexLoraConfig(importance="name")` then takes it, from a
-module outside this package too. All are pure, batched over the matrices (M) and padded over the directions (C), in
-float64 on the CPU: `values` (M × C) singular values, `active` (M × C) a mask. Inactive entries never count.
+A score is one function, registered by `@importance("name")` and selected by `FlexLoraConfig(importance="name")`. It may
+be in a module outside this package. All scores are pure functions, batched over the matrices (M) and padded over the
+directions (C), in float64 on the CPU. `values` (M × C) are singular values, `active` (M × C) is a mask. Inactive
+entries never count.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ class Metric:
     """A registered importance.
 
     Attributes:
-        score: (values, active) → (M); None where it is no function of the spectrum and `RankAllocator` computes it.
-        is_entropy: it is undefined at rank 1 (log 1 = 0) and where all λ are 0 (0/0): the configuration's `rank_one`
-            and `all_zero` say what counts then.
+        score: (values, active) → (M); None if it is not a function of the spectrum and `RankAllocator` computes it.
+        is_entropy: the score is undefined at rank 1 (log 1 = 0) and if all λ are 0 (0/0). The configuration's
+            `rank_one` and `all_zero` then decide.
     """
 
     score: Score | None
@@ -39,8 +40,8 @@ def importance(name: str, *, is_entropy: bool = False) -> Callable[[Score], Scor
     """Register a function (values, active) → (M) as the importance `name`: low scores are pruned, high ones grown.
 
     Args:
-        name: what `FlexLoraConfig(importance=...)` calls it.
-        is_entropy: as [`Metric`] has it.
+        name: the name in `FlexLoraConfig(importance=...)`.
+        is_entropy: see [`Metric`].
 
     Raises:
         ValueError: another function has this name.
@@ -49,7 +50,7 @@ def importance(name: str, *, is_entropy: bool = False) -> Callable[[Score], Scor
     def register(score: Score) -> Score:
         known = METRICS.get(name)
         if known is not None and (known.score is None or known.score.__qualname__ != score.__qualname__):
-            raise ValueError(f"there is an importance named '{name}' already: choose another name.")
+            raise ValueError(f"an importance named '{name}' already exists: choose another name.")
         METRICS[name] = Metric(score, is_entropy)
         return score
 
@@ -57,13 +58,13 @@ def importance(name: str, *, is_entropy: bool = False) -> Callable[[Score], Scor
 
 
 def energy(values: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
-    """Σ_i λ_i² of each matrix: (M × C) → (M)."""
+    """Compute Σ_i λ_i² of each matrix: (M × C) → (M)."""
     return (values.double().square() * active).sum(-1)
 
 
 def shares(values: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
-    """s_i = λ_i² / Σ_j λ_j², 0 where inactive or where all λ are 0: (M × C) → (M × C)."""
-    # Divided by the largest first: the squares of tiny or huge values would under- or overflow.
+    """Compute s_i = λ_i² / Σ_j λ_j², 0 for inactive directions or if all λ are 0: (M × C) → (M × C)."""
+    # The values are first divided by the largest one, because squares of tiny or huge values under- or overflow.
     magnitude = values.double().abs() * active
     peak = magnitude.amax(-1, keepdim=True)
     square = (magnitude / torch.where(peak > 0, peak, 1.0)).square()
@@ -78,14 +79,14 @@ def entropy_contributions(values: torch.Tensor, active: torch.Tensor) -> torch.T
 
 
 def _log_rank(active: torch.Tensor) -> torch.Tensor:
-    """log r of each matrix, 1 where r ≤ 1, whose score is 0 (and special, see `Metric.is_entropy`)."""
+    """Compute log r of each matrix, or 1 if r ≤ 1, where the score is 0 and special (see `Metric.is_entropy`)."""
     rank = active.sum(-1).double()
     return torch.where(rank > 1, torch.log(rank.clamp(min=2.0)), 1.0)
 
 
 @importance("entropy", is_entropy=True)
 def spectral_entropy(values: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
-    """I = -(1/log r) Σ_i s_i log(s_i + ε) ∈ [0, 1] (Eq. 3): (M × C) → (M). Low = redundant, high = rich."""
+    """I = -(1/log r) Σ_i s_i log(s_i + ε) ∈ [0, 1] (Eq. 3): (M × C) → (M). Low means redundant, high means rich."""
     return (entropy_contributions(values, active).sum(-1) / _log_rank(active)).clamp(0.0, 1.0)
 
 
@@ -121,30 +122,30 @@ def matrixwise_energy_entropy(values: torch.Tensor, active: torch.Tensor) -> tor
 
 
 def spread(scores: Sequence[float]) -> float:
-    """Coefficient of variation of the finite scores, standard deviation over |mean|: 0 where they are all alike.
+    """Compute the coefficient of variation of the finite scores: standard deviation over |mean|.
 
-    It does not change with the scores' scale, and is 0 too where nothing can be said: fewer than two scores, mean 0.
+    It does not depend on the scores' scale. It is 0 for equal scores, for fewer than two scores, and for mean 0.
     """
     finite = [score for score in scores if math.isfinite(score)]
     peak = max((abs(score) for score in finite), default=0.0)
     if len(finite) < 2 or peak == 0:
         return 0.0
-    values = [score / peak for score in finite]  # the squares of huge or tiny ones would over- or underflow
+    values = [score / peak for score in finite]  # the squares of huge or tiny values would over- or underflow
     mean = math.fsum(values) / len(values)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
     return deviation / abs(mean) if mean != 0 else 0.0
 
 
 def random_scores(matrices: int, generator: torch.Generator) -> torch.Tensor:
-    """Uniform scores: the control that asks whether any importance is better than chance."""
+    """Draw uniform scores: the control experiment that shows whether an importance is better than chance."""
     return torch.rand(matrices, generator=generator, dtype=torch.float64)
 
 
 def exact_spectrum(p: torch.Tensor, values: torch.Tensor, q: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
-    """Singular values of P diag(λ) Q by two thin QRs and a C × C SVD.
+    """Compute the singular values of P diag(λ) Q by two thin QRs and a C × C SVD.
 
-    Shapes: p (... × out × C), values and active (... × C), q (... × C × in) → (... × C), descending, the values past
-    the active rank being 0. λ itself is a singular value only where P and Q are orthonormal.
+    Shapes: p (... × out × C), values and active (... × C), q (... × C × in) → (... × C), descending. Values past the
+    active rank are 0. |λ| are the singular values only if P and Q are orthonormal.
     """
     columns = active.to(p.dtype)
     _, left = torch.linalg.qr((p * columns.unsqueeze(-2)).double(), mode="r")

@@ -1,9 +1,9 @@
-"""The adapted linear: fixed capacity, moving mask.
+"""The adapted linear, with a fixed capacity and a changing mask.
 
-P (out × C), λ (C), Q (C × in) with C the module's capacity, and a boolean mask of active directions;
-ΔW = s · P diag(λ ∘ active) Q. Pruning clears a bit, growing sets one; nothing changes shape while training, so that
-optimizers, DDP, gradient checkpointing and torch.compile never notice. Inactive slots hold zeros and get exactly zero
-gradient.
+P (out × C), λ (C), Q (C × in), where C is the module's capacity, and a boolean mask of active directions:
+ΔW = s · P diag(λ ∘ active) Q. Pruning clears a bit of the mask, growing sets one. No shape changes during training, so
+optimizers, DDP, gradient checkpointing and torch.compile are not affected. Inactive slots hold zeros and get exactly
+zero gradient.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch import nn
 from .config import FlexLoraConfig
 from .delta import DeltaLayer
 
-# State of an element-wise optimizer that is (an average or maximum of) squared gradients.
+# The names of optimizer states that average or maximise squared gradients, element by element.
 SECOND_MOMENTS = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum", "exp_inf"})
 
 
 class FlexLoraLayer(DeltaLayer):
-    """Adapter state of one linear, by adapter name. PEFT's tuner-layer contract plus the moves of a rank event."""
+    """The adapters of one linear, by name: PEFT's tuner-layer contract plus the operations of a rank event."""
 
     title = "FlexLoRA"
     adapter_layer_names = ("flexlora_P", "flexlora_lambda", "flexlora_Q")
@@ -38,7 +38,7 @@ class FlexLoraLayer(DeltaLayer):
     def create(self, adapter_name: str, config: FlexLoraConfig, **place: Any) -> None:
         """Create the adapter `adapter_name` with `r` active directions, in the first `r` slots.
 
-        Where ranks move (`init_b` > 0) a matrix starts with min(in, out) directions at most.
+        If ranks change (`init_b` > 0), a matrix starts with at most min(in, out) directions.
 
         Raises:
             ValueError: `r` is above the module's capacity.
@@ -49,12 +49,12 @@ class FlexLoraLayer(DeltaLayer):
         max_rank = config.resolved_max_rank()
         if r > max_rank:
             raise ValueError(f"a module's starting rank ({r}) is above max_rank ({max_rank}): raise max_rank.")
-        # No matrix has more than min(in, out) singular values, so no limit is above that. A rank that stays may be, if
-        # asked for; one that moves starts at most there: its capacity could not be told from the saved rank otherwise.
+        # No matrix has more than min(in, out) singular values, so the limit is at most that. A fixed rank may be larger
+        # if the user asks for it. A changing rank may not: its capacity could not be inferred from the saved rank.
         if config.init_b > 0:
             r = min(r, self.in_features, self.out_features)
         capacity = max(r, min(max_rank, self.in_features, self.out_features))
-        config.fan_in_fan_out |= self.fan_in_fan_out  # kept for an export to LoRA; a layer looks at its base
+        config.fan_in_fan_out |= self.fan_in_fan_out  # stored for an export to LoRA; the layer itself checks its base
         self.start(adapter_name, r, place["lora_alpha"], place["lora_alpha"] / config.r, config.lora_dropout)
         self.new_parameter("flexlora_P", adapter_name, (self.out_features, capacity))
         self.new_parameter("flexlora_lambda", adapter_name, (capacity,))
@@ -65,7 +65,7 @@ class FlexLoraLayer(DeltaLayer):
         self._initialise(adapter_name, r, config)
 
     def _initialise(self, adapter_name: str, r: int, config: FlexLoraConfig) -> None:
-        """Vectors from torch's global generator, as every PEFT tuner draws them, and λ = 0, so that ΔW = 0."""
+        """Draw the vectors from torch's global generator, as every PEFT tuner does, and set λ = 0, so that ΔW = 0."""
         p, values, q = self.factors(adapter_name)
         if p.device.type == "meta":
             return
@@ -94,7 +94,7 @@ class FlexLoraLayer(DeltaLayer):
         return int(self.flexlora_lambda[adapter_name].numel())
 
     def rank(self, adapter_name: str) -> int:
-        """The number of active directions (a device-to-host copy); the starting rank where the model is on meta."""
+        """The number of active directions (one device-to-host copy), or the initial rank on the meta device."""
         active = self.flexlora_active[adapter_name]
         return self.r[adapter_name] if active.device.type == "meta" else int(active.sum())
 
@@ -102,7 +102,7 @@ class FlexLoraLayer(DeltaLayer):
         return (self.capacity(adapter_name) - self.rank(adapter_name)) * (self.in_features + self.out_features + 1)
 
     def slots(self, adapter_name: str) -> torch.Tensor:
-        """Indices of the active directions, ascending: int64 (rank), on the CPU."""
+        """The indices of the active directions, ascending: int64 (rank), on the CPU."""
         return self.flexlora_active[adapter_name].cpu().nonzero().flatten()
 
     def packed_factors(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -114,7 +114,7 @@ class FlexLoraLayer(DeltaLayer):
     def product(self, adapter_name: str, training: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         p, values, q = self.factors(adapter_name)
         gain = values * self.flexlora_active[adapter_name] * self.scaling[adapter_name]
-        # diag(gain) goes onto Q, not onto the activations: the smaller tensor, and one less to keep for backward.
+        # diag(gain) multiplies Q and not the activations: Q is smaller, and the backward pass keeps one tensor less.
         return p, gain.unsqueeze(1) * q
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
@@ -126,11 +126,11 @@ class FlexLoraLayer(DeltaLayer):
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return True
 
-    # --- moves of a rank event -----------------------------------------------------------------------------------
+    # --- operations of a rank event -----------------------------------------------------------------------------------
 
     @torch.no_grad()
     def prune(self, adapter_name: str, slot: int) -> None:
-        """Remove the direction in `slot`: clear its bit and everything it held."""
+        """Remove the direction in `slot`: clear its bit and its values."""
         p, values, q = self.factors(adapter_name)
         self.flexlora_active[adapter_name][slot] = False
         p[:, slot] = 0.0
@@ -147,10 +147,10 @@ class FlexLoraLayer(DeltaLayer):
         step: int,
         module_index: int,
     ) -> None:
-        """Add a direction in the free `slot` beside those in `slots`, initialised by `config.growth_init`.
+        """Add a direction in the free `slot` to those in `slots`, initialised by `config.growth_init`.
 
-        Vectors come from a CPU generator seeded by (config.seed, step, module index), so that every process and every
-        resumed run draws the same.
+        The vectors come from a CPU generator seeded by (config.seed, step, module index), so that every process and
+        every resumed run draws the same vectors.
         """
         p, values, q = self.factors(adapter_name)
         generator = seeded_generator(config.seed, step, module_index)
@@ -175,13 +175,13 @@ class FlexLoraLayer(DeltaLayer):
         """Set the optimizer state of `slot` to zero, or its second moments to the mean over the active directions.
 
         Returns:
-            False where the optimizer's state is not element-wise (factored, quantised, flattened): it is left alone.
+            False if the optimizer's state is not element-wise (factored, quantised, flattened). It is then unchanged.
         """
         supported = True
         for parameter, dim in zip(self.factors(adapter_name), (1, 0, 0), strict=True):
             state = optimizer.state.get(parameter, {})
             if optimizer.state and parameter.requires_grad and parameter not in optimizer.state:
-                # No state: it had no gradient yet, or the optimizer works on copies (flattened or sharded parameters).
+                # The state is missing if there was no gradient yet, or if the optimizer works on flattened copies.
                 supported &= any(parameter is held for group in optimizer.param_groups for held in group["params"])
             for name, value in state.items():
                 if not torch.is_tensor(value) or value.numel() <= 1:
@@ -203,24 +203,26 @@ class FlexLoraLayer(DeltaLayer):
     def unpack(
         self, adapter_name: str, p: torch.Tensor, values: torch.Tensor, q: torch.Tensor, slots: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Packed directions back at full capacity in their slots: {"P": …, "lambda": …, "Q": …, "active": …}.
+        """Put packed directions back into their slots at full capacity: {"P": …, "lambda": …, "Q": …, "active": …}.
 
         Raises:
-            ValueError: a slot lies beyond the module's capacity, or the shapes do not belong to this linear.
+            ValueError: a slot is beyond the module's capacity, or the shapes do not match this linear.
         """
         capacity = self.capacity(adapter_name)
         rank = int(slots.numel())
         expected = ((self.out_features, rank), (rank,), (rank, self.in_features))
         found = (tuple(p.shape), tuple(values.shape), tuple(q.shape))
         if found != expected:
-            raise ValueError(f"saved directions have shapes {found}, this linear needs {expected}.")
+            raise ValueError(f"the saved directions have shapes {found}, but this linear needs {expected}.")
         if rank and int(slots.max()) >= capacity:
             raise ValueError(
-                f"a saved direction sits in slot {int(slots.max())}, but the capacity (max_rank) here is {capacity}: "
+                f"a saved direction is in slot {int(slots.max())}, but the capacity (max_rank) here is {capacity}: "
                 f"load with the max_rank of the saved adapter."
             )
         if rank and (int(slots.min()) < 0 or slots.unique().numel() != rank):
-            raise ValueError(f"the slots of the saved directions must be different, from 0 on, not {slots.tolist()}.")
+            raise ValueError(
+                f"the slots of the saved directions must be different whole numbers from 0, not {slots.tolist()}."
+            )
         index = slots.long().to(p.device)
         full_p = p.new_zeros(self.out_features, capacity)
         full_values = values.new_zeros(capacity)
@@ -234,19 +236,19 @@ class FlexLoraLayer(DeltaLayer):
 
 
 def seeded_generator(*key: int) -> torch.Generator:
-    """A CPU generator seeded by all of `key`, the same on every machine."""
+    """Make a CPU generator seeded by all numbers of `key`, the same on every machine."""
     digest = hashlib.blake2b(":".join(map(str, key)).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 def _orthogonal_unit(vector: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Unit vector from `vector` (n) after Gram-Schmidt against `columns` (n × k), which need not be orthonormal.
+    """Make a unit vector from `vector` (n) by Gram-Schmidt against `columns` (n × k), which need not be orthonormal.
 
-    Where the columns already span the space there is no such direction: the vector is only normalised.
+    If the columns already span the space, the vector is only normalised.
     """
     basis = torch.linalg.qr(columns).Q
     residual = vector
-    for _ in range(2):  # twice is enough (Giraud et al. 2005): once leaves an error of the order of the rounding
+    for _ in range(2):  # two passes suffice (Giraud et al. 2005); one leaves an error of the order of the rounding
         residual = residual - basis @ (basis.T @ residual)
     if residual.norm() <= 1e-4 * vector.norm():
         residual = vector

@@ -21,7 +21,7 @@ from .names import plain_name
 
 
 class LinearTuner(Tuner):
-    """A tuner whose layers take `r` and `lora_alpha`; `rank_pattern` and `alpha_pattern` give those of single modules.
+    """A tuner whose layers take `r` and `lora_alpha`. `rank_pattern` and `alpha_pattern` set them for single modules.
 
     Raises:
         NoMatchingPeftModuleError: an entry of `target_modules` matches no module (the nearest names are listed).
@@ -64,7 +64,7 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _nearest(wanted: Any, names: list[str]) -> str:
-    """'Nearest names: …' for entries that match nothing: last parts and full names of the model's linears."""
+    """Make the hint 'Nearest names: …' for entries without a match, from the names of the model's linears."""
     leaves = sorted({name.rpartition(".")[2] for name in names})
     entries = [wanted] if isinstance(wanted, str) else sorted(wanted or ())
     near: list[str] = []

@@ -1,4 +1,4 @@
-"""To and from plain LoRA: an exact export that any LoRA loader reads, and a warm start from a LoRA checkpoint."""
+"""Conversion to and from plain LoRA: an exact export for any LoRA loader, and a warm start from a LoRA checkpoint."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ LORA_WEIGHTS = "adapter_model.safetensors"
 def convert_to_lora(
     model: nn.Module, adapter_name: str = "default", *, uniform_rank: bool = False
 ) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
-    """The adapter as a plain LoRA with the same ΔW: B = P diag(λ), A = Q, over the active directions.
+    """Convert the adapter to a plain LoRA with the same ΔW: B = P diag(λ), A = Q, over the active directions.
 
-    PEFT's own `convert_to_lora` works too, but approximates by an SVD of every dense ΔW at a rank you choose.
+    PEFT's own `convert_to_lora` also works, but it approximates every dense ΔW by an SVD of a rank that you choose.
 
     Args:
         model: a PeftModel, or a model with the adapter injected.
         adapter_name: the adapter to convert.
-        uniform_rank: give all modules the largest rank, padded with zeros, and fold the scale into B (lora_alpha = r),
-            for servers that ignore `rank_pattern` and `alpha_pattern`. The default keeps each module's own rank.
+        uniform_rank: pad all modules with zeros to the largest rank, and multiply the scale into B (lora_alpha = r).
+            This is for servers that ignore `rank_pattern` and `alpha_pattern`. By default each module keeps its rank.
 
     Returns:
         The LoRA configuration and its state dict (lora_A: rank × in, lora_B: out × rank), ready to be saved.
 
     Raises:
-        ValueError: the model holds no FlexLoRA adapter of that name.
+        ValueError: the model has no FlexLoRA adapter with that name.
     """
     config = _config(model, adapter_name)
     scaling = {plain_name(name): layer.scaling[adapter_name] for name, layer in flexlora_layers(model, adapter_name)}
@@ -64,8 +64,8 @@ def convert_to_lora(
         elif factor not in (*FACTORS.values(), SLOTS):
             state_dict[key] = value.detach().clone().contiguous()  # modules_to_save and biases
     if all(rank == config.r and alphas[name] == config.lora_alpha for name, rank in ranks.items()):
-        # All as the default says. Otherwise all modules are named: PEFT matches a pattern as a suffix, so that "q"
-        # would give its rank to a "block.q" that is not named.
+        # If not all modules have the default, all modules are named: PEFT matches a pattern as a suffix, so "q" would
+        # also set the rank of an unnamed "block.q".
         ranks, alphas = {}, {}
     lora = LoraConfig(
         r=top if uniform_rank else config.r,
@@ -89,7 +89,7 @@ def convert_to_lora(
 def save_as_lora(
     path: str | os.PathLike, model: nn.Module, adapter_name: str = "default", *, uniform_rank: bool = False
 ) -> None:
-    """Write [`convert_to_lora`]'s answer to the folder `path`: a LoRA adapter that needs no flexlora to be loaded."""
+    """Save the result of [`convert_to_lora`] in the folder `path`: a LoRA adapter that loads without flexlora."""
     config, state_dict = convert_to_lora(model, adapter_name, uniform_rank=uniform_rank)
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,11 +102,11 @@ def save_as_lora(
 
 
 def warm_start_from_lora(model: nn.Module, path: str | os.PathLike, adapter_name: str = "default") -> None:
-    """Start the adapter from a LoRA checkpoint: every ΔW = s B A becomes P diag(λ) Q by an SVD, orthonormal.
+    """Initialise the adapter from a LoRA checkpoint: every ΔW = s B A becomes an orthonormal P diag(λ) Q by an SVD.
 
-    A module keeps at least its starting rank: where the LoRA's rank is smaller, the other directions keep their
-    zero-impact start. Where it is above the module's `max_rank`, the strongest directions are kept and a warning names
-    the share of energy lost. Modules to save (a classifier) are taken over too; call it before the optimizer is made.
+    A module keeps at least its initial rank: if the LoRA's rank is smaller, the other directions keep their zero-impact
+    start. If the LoRA's rank is above the module's `max_rank`, the strongest directions are kept and a warning gives
+    the lost share of energy. `modules_to_save` (a classifier) are loaded too. Call it before the optimizer is made.
 
     Args:
         model: a PeftModel, or a model with the adapter injected.
@@ -114,16 +114,16 @@ def warm_start_from_lora(model: nn.Module, path: str | os.PathLike, adapter_name
         adapter_name: the FlexLoRA adapter to fill.
 
     Raises:
-        ValueError: the folder holds no plain LoRA, or it adapts modules that this adapter does not.
+        ValueError: the folder does not contain a plain LoRA, or it adapts modules that this adapter does not.
         FileNotFoundError: the folder has no safetensors weights.
     """
     _config(model, adapter_name)
     if Path(path).is_dir() and not (Path(path) / LORA_WEIGHTS).is_file():
-        raise FileNotFoundError(f"{path} holds no {LORA_WEIGHTS}: only safetensors are loaded.")
+        raise FileNotFoundError(f"{path} has no {LORA_WEIGHTS}: only safetensors are loaded.")
     lora = PeftConfig.from_pretrained(str(path))
     if lora.peft_type != PeftType.LORA or getattr(lora, "use_dora", False):
         dora = " with use_dora" if getattr(lora, "use_dora", False) else ""
-        raise ValueError(f"{path} holds {lora.peft_type}{dora}, not a plain LoRA.")
+        raise ValueError(f"{path} contains {lora.peft_type}{dora}, not a plain LoRA.")
     weights = {
         f"{PEFT_PREFIX}{plain_name(key)}": value for key, value in load_peft_weights(str(path), device="cpu").items()
     }
@@ -165,7 +165,7 @@ def warm_start_from_lora(model: nn.Module, path: str | os.PathLike, adapter_name
     set_peft_model_state_dict(model, state_dict, adapter_name=adapter_name)
     if lost > 0:
         warnings.warn(
-            f"the LoRA's rank is above max_rank: {100 * lost / energy:.2g} % of its energy was left out.",
+            f"the LoRA's rank is above max_rank: {100 * lost / energy:.2g} % of its energy is lost. Raise max_rank.",
             stacklevel=2,
         )
 
@@ -178,5 +178,5 @@ def _lora_scaling(lora: LoraConfig, name: str, rank: int) -> float:
 def _config(model: nn.Module, adapter_name: str) -> FlexLoraConfig:
     config = getattr(model, "peft_config", {}).get(adapter_name)
     if not isinstance(config, FlexLoraConfig):
-        raise ValueError(f"the model holds no FlexLoRA adapter named '{adapter_name}'.")
+        raise ValueError(f"the model has no FlexLoRA adapter named '{adapter_name}'.")
     return config

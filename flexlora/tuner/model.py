@@ -1,4 +1,4 @@
-"""`FlexLoraModel`: the tuner as PEFT knows it."""
+"""`FlexLoraModel`: FlexLoRA as a PEFT tuner."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from .weighted import combine_adapters
 class FlexLoraModel(LinearTuner, name="flexlora", config=FlexLoraConfig, layer=FlexLoraLayer):
     """FlexLoRA on a pretrained model, made by `peft.get_peft_model(model, FlexLoraConfig(...))`.
 
-    Ranks move only if somebody counts steps: call `flexlora.attach(model, optimizer)` once, or use
+    Ranks change only if the tuner learns about optimizer steps: call `flexlora.attach(model, optimizer)` once, or use
     [`FlexLoraCallback`] with the Hugging Face Trainer, or call `update_and_allocate` after every optimizer step.
 
     Args:
         model: the model to adapt.
         config: the adapter's configuration.
         adapter_name: the adapter's name.
-        low_cpu_mem_usage: create empty weights on the meta device (for loading).
+        low_cpu_mem_usage: create empty weights on the meta device, for loading.
 
     Raises:
         NoMatchingPeftModuleError: an entry of `target_modules` matches no module (the nearest names are listed).
-        ValueError: a second trainable adapter is added: ranks move for one adapter only.
+        ValueError: a second trainable adapter is added. The ranks of only one adapter can change.
     """
 
     _rank_allocator: RankAllocator | None = None
@@ -44,7 +44,7 @@ class FlexLoraModel(LinearTuner, name="flexlora", config=FlexLoraConfig, layer=F
 
     def _prepare_adapter_config(self, peft_config: FlexLoraConfig, model_config: dict) -> FlexLoraConfig:
         config = super()._prepare_adapter_config(peft_config, model_config)
-        # Written down, so that a saved adapter keeps its capacity whatever the defaults become.
+        # Stored in the configuration, so that a saved adapter keeps its capacity if the defaults change.
         config.max_rank = config.resolved_max_rank()
         return config
 
@@ -53,17 +53,17 @@ class FlexLoraModel(LinearTuner, name="flexlora", config=FlexLoraConfig, layer=F
         trainable = [name for name, other in self.peft_config.items() if not other.inference_mode]
         if len(trainable) > 1:
             raise ValueError(
-                f"FlexLoRA moves the ranks of one adapter, but {', '.join(trainable)} would all be trainable: "
+                f"FlexLoRA changes the ranks of one adapter only, but {', '.join(trainable)} would all be trainable: "
                 "set inference_mode=True for all but one."
             )
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
-        """Trainable and all parameters, inactive directions left out; PEFT's own count on the PeftModel has them."""
+        """Count trainable and all parameters without inactive directions, which PEFT's count on PeftModel includes."""
         count = count_parameters(self.model)
         return count.trainable, count.total
 
     def print_trainable_parameters(self) -> None:
-        """As PEFT's, but of the active directions, with the allocated capacity beside them."""
+        """Like PEFT's method, but it counts active directions and also prints the allocated capacity."""
         count = count_parameters(self.model)
         print(
             f"trainable params: {count.trainable:,} || all params: {count.total:,} || "
@@ -75,7 +75,7 @@ class FlexLoraModel(LinearTuner, name="flexlora", config=FlexLoraConfig, layer=F
 
     @property
     def trainable_adapter_name(self) -> str:
-        """The one adapter whose ranks move.
+        """The name of the adapter whose ranks change.
 
         Raises:
             ValueError: all adapters are in inference mode.
@@ -87,10 +87,10 @@ class FlexLoraModel(LinearTuner, name="flexlora", config=FlexLoraConfig, layer=F
 
     @property
     def rank_allocator(self) -> RankAllocator:
-        """The allocator of the trainable adapter: the one `flexlora.attach` made, or else made on first use."""
+        """The allocator of the trainable adapter, made by `flexlora.attach` or on first use."""
         name = self.trainable_adapter_name
         allocator, config = self._rank_allocator, self.peft_config[name]
-        # Another configuration means another adapter, also where it was deleted and made again under the same name.
+        # A different configuration object means a different adapter, even under the same name.
         if allocator is None or allocator.adapter_name != name or allocator.config is not config:
             allocator = self._rank_allocator = RankAllocator(self.model, config, name)
         return allocator
@@ -100,16 +100,16 @@ class FlexLoraModel(LinearTuner, name="flexlora", config=FlexLoraConfig, layer=F
         self._rank_allocator = allocator
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """λ at a rate of its own, as [`flexlora.parameter_groups`] has it."""
+        """The parameter groups of [`flexlora.parameter_groups`]: λ has its own learning rate."""
         return parameter_groups(self, learning_rate)
 
     def attach(self, optimizer: torch.optim.Optimizer, on_event: Callable[[RankEvent], None] | None = None) -> None:
-        """As [`flexlora.attach`]: the optimizer's own step adds the penalty's gradient and holds the rank events."""
+        """Attach as [`flexlora.attach`] does: the optimizer's step adds the penalty's gradient and runs rank events."""
         self._attachment = attach(self.model, optimizer, on_event=on_event)
         self._rank_allocator = self._attachment.allocator
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any] | None:
-        """The rank event that the optimizer's step held, if any: the hooks of `attach` have done the rest."""
+        """Return the rank event of the optimizer's step, if any. The hooks of `attach` have already done the work."""
         events = self.rank_allocator.events
         if len(events) == self._told:
             return None
@@ -134,33 +134,33 @@ class FlexLoraModel(LinearTuner, name="flexlora", config=FlexLoraConfig, layer=F
         self.rank_allocator.load_state_dict(state)
 
     def finish(self) -> None:
-        """Take the hooks off the optimizer."""
+        """Remove the hooks from the optimizer."""
         if self._attachment is not None:
             self._attachment.remove()
 
     def add_orthogonality_gradient(self) -> None:
         """Add the gradient of `orth_reg_weight` · R(P, Q) to `.grad`: once per optimizer step, after clipping.
 
-        `flexlora.attach` does it by itself; call it only in a loop that uses `update_and_allocate`.
+        `flexlora.attach` does this automatically. Call it only in a loop that uses `update_and_allocate`.
         """
         self.rank_allocator.regularise()
 
     def update_and_allocate(self, global_step: int, optimizer: torch.optim.Optimizer | None = None) -> RankEvent | None:
-        """Hold the rank event that belongs to `global_step`, if any: PEFT's AdaLoRA call.
+        """Run the rank event of `global_step`, if one is due. The method's name is that of PEFT's AdaLoRA.
 
         Call it in every training step after `optimizer.step()` and before `optimizer.zero_grad()`, or use
         `flexlora.attach` once instead. `tinit`, `tfinal` and `deltaT` are handled here.
 
         Args:
-            global_step: completed optimizer steps, this one included (1 after the first).
-            optimizer: whose state of moved directions is set; without it a direction that is grown in a slot used
-                before inherits that slot's moments.
+            global_step: the number of completed optimizer steps, this one included (1 after the first).
+            optimizer: the optimizer; its state of changed directions is reset. Without it, a direction that grows in a
+                used slot inherits that slot's moments.
 
         Returns:
-            The event, or None where none was due.
+            The event, or None if none was due.
         """
         if global_step <= self.rank_allocator.step:
-            return None  # seen already, by `attach` or an earlier call
+            return None  # `attach` or an earlier call has handled this step
         self.rank_allocator.observe_gradients()
         return self.rank_allocator.advance(global_step, optimizer)
 
@@ -196,17 +196,18 @@ class FlexLoraModel(LinearTuner, name="flexlora", config=FlexLoraConfig, layer=F
         combination_type: str = "cat",
         svd_rank: int | None = None,
     ) -> None:
-        """Add an adapter whose ΔW is Σ weight · ΔW of existing ones; it is in inference mode until made active.
+        """Add an adapter whose ΔW is Σ weight · ΔW of existing adapters. It is in inference mode until activated.
 
         Args:
             adapters: names of the adapters to combine.
-            weights: one weight each; negative ones subtract.
+            weights: one weight for each adapter; a negative weight subtracts.
             adapter_name: name of the new adapter.
-            combination_type: 'cat' puts all directions side by side, which is exact; 'svd' keeps the best
-                approximation of rank `svd_rank`.
+            combination_type: 'cat' concatenates all directions, which is exact; 'svd' keeps the best approximation of
+                rank `svd_rank`.
             svd_rank: rank of every module under 'svd'; the largest rank found in `adapters` by default.
 
         Raises:
-            ValueError: an adapter is unknown, the name is taken, lengths differ, or the type is not offered.
+            ValueError: an adapter does not exist, the new name is taken, the numbers of adapters and weights differ, or
+                the combination type does not exist.
         """
         combine_adapters(self, adapters, weights, adapter_name, combination_type, svd_rank)

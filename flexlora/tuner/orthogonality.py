@@ -1,11 +1,12 @@
 """R(P, Q) of Eq. 2, which keeps the directions orthonormal, and its gradient in closed form.
 
-R = mean over all P and Q of the adapted matrices of ‖PᵀP - I‖_F^p and ‖QQᵀ - I‖_F^p, over the active directions
-(reconstructed: the paper's formula was lost; the released code has p = 1, AdaLoRA's paper p = 2). The gradient is
+R is the mean of ‖PᵀP - I‖_F^p and ‖QQᵀ - I‖_F^p over all adapted matrices, restricted to their active directions. The
+formula is reconstructed because the paper's text lost it: the released code has p = 1, AdaLoRA's paper p = 2. The
+gradient is
 2 P (PᵀP - I) / ‖PᵀP - I‖_F for p = 1 and 4 P (PᵀP - I) for p = 2, and likewise for Q.
 
-It is added once per optimizer step, straight into `.grad`. Inside the loss it would be multiplied by the accumulation
-steps, bypassed by label smoothing, and missing for models whose output has no loss.
+The gradient is added once per optimizer step, directly to `.grad`. Inside the loss the penalty would be multiplied by
+the accumulation steps, skipped under label smoothing, and missing for models whose output has no loss.
 """
 
 from __future__ import annotations
@@ -17,19 +18,19 @@ import torch
 Factors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # P (out × C), Q (C × in), active (C)
 Member = tuple[torch.Tensor, torch.Tensor]  # P or Q, active (C)
 
-# Entries of a P or Q from which a CPU is faster without stacking.
+# From this number of entries of P or Q on, a CPU is faster without stacking the matrices.
 LARGE_ON_CPU = 2**15
 
 
 def orthogonality_error(factors: Sequence[Factors], power: int = 1) -> torch.Tensor:
-    """R(P, Q) itself, differentiable: a scalar, the mean over the 2 · len(factors) Gram errors.
+    """Compute R(P, Q), differentiable: a scalar, the mean over the 2 · len(factors) Gram errors.
 
-    Used to log the error and as the reference the closed form is tested against.
+    It is used to log the error, and tests compare the closed form with it.
     """
     norms = []
     for p, q, active in factors:
         for gram in (p.mT @ p, q @ q.mT):
-            # torch's own norm: its gradient at zero error is 0, that of sqrt(sum(x²)) is NaN.
+            # The gradient of torch's norm at zero error is 0, while that of sqrt(sum(x²)) is NaN.
             norms.append(torch.linalg.norm(_error(gram, active)))
     return torch.stack([norm.to(norms[0].device) for norm in norms]).pow(power).mean()
 
@@ -37,10 +38,10 @@ def orthogonality_error(factors: Sequence[Factors], power: int = 1) -> torch.Ten
 def add_orthogonality_gradient(
     factors: Sequence[Factors], weight: float, power: int = 1, scale: float | torch.Tensor = 1.0
 ) -> None:
-    """Add `weight` · ∇R to the gradients of every P and Q, times `scale` (a loss scale still in the gradients).
+    """Add `scale` · `weight` · ∇R to the gradients of every P and Q. `scale` is a loss scale still in the gradients.
 
-    All matrices of one shape go through one batched product, except large ones on a CPU, where stacking costs more
-    than the calls it saves (measured: `scripts/bench_penalty.py`). No host synchronisation.
+    All matrices of the same shape go through one batched product. Large matrices on a CPU are the exception: stacking
+    them costs more than it saves (measured by `scripts/bench_penalty.py`). There is no host synchronisation.
     """
     if not factors or weight == 0.0:
         return
@@ -53,7 +54,7 @@ def add_orthogonality_gradient(
 
 
 def by_shape(factors: Sequence[Factors]) -> list[tuple[bool, list[Member]]]:
-    """The trainable P and Q grouped by shape, dtype and device; the flag says that the directions are columns (P)."""
+    """Group the trainable P and Q by shape, dtype and device. The flag is true if directions are columns (P)."""
     groups: dict[tuple, list[Member]] = {}
     for p, q, active in factors:
         for columns, tensor in ((True, p), (False, q)):
@@ -66,7 +67,7 @@ def by_shape(factors: Sequence[Factors]) -> list[tuple[bool, list[Member]]]:
 def add_looped(
     columns: bool, members: Sequence[Member], coefficient: float, power: int, scale: float | torch.Tensor
 ) -> None:
-    """One matrix after the other."""
+    """Add the gradient to one matrix after the other."""
     for tensor, active in members:
         _gradient_of(tensor).add_(_closed_form(columns, tensor, active, coefficient, power, scale))
 
@@ -74,7 +75,7 @@ def add_looped(
 def add_batched(
     columns: bool, members: Sequence[Member], coefficient: float, power: int, scale: float | torch.Tensor
 ) -> None:
-    """All matrices of one shape at once."""
+    """Add the gradient to all matrices of one shape at once."""
     stacked = torch.stack([tensor for tensor, _ in members])
     active = torch.stack([mask for _, mask in members])
     gradient = _closed_form(columns, stacked, active, coefficient, power, scale)
@@ -96,7 +97,7 @@ def _gradient_of(parameter: torch.Tensor) -> torch.Tensor:
 
 
 def _error(gram: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
-    """Gram - I on the active directions, 0 elsewhere; shapes (..., C, C) and (..., C)."""
+    """Compute Gram - I on the active directions and 0 elsewhere; shapes (..., C, C) and (..., C)."""
     both = active.unsqueeze(-1) & active.unsqueeze(-2)
     return torch.where(both, gram, 0.0) - torch.diag_embed(active.to(gram.dtype))
 
@@ -106,7 +107,7 @@ def _weighted_error(
 ) -> torch.Tensor:
     error = _error(gram, active)
     if isinstance(scale, torch.Tensor):
-        scale = scale.to(error)  # a float32 scale would round the coefficient, and may live on another device
+        scale = scale.to(error)  # a float32 scale would round the coefficient, and it may be on another device
     if power == 2:
         return error * (4.0 * coefficient * scale)
     norm = torch.linalg.norm(error, dim=(-2, -1), keepdim=True)

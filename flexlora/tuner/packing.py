@@ -1,8 +1,8 @@
-"""How an adapter is saved: the active directions only, with each direction's slot.
+"""The format of saved adapters: only the active directions, with the slot of each direction.
 
-In the model a matrix is held at full capacity (P: out × C, …, and a mask). On disk it is P (out × rank), λ (rank),
-Q (rank × in) and `flexlora_slots` (rank): the slots put every direction back where it was, so that a resumed optimizer
-state lands on the right rows.
+In the model a matrix has its full capacity (P: out × C, …, and a mask). On disk it has P (out × rank), λ (rank),
+Q (rank × in) and `flexlora_slots` (rank). The slots restore the position of every direction, so that a resumed
+optimizer state belongs to the right rows.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ FACTORS = {"P": "flexlora_P", "lambda": "flexlora_lambda", "Q": "flexlora_Q"}
 
 
 def flexlora_layers(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, FlexLoraLayer]]:
-    """(name, layer) of every linear that holds `adapter_name`, in module order; names as in `model.named_modules()`."""
+    """Yield (name, layer) of every linear with `adapter_name`, in module order, named as in `model.named_modules()`."""
     for name, module in model.named_modules():
         if isinstance(module, FlexLoraLayer) and adapter_name in module.flexlora_P:
             yield name, module
 
 
 def flexlora_configs(model: nn.Module) -> Iterator[tuple[nn.Module, str, FlexLoraConfig]]:
-    """(module that holds it, adapter name, configuration) of every FlexLoRA adapter, outermost module first.
+    """Yield (owning module, adapter name, configuration) of every FlexLoRA adapter, outermost module first.
 
-    PEFT keeps one configuration on the PeftModel, on the tuner and on the base model alike.
+    PEFT stores the same configuration on the PeftModel, on the tuner and on the base model.
     """
     for module in model.modules():
         configs = getattr(module, "peft_config", None)
@@ -41,17 +41,17 @@ def flexlora_configs(model: nn.Module) -> Iterator[tuple[nn.Module, str, FlexLor
 
 
 def adapted_root(model: nn.Module) -> nn.Module:
-    """The module that holds the adapters' configurations, below wrappers such as DDP; `model` where there is none."""
+    """Find the module with the adapters' configurations inside wrappers such as DDP; `model` if there is none."""
     return next((module for module, _, _ in flexlora_configs(model)), model)
 
 
 def pack_state_dict(
     state_dict: dict[str, torch.Tensor], adapter_name: str
 ) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
-    """Drop inactive directions and turn masks into slots.
+    """Drop inactive directions and convert masks to slots.
 
     Returns:
-        The packed state dict, whose keys still hold the adapter name, and the rank of every module.
+        The packed state dict, whose keys still contain the adapter name, and the rank of every module.
     """
     packed = dict(state_dict)
     ranks = {}
@@ -71,13 +71,13 @@ def pack_state_dict(
 def unpack_state_dict(
     model: nn.Module, state_dict: dict[str, torch.Tensor], adapter_name: str
 ) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
-    """The reverse: full capacity and masks, for the layers of `model`; keys hold no adapter name, as on disk.
+    """Restore full capacity and masks for the layers of `model`. Keys have no adapter name, as on disk.
 
     Returns:
         The unpacked state dict and the rank of every module found in it.
 
     Raises:
-        ValueError: saved directions do not fit the module they belong to (its name is in the message).
+        ValueError: saved directions do not fit their module. The message names the module.
     """
     layers = {plain_name(name): layer for name, layer in flexlora_layers(model, adapter_name)}
     unpacked = dict(state_dict)
@@ -89,7 +89,7 @@ def unpack_state_dict(
         if layer is None:
             continue  # PEFT reports it as an unexpected key
         values = state_dict[key]
-        # An adapter written by hand may leave the slots out: then its directions take the first ones.
+        # An adapter written by hand may have no slots. Its directions then take the first slots.
         slots = unpacked.pop(f"{module}.{SLOTS}", torch.arange(values.numel()))
         try:
             full = layer.unpack(
@@ -100,7 +100,7 @@ def unpack_state_dict(
                 slots,
             )
         except KeyError as missing:
-            raise ValueError(f"the saved adapter lacks {missing} beside {key}.") from None
+            raise ValueError(f"the saved adapter has {key} but lacks {missing}.") from None
         except ValueError as error:
             raise ValueError(f"{plain_name(module)}: {error}") from None
         for name, factor in FACTORS.items():

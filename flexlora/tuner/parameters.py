@@ -1,4 +1,4 @@
-"""Parameters of an adapted model: groups for the optimizer, counts for the record, ranks."""
+"""Parameters of an adapted model: optimizer groups, parameter counts and ranks."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from .packing import adapted_root, flexlora_configs
 def parameter_groups(
     model: nn.Module, learning_rate: float, lambda_lr_ratio: float | None = None
 ) -> list[dict[str, Any]]:
-    """Groups for a torch optimizer: all trainable parameters, the λ of FlexLoRA apart.
+    """Make the groups for a torch optimizer: all trainable parameters, with FlexLoRA's λ in a separate group.
 
-    Why apart: with unit vectors one Adam step on λ moves ΔW far less than one on LoRA's B, and the SVD form fits more
-    slowly. The paper has one learning rate for all.
+    The reason for the separate group: with unit vectors, one Adam step on λ changes ΔW far less than one on LoRA's B,
+    so the SVD form fits more slowly. The paper has one learning rate for all parameters.
 
     Args:
         model: the adapted model.
-        learning_rate: of everything but λ.
-        lambda_lr_ratio: learning rate of λ over `learning_rate`; by default that of the adapter that trains (1.0).
+        learning_rate: the learning rate of all parameters except λ.
+        lambda_lr_ratio: the learning rate of λ divided by `learning_rate`; by default that of the trainable adapter.
 
     Returns:
-        Two groups (one where there is no λ), each with "params", "lr" and "name".
+        Two groups, or one if there is no λ, each with "params", "lr" and "name".
 
     Raises:
-        ValueError: a rate below 0, or a ratio that is not positive.
+        ValueError: the learning rate is below 0, or the ratio is not positive.
     """
     if lambda_lr_ratio is None:
         lambda_lr_ratio = next((c.lambda_lr_ratio for _, _, c in flexlora_configs(model) if not c.inference_mode), 1.0)
-    if not learning_rate >= 0:  # torch checks its default rate only, not that of a group
+    if not learning_rate >= 0:  # torch checks only its default rate, not the rate of a group
         raise ValueError(f"`learning_rate` must not be negative, but is {learning_rate}.")
     if lambda_lr_ratio <= 0:
         raise ValueError(f"`lambda_lr_ratio` must be positive, not {lambda_lr_ratio}.")
@@ -65,10 +65,10 @@ class ParameterCount:
     """Trainable parameters of a model.
 
     Attributes:
-        adapter_active: of the adapter, active directions only; what tables report.
-        adapter_allocated: of the adapter, with directions that are switched off: the rest of FlexLoRA's fixed capacity.
+        adapter_active: the adapter's parameters without inactive directions; tables report this number.
+        adapter_allocated: the adapter's parameters with inactive directions, which fill FlexLoRA's fixed capacity.
         head: trainable parameters outside the adapter: classifier and pooler.
-        total: all parameters, frozen ones included, inactive directions not.
+        total: all parameters, including frozen ones, without inactive directions.
     """
 
     adapter_active: int
@@ -78,7 +78,7 @@ class ParameterCount:
 
     @property
     def trainable(self) -> int:
-        """Active directions of the adapter, and the head."""
+        """The parameters of the active directions and of the head."""
         return self.adapter_active + self.head
 
 
@@ -87,8 +87,8 @@ def count_parameters(model: nn.Module, head_modules: Collection[str] | None = No
 
     Args:
         model: the model, adapted or not.
-        head_modules: last names of the modules that are the head. What trains outside them then counts as the
-            adapter's, and so do biases that train. None: what trains outside PEFT's tuner layers is the head.
+        head_modules: the last parts of the head modules' names. All other trainable parameters, biases included, then
+            count as the adapter's. None: trainable parameters outside PEFT's tuner layers are the head.
     """
     inside: set[int] = set()
     spare = spare_trainable = 0
@@ -118,7 +118,7 @@ def count_parameters(model: nn.Module, head_modules: Collection[str] | None = No
 
 
 def module_ranks(model: nn.Module, adapter_name: str | None = None) -> dict[str, int]:
-    """Current rank of every module that FlexLoRA adapts, by its name in the base model, in module order."""
+    """The current rank of every module that FlexLoRA adapts, by its name in the base model, in module order."""
     counts: dict[str, torch.Tensor] = {}
     for name, module in adapted_root(model).named_modules():
         if isinstance(module, FlexLoraLayer):
@@ -130,5 +130,5 @@ def module_ranks(model: nn.Module, adapter_name: str | None = None) -> dict[str,
     if not counts:
         return {}
     home = next(iter(counts.values())).device
-    # One device-to-host copy for all of them.
+    # All ranks take one device-to-host copy.
     return dict(zip(counts, torch.stack([count.to(home) for count in counts.values()]).tolist(), strict=True))

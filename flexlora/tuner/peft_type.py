@@ -1,7 +1,7 @@
-"""Methods of this package as members of PEFT's `PeftType`.
+"""Adds the methods of this package to PEFT's enum `PeftType`.
 
-`register_peft_method` refuses names outside the enum, and loading an adapter looks its class up by the enum, so the
-enum has to know the method. Guarded by tests/tuner/test_peft_contract.py.
+`register_peft_method` refuses names outside the enum, and PEFT finds the class of a saved adapter by the enum, so the
+enum must contain the method. tests/tuner/test_peft_contract.py tests this.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from peft.utils.peft_types import PeftType
 
 
 def extend_peft_types(name: str) -> PeftType:
-    """The member `name` of PEFT's enum, added where it is not there yet."""
+    """Return the member `name` of PEFT's enum, and add it if it does not exist."""
     if name in PeftType.__members__:
         return PeftType[name]
     member = str.__new__(PeftType, name)
@@ -23,16 +23,16 @@ def extend_peft_types(name: str) -> PeftType:
     PeftType._member_names_.append(name)
     PeftType._member_map_[name] = member
     PeftType._value2member_map_[name] = member
-    # Attribute access (PeftType.FLEXLORA) goes through the class on Python ≥ 3.11; EnumType refuses plain setattr.
+    # From Python 3.11 on, PeftType.FLEXLORA reads an attribute of the class. EnumType refuses plain setattr.
     type.__setattr__(PeftType, name, member)
     return member
 
 
 def register_tuner(name: str, config_class: type[Any], model_class: type[Any]) -> None:
-    """Have PEFT create and load adapters of the type `name`; does nothing where a module is imported again.
+    """Let PEFT create and load adapters of the type `name`. A repeated import of the same module does nothing.
 
     Raises:
-        ValueError: PEFT has another tuner of this name.
+        ValueError: PEFT has another tuner with this name.
     """
     member = extend_peft_types(name.upper())
     config_class.type_name = member
@@ -42,4 +42,4 @@ def register_tuner(name: str, config_class: type[Any], model_class: type[Any]) -
             name=name.lower(), config_cls=config_class, model_cls=model_class, prefix=model_class.prefix
         )
     elif (known.__module__, known.__qualname__) != (model_class.__module__, model_class.__qualname__):
-        raise ValueError(f"there is a tuner named '{name}' already ({known.__module__}): choose another name.")
+        raise ValueError(f"a tuner named '{name}' already exists ({known.__module__}): choose another name.")

@@ -1,4 +1,4 @@
-"""Which matrices lose a direction at a rank event and which gain one (Section 3.3, Algorithm 1): pure decisions."""
+"""Pure functions that decide which matrices lose or gain a direction at a rank event (Section 3.3, Algorithm 1)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Reallocation:
-    """Indices of the matrices that lose a direction and of those that gain one."""
+    """The indices of the matrices that lose a direction and of those that gain one."""
 
     pruned: tuple[int, ...] = ()
     grown: tuple[int, ...] = ()
@@ -25,21 +25,21 @@ def decide(
     selection: str = "disjoint",
     may_grow: Sequence[bool] | None = None,
 ) -> Reallocation:
-    """Prune the lowest scores, grow the highest (Section 3.3).
+    """Prune the matrices with the lowest scores and grow those with the highest (Section 3.3).
 
-    Matrices are ordered by (score, index). The k lowest prunable (rank > 1) lose a direction and the k highest growable
-    (rank < limit) gain one, with k ≤ `budget` the largest number for which the two sets are disjoint; with
-    `selection="overlapping"` they are chosen independently, as in the released code. One-sided directions take up to
-    `budget` matrices from their end.
+    Matrices are ordered by (score, index). The k lowest prunable matrices (rank > 1) lose a direction, and the k
+    highest growable ones (rank < limit) gain one. k ≤ `budget` is the largest number with disjoint sets.
+    With `selection="overlapping"` the sets are chosen independently, as in the released code. 'prune_only' and
+    'expand_only' take up to `budget` matrices from their end of the order.
 
     Args:
-        scores: importance of each matrix; None leaves a matrix alone, +inf puts it first in line to grow.
+        scores: importance of each matrix; None excludes a matrix, +inf lets it grow first.
         ranks: current rank of each matrix.
         limits: the rank limit of each matrix.
         budget: b(t).
         direction: 'both', 'prune_only' or 'expand_only'.
         selection: 'disjoint' or 'overlapping'.
-        may_grow: matrices that are growable at all; None: all.
+        may_grow: whether each matrix may grow; None means that all may grow.
     """
     prunable, growing = _in_line(scores, ranks, limits, may_grow)
     if direction == "prune_only":
@@ -66,16 +66,17 @@ def decide_by_parameters(
     selection: str = "disjoint",
     may_grow: Sequence[bool] | None = None,
 ) -> Reallocation:
-    """The same with the budget counted in parameters: their total never rises above what it was at the start.
+    """Decide as `decide`, but count the budget in parameters. Their total never exceeds that at the start.
 
-    The order is that of `decide`. An event may prune as many parameters as b(t) directions have on the average over
-    all matrices (one direction always fits): the lowest matrices, as far as they do. What they free, with what earlier
-    events left over (`spare`), pays for the highest matrices, in their order until the next cannot be paid for: the
-    rest is spare again. Fewer are pruned where the two sets would meet, and none where no other matrix can grow.
+    The order is that of `decide`. An event may prune the number of parameters that b(t) directions have on average over
+    all matrices (one direction always fits), starting with the lowest matrices. The freed parameters and those that
+    earlier events left over (`spare`) pay for growing the highest matrices, in order, until the next one is too
+    expensive. The rest becomes spare again. Fewer matrices are pruned if the two sets would overlap, and none if no
+    other matrix can grow.
 
     Args:
-        costs: parameters of a direction of each matrix, in + out + 1.
-        spare: parameters at the start less those that are active now.
+        costs: the number of parameters of one direction of each matrix, in + out + 1.
+        spare: the number of parameters at the start minus that of the active ones now.
     """
     prunable, growing = _in_line(scores, ranks, limits, may_grow)
     if budget == 0:
@@ -95,7 +96,7 @@ def decide_by_parameters(
 
 
 def above_energy_quantile(energies: Sequence[float], quantile: float) -> list[bool]:
-    """Whether each energy reaches the quantile of all M: ⌊quantile · M⌋ of different ones do not, at most M - 1."""
+    """Whether each energy reaches the quantile of all M energies. If they differ, ⌊quantile · M⌋ (< M) do not."""
     threshold = sorted(energies)[min(math.floor(quantile * len(energies) + 1e-9), len(energies) - 1)]
     return [energy >= threshold for energy in energies]
 
@@ -103,7 +104,7 @@ def above_energy_quantile(energies: Sequence[float], quantile: float) -> list[bo
 def _in_line(
     scores: Sequence[float | None], ranks: Sequence[int], limits: Sequence[int], may_grow: Sequence[bool] | None
 ) -> tuple[list[int], list[int]]:
-    """Those that may be pruned, lowest first, and those that may grow, highest first."""
+    """List the matrices that may be pruned, lowest first, and those that may grow, highest first."""
     order = [index for _, index in sorted((score, i) for i, score in enumerate(scores) if score is not None)]
     growable = (i for i in reversed(order) if ranks[i] < limits[i])
     return [i for i in order if ranks[i] > 1], [i for i in growable if may_grow is None or may_grow[i]]
@@ -112,7 +113,7 @@ def _in_line(
 def _affordable(
     line: Sequence[int], costs: Sequence[int], means: float, *, first_always: bool = False
 ) -> tuple[int, ...]:
-    """The first of `line`, up to the one whose direction is too much for what is left of `means`."""
+    """Take matrices from the start of `line` until the next direction costs more than the rest of `means`."""
     taken: list[int] = []
     for i in line:
         means -= costs[i]

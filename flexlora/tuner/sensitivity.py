@@ -8,7 +8,7 @@ import torch
 
 
 class Sensitivity:
-    """Running sensitivity and uncertainty of every entry of P, λ and Q.
+    """The running sensitivity and uncertainty of every entry of P, λ and Q.
 
     Args:
         factors: (P, λ, Q) of every matrix, at full capacity.
@@ -25,7 +25,7 @@ class Sensitivity:
 
     @torch.no_grad()
     def update(self, scale: float | torch.Tensor = 1.0) -> None:
-        """One step: Ī ← β₁ Ī + (1 - β₁) |w ∇w|, Ū ← β₂ Ū + (1 - β₂) | |w ∇w| - Ī |; no Python loop over modules."""
+        """Update once, without a Python loop: Ī ← β₁ Ī + (1 - β₁) |w ∇w|, Ū ← β₂ Ū + (1 - β₂) | |w ∇w| - Ī |."""
         gradients = [(i, parameter.grad) for i, parameter in enumerate(self._parameters) if parameter.grad is not None]
         if not gradients:
             return
@@ -41,13 +41,13 @@ class Sensitivity:
         torch._foreach_lerp_(uncertainty, now, 1.0 - self.beta2)
 
     def per_direction(self) -> list[torch.Tensor]:
-        """S_i = s(λ_i) + mean_j s(P_ji) + mean_j s(Q_ij), s = Ī · Ū, for each matrix: a list of (C)."""
+        """Compute S_i = s(λ_i) + mean_j s(P_ji) + mean_j s(Q_ij), s = Ī · Ū, for each matrix: a list of (C)."""
         score = torch._foreach_mul(self.average, self.uncertainty)
         return [score[i].mean(0) + score[i + 1] + score[i + 2].mean(1) for i in range(0, len(score), 3)]
 
     @torch.no_grad()
     def reset(self, matrix: int, slot: int) -> None:
-        """Forget what a pruned or newly grown direction's slot held."""
+        """Reset the values of the slot of a pruned or newly grown direction."""
         for offset, dim in ((0, 1), (1, 0), (2, 0)):
             for running in (self.average, self.uncertainty):
                 running[3 * matrix + offset].select(dim, slot).zero_()

@@ -1,8 +1,8 @@
-"""A large base over several processes: its frozen parameters sharded (FSDP2), the adapter whole on each of them.
+"""A large base on several processes: its frozen parameters are sharded (FSDP2), and the adapter is replicated.
 
-Rank events read and write single directions of P, λ and Q, of their gradients and of the optimizer's moments. Those
-stay plain tensors here, alike on all processes, as under DDP. An adapter is a hundredth of an 8B base: sharding it too
-would save little.
+Rank events read and write single directions of P, λ and Q, of their gradients and of the optimizer's moments. These
+stay plain tensors, identical on all processes, as under DDP. An adapter has about 1% of the parameters of an 8B base,
+so sharding it would save little.
 """
 
 from __future__ import annotations
@@ -18,24 +18,27 @@ from torch import nn
 def shard_base(model: nn.Module, **options: Any) -> None:
     """Shard the frozen parameters of `model` over all processes, in place, block by block.
 
-    Call it once the adapter is in `model`, and before the optimizer is made. `model` may lie on the CPU: no more than
-    one block at a time is whole on the device. What trains is moved to the device, made alike on all processes, and
-    stays whole; average its gradients with `average_gradients` before every optimizer step. All processes must make
-    the same number of forward passes. Merging into a sharded base is not possible; save the adapter as ever.
+    Call it after the adapter is added to `model` and before the optimizer is made. `model` may be on the CPU: at most
+    one complete block at a time is on the device. Trainable parameters are moved to the device, made identical on all
+    processes and not sharded. Average their gradients with `average_gradients` before every optimizer step. All
+    processes must run the same number of forward passes. The adapter cannot be merged into a sharded base. It is saved
+    as usual.
 
     Args:
         model: a PeftModel, or a model with an adapter injected. The elements of its `ModuleList`s are its blocks.
-        options: of `torch.distributed.fsdp.fully_shard`, such as `reshard_after_forward=False` or a `mesh`.
+        options: options of `torch.distributed.fsdp.fully_shard`, such as `reshard_after_forward=False` or a `mesh`.
 
     Raises:
         RuntimeError: there is no process group.
-        ValueError: the model has no frozen parameters of floating point.
+        ValueError: the model has no frozen floating-point parameters.
     """
     from torch.distributed.fsdp import fully_shard
 
     if not (dist.is_available() and dist.is_initialized()):
-        raise RuntimeError("shard_base needs a process group: torch.distributed.init_process_group, or Accelerate's.")
-    # Packed 4-bit weights are whole numbers, which cannot be sharded without the state that belongs to them.
+        raise RuntimeError(
+            "shard_base needs a process group: call torch.distributed.init_process_group, or use Accelerate."
+        )
+    # Packed 4-bit weights are integers, which cannot be sharded without their quantisation state.
     whole = {p for p in model.parameters() if p.requires_grad or not p.is_floating_point()}
     if all(p in whole for p in model.parameters()):
         raise ValueError("the model has no frozen parameters to shard.")
@@ -51,9 +54,9 @@ def shard_base(model: nn.Module, **options: Any) -> None:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace the gradients of `parameters` by their mean over all processes, in one exchange a dtype.
+    """Replace the gradients of `parameters` by their mean over all processes, in one exchange for each dtype.
 
-    Every process must give the same parameters in the same order; one without a gradient counts as zero.
+    Every process must pass the same parameters in the same order. A missing gradient counts as zero.
     """
     with torch.no_grad():
         groups: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
@@ -78,7 +81,7 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def _device() -> torch.device:
-    """The device that the process group's tensors live on."""
+    """The device of the process group's tensors."""
     if dist.get_backend() == "gloo" or not torch.accelerator.is_available():
         return torch.device("cpu")
     return torch.device(torch.accelerator.current_accelerator().type, torch.accelerator.current_device_index())  # type: ignore[union-attr]

@@ -20,13 +20,13 @@ STATE_FILE = "flexlora_state.safetensors"
 
 
 class FlexLoraCallback(TrainerCallback):
-    """Attaches FlexLoRA to the Trainer's optimizer when training begins; a checkpoint keeps what a resume needs.
+    """Attaches FlexLoRA to the Trainer's optimizer when training begins. Checkpoints contain its state for resuming.
 
     Attributes:
-        events: the rank events of the training (since the resume, if it was resumed), oldest first.
+        events: the rank events of the training, or since it was resumed, oldest first.
 
     Raises (when training begins):
-        ValueError: no rank event of the configuration falls into this training.
+        ValueError: the training has no step at which the configuration plans a rank event.
     """
 
     def __init__(self) -> None:
@@ -79,13 +79,13 @@ def _check_schedule(attachment: Attachment, max_steps: int) -> None:
         return
     if not any(step <= max_steps for step in config.event_steps()):
         raise ValueError(
-            f"no rank event falls into this training: it takes {max_steps} steps, FlexLoraConfig plans events from "
-            f"step {config.event_steps().start} of total_step={config.total_step}. "
+            f"this training has no rank event: it takes {max_steps} steps, but FlexLoraConfig plans events from "
+            f"step {config.event_steps().start} of total_step={config.total_step} on. "
             f"Set total_step={max_steps} and smaller windows."
         )
     warnings.warn(
-        f"FlexLoraConfig has total_step={config.total_step}, this training takes {max_steps} steps: rank events follow "
-        "the configuration.",
+        f"FlexLoraConfig has total_step={config.total_step}, but this training takes {max_steps} steps: rank events "
+        "follow the configuration.",
         stacklevel=3,
     )
 
@@ -93,7 +93,7 @@ def _check_schedule(attachment: Attachment, max_steps: int) -> None:
 def _store(attachment: Attachment, folder: Path) -> None:
     state = attachment.state_dict()
     tensors: dict[str, torch.Tensor] = state.pop("sensitivity", {})
-    # A checkpoint that is cut off while it is written must not look whole: write beside it, then rename.
+    # An incomplete checkpoint must not look complete, so it is written to a temporary name and then renamed.
     temporary = folder / f".{STATE_FILE}.tmp"
     save_file({key: value.cpu() for key, value in tensors.items()}, temporary, metadata={"state": json.dumps(state)})
     temporary.replace(folder / STATE_FILE)
@@ -103,8 +103,8 @@ def _restore(attachment: Attachment, folder: Path) -> None:
     file = folder / STATE_FILE
     if not file.is_file():
         warnings.warn(
-            f"{file} is not there: rank events go on from step {attachment.step}, without the smoothed scores of "
-            "before.",
+            f"{file} does not exist: rank events continue from step {attachment.step}, without the earlier smoothed "
+            "scores.",
             stacklevel=3,
         )
         return

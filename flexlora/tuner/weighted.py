@@ -1,4 +1,4 @@
-"""Weighted sums of adapters. In SVD form a sum is a concatenation of directions: exact, whatever the ranks."""
+"""Weighted sums of adapters. In SVD form a sum is a concatenation of directions, which is exact for all ranks."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def combine_adapters(
     combination_type: str,
     svd_rank: int | None,
 ) -> None:
-    """See [`FlexLoraModel.add_weighted_adapter`]."""
+    """Combine adapters; see [`FlexLoraModel.add_weighted_adapter`]."""
     if len(adapters) != len(weights) or not adapters:
-        raise ValueError(f"{len(adapters)} adapters and {len(weights)} weights: give one weight an adapter.")
+        raise ValueError(f"there are {len(adapters)} adapters but {len(weights)} weights: give one weight per adapter.")
     for name in adapters:
         if name not in tuner.peft_config:
-            raise ValueError(f"there is no adapter '{name}'; there are {', '.join(tuner.peft_config)}.")
+            raise ValueError(f"there is no adapter '{name}'. There are: {', '.join(tuner.peft_config)}.")
     if adapter_name in tuner.peft_config:
-        raise ValueError(f"there is an adapter '{adapter_name}' already: choose another name.")
+        raise ValueError(f"an adapter '{adapter_name}' already exists: choose another name.")
     if combination_type not in ("cat", "svd"):
-        raise ValueError(f"combination_type is {combination_type!r}; FlexLoRA offers cat (exact) and svd.")
+        raise ValueError(f"combination_type is {combination_type!r}: choose cat (exact) or svd.")
 
     if svd_rank is not None and svd_rank < 1:
         raise ValueError(f"svd_rank must be at least 1, not {svd_rank}.")
@@ -47,8 +47,8 @@ def combine_adapters(
     ]
     if any(len(owners) > 1 for _, owners in trained):
         raise ValueError(
-            "several of these adapters trained the same modules_to_save (a classifier, say), which have no sum: "
-            "combine adapters of which at most one did."
+            "several of these adapters have trained modules_to_save (such as a classifier), which cannot be summed: "
+            "combine adapters of which at most one has them."
         )
 
     layers = {plain_name(name): layer for adapter in adapters for name, layer in flexlora_layers(tuner.model, adapter)}
@@ -62,7 +62,7 @@ def combine_adapters(
     ranks = {name: int(triplet[1].numel()) for name, triplet in summed.items()}
     config = copy.deepcopy(tuner.peft_config[adapters[0]])
     config.r = config.max_rank = max(ranks.values())
-    config.lora_alpha = config.r  # s = 1: every scale is in λ already
+    config.lora_alpha = config.r  # s = 1, because λ already contains every scale
     config.rank_pattern, config.alpha_pattern = specific_first(ranks), {}
     config.target_modules = _exactly(set(ranks), [plain_name(name) for name, _ in tuner.model.named_modules()])
     config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
@@ -81,7 +81,7 @@ def combine_adapters(
 
 
 def _exactly(targets: set[str], names: list[str]) -> set[str] | str:
-    """Target modules that match `targets` and nothing else: a regex where a name is the suffix of a stranger's."""
+    """Make target modules that match exactly `targets`: a regex if a target is the suffix of another module's name."""
     suffixes = tuple(f".{target}" for target in targets)
     if any(name.endswith(suffixes) and name not in targets for name in names):
         return "|".join(re.escape(target) for target in sorted(targets))
@@ -102,7 +102,7 @@ def _concatenate(layer: FlexLoraLayer, adapters: list[str], weights: list[float]
 
 
 def truncate(triplet: Triplet, rank: int) -> Triplet:
-    """The best approximation of P diag(λ) Q of at most `rank`, orthonormal, by two thin QRs and one small SVD."""
+    """Compute the best orthonormal approximation of P diag(λ) Q with rank ≤ `rank`, by two thin QRs and a small SVD."""
     p, values, q = (factor.double() for factor in triplet)
     left, left_core = torch.linalg.qr(p)
     right, right_core = torch.linalg.qr(q.T)
@@ -114,7 +114,7 @@ def truncate(triplet: Triplet, rank: int) -> Triplet:
 
 @torch.no_grad()
 def fill(layer: FlexLoraLayer, adapter_name: str, triplet: Triplet) -> None:
-    """Write packed directions into the first slots; the other active ones keep their vectors and get λ = 0."""
+    """Write packed directions into the first slots. The other active slots keep their vectors and get λ = 0."""
     p, values, q = layer.factors(adapter_name)
     rank = triplet[1].numel()
     values.zero_()

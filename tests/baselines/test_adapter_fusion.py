@@ -177,14 +177,14 @@ def test_parameters_at_the_shape_of_deberta_v3_base():
 def test_what_it_refuses(sources, tmp_path):
     with pytest.raises(ValueError, match="`adapters` must be the folders of at least two"):
         AdapterFusionConfig(adapters=sources("bert")[:1])
-    with pytest.raises(ValueError, match=r"no folder of a saved adapter: it has no adapter_config\.json"):
+    with pytest.raises(ValueError, match=r"not the folder of a saved adapter: it has no adapter_config\.json"):
         fused("bert", [*sources("bert"), str(tmp_path)])
-    with pytest.raises(ValueError, match=r"has no adapter at .*output\.dense: it is of another backbone"):
+    with pytest.raises(ValueError, match=r"has no adapter for .*output\.dense: it is of another backbone"):
         fused("bert", sources("vit"))
     wrapped("houlsby", "bert").save_pretrained(str(tmp_path / "houlsby"))
-    with pytest.raises(ValueError, match="holds a HOULSBY adapter: AdapterFusion fuses Pfeiffer's"):
+    with pytest.raises(ValueError, match="has a HOULSBY adapter: AdapterFusion needs Pfeiffer adapters"):
         fused("bert", [*sources("bert"), str(tmp_path / "houlsby")])
     other = get_peft_model(backbone("bert"), config("pfeiffer", "bert", non_linearity="gelu"))
     other.save_pretrained(str(tmp_path / "gelu"))
-    with pytest.raises(ValueError, match="adapters must share their non_linearity, not have gelu and relu"):
+    with pytest.raises(ValueError, match="adapters must have the same non_linearity, not gelu and relu"):
         fused("bert", [*sources("bert"), str(tmp_path / "gelu")])

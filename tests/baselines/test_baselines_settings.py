@@ -50,7 +50,7 @@ def test_a_value_out_of_range(make, settings, said):
         (FactConfig, ["norm1"], r"blocks\.0\.norm1 is a LayerNorm: FacT adapts linears"),
         (FactConfig, ["head"], r"pieces of 32 × 32.* but head is 3 × 32"),
         (PfeifferConfig, ["fc2", "fc3"], r"target_modules: fc3 match no module"),
-        (SsfConfig, ["mlp"], r"blocks\.0\.mlp is a Mlp: SSF follows linears"),
+        (SsfConfig, ["mlp"], r"blocks\.0\.mlp is a Mlp: SSF adapts linears"),
     ],
 )
 def test_a_module_it_cannot_adapt(make, targets, said):
@@ -80,7 +80,7 @@ def test_targets_of_one_s_own():
 
 def test_a_llama_s_scaling_merges_where_there_is_a_bias_to_hold_the_shift():
     model = wrapped("ssf", "llama")
-    with pytest.raises(ValueError, match=r"layers\.0\.self_attn\.q_proj has no bias to hold its shift"):
+    with pytest.raises(ValueError, match=r"layers\.0\.self_attn\.q_proj has no bias for the shift"):
         model.merge_and_unload()
 
 

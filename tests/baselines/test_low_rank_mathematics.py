@@ -445,7 +445,7 @@ def test_dynamic_dora_lowers_ranks_by_a_cubic_to_its_target_and_holds_them():
     ("settings", "message"),
     [
         ({}, "`total_step` is missing"),
-        ({"total_step": 100, "tinit": 60, "tfinal": 50}, "leave no step to lower the ranks in"),
+        ({"total_step": 100, "tinit": 60, "tfinal": 50}, "leave no step for lowering the ranks"),
         ({"total_step": 100, "r": 4, "target_r": 8}, "must not be above"),
     ],
 )

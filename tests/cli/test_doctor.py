@@ -137,7 +137,7 @@ def test_an_adapter_to_start_from(doctor, flexlora_run, arguments, tiny_bert, tm
     assert rows(fits.stdout)["model.start"] == f"from the adapter in {adapter}"
     other = doctor(*second, "method=lora")
     assert other.returncode == 1
-    assert "holds a FLEXLORA adapter, this method is LORA" in other.stdout.replace("\n", " ").replace("  ", "")
+    assert "has a FLEXLORA adapter, but this method is LORA" in other.stdout.replace("\n", " ").replace("  ", "")
 
 
 def test_a_locked_folder(doctor, arguments, tiny_bert, tmp_path):
@@ -178,7 +178,7 @@ def test_without_the_hub_it_says_in_seconds_what_to_set(doctor, tmp_path, offlin
 
 
 PROBLEMS = {
-    "no event": (["method=flexlora", "schedule=absolute"], "no rank event can fire"),
+    "no event": (["method=flexlora", "schedule=absolute"], "no rank event is possible"),
     "no such data": (["method=lora", "task.data_dir=nowhere"], "task.data_dir: there is no folder nowhere"),
     "no such model": (["method=lora", "model.path=nowhere"], "model.path: there is no folder nowhere"),
     "no such head": (["method=lora", "method.modules_to_save=[poolr]"], "'poolr'. Did you mean pooler?"),

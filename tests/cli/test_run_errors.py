@@ -45,12 +45,15 @@ BAD_SETTINGS = {
     "no such PEFT field": (["{run}", "method=lora", "+method.use_rslra=true"], r"Did you mean method.use_rslora?"),
     "a PEFT field's type": (["{run}", "method=lora", "+method.rank_pattern=3"], r"method.rank_pattern: 3 is not"),
     "a refused value": (["{run}", "method=flexlora", "method.importance=size"], r"`importance` is 'size'"),
-    "no event can fire": (["{run}", "method=flexlora", "schedule=absolute"], r"no rank event can fire"),
+    "no event can fire": (["{run}", "method=flexlora", "schedule=absolute"], r"no rank event is possible"),
     "no such head": (
         ["{run}", "method=lora", "method.modules_to_save=[poolr]"],
         r"'poolr'. Did you mean pooler?",
     ),
-    "nothing to train": (["{run}", "method=linear", "method.trainable=[bert]"], r"'bert' is no parameter's whole name"),
+    "nothing to train": (
+        ["{run}", "method=linear", "method.trainable=[bert]"],
+        r"'bert' does not match the full name of any parameter",
+    ),
     "a choice of PEFT's": (["{run}", "method=lora", "method.bias=foo"], r"'foo' is not one of none, all, lora_only"),
     "a column": (["{run}", "task.tsv.label=9"], r"task.tsv: there is no column 9: without a header"),
     "a figure": (["{run}", "task.main_metric=accuracy"], r"no metric 'accuracy'. There are: matthews_correlation."),
@@ -62,7 +65,10 @@ BAD_SETTINGS = {
         ["{run}", "method=lora", "method.target_modules='(['"],
         r"method: unterminated character",
     ),
-    "nothing trains": (["{run}", "method=lora", "+method.inference_mode=true"], r"method: nothing would train"),
+    "nothing trains": (
+        ["{run}", "method=lora", "+method.inference_mode=true"],
+        r"method: these settings train no parameter",
+    ),
 }
 
 

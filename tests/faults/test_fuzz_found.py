@@ -235,7 +235,7 @@ def test_a_backbones_config(case: str, tiny_bert: Path, tmp_path: Path) -> None:
 def test_a_task_type_other_than_the_models_is_refused_before_peft_wraps_the_model() -> None:
     context = replace(CONTEXT, task_type="SEQ_CLS")
     with pytest.raises(
-        UserError, match=r"^method\.task_type is SEQ_CLS, as the model is, not CAUSAL_LM: leave it out$"
+        UserError, match=r"^method\.task_type must be the model's SEQ_CLS, not CAUSAL_LM: leave it out$"
     ):
         build_method(LORA.with_fields(task_type="CAUSAL_LM"), context)
     build_method(LORA.with_fields(task_type="SEQ_CLS"), context)

@@ -73,8 +73,8 @@ def test_what_cannot_be_registered_is_one_line(mine):
         encoding="utf-8",
     )
     refused = {
-        "takes_lora": r"importing 'takes_lora' fails: ValueError: there is a tuner named 'lora' already \(peft\.",
-        "takes_entropy": r"importing 'takes_entropy' fails: ValueError: there is an importance named 'entropy'",
+        "takes_lora": r"importing 'takes_lora' fails: ValueError: a tuner named 'lora' already exists \(peft\.",
+        "takes_entropy": r"importing 'takes_entropy' fails: ValueError: an importance named 'entropy' already exists",
         "is_nowhere": r"Python finds no module 'is_nowhere'",
         "no module": r"'no module' is not the name of a Python module",
     }

@@ -85,10 +85,10 @@ ADAPTERS = [name for name in TEXT if "target_modules" in settings_of(name).metho
 
 # Of no use to a LLaMA, for what reason.
 NOT_LLAMA = {
-    "bitfit": r"is no parameter's whole name",
+    "bitfit": r"does not match the full name of any parameter",
     "fact_tk": r"Narrow target_modules, or set width",
     "fact_tt": r"Narrow target_modules, or set width",
-    "linear": r"this model has none: nothing would train",
+    "linear": r"this model has none: choose another method",
 }
 
 every_method = pytest.mark.parametrize("name", TEXT)
@@ -155,7 +155,7 @@ def test_merging_keeps_the_output_or_is_refused(name, architecture):
 @pytest.mark.parametrize("name", sorted(IMAGES_ONLY))
 @every_architecture
 def test_a_method_for_images_is_refused_in_one_line(name, architecture):
-    with pytest.raises(UserError, match="works on timm's VisionTransformer") as refused:
+    with pytest.raises(UserError, match="needs a model with one timm VisionTransformer") as refused:
         wrapped(name, architecture)
     assert "\n" not in str(refused.value)
 

@@ -88,7 +88,10 @@ def test_a_resumed_training_is_the_one_that_never_stopped(adapters, tmp_path):
     [
         ([], r"method.adapters must be the folders of at least two saved Pfeiffer adapters, not \[\]"),
         (["{a}"], r"method.adapters must be the folders of at least two saved Pfeiffer adapters"),
-        (["{a}", "{a}/nothing"], r"method: .*/nothing is no folder of a saved adapter: it has no adapter_config\.json"),
+        (
+            ["{a}", "{a}/nothing"],
+            r"method: .*/nothing is not the folder of a saved adapter: it has no adapter_config\.json",
+        ),
     ],
 )
 def test_what_is_no_adapter_is_one_line(adapters, given, said):
@@ -105,6 +108,6 @@ def test_too_few_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
 
 
 def test_another_backbone_s_adapters_are_refused(adapters):
-    with pytest.raises(UserError, match=r"method: .* has no adapter at .*: it is of another backbone") as refused:
+    with pytest.raises(UserError, match=r"method: .* has no adapter for .*: it is of another backbone") as refused:
         wrapped("adapter_fusion", "deberta-v2", *overrides(adapters))
     assert "\n" not in str(refused.value)

@@ -55,8 +55,8 @@ def test_only_what_trained_is_saved_of_the_others(tmp_path):
 @pytest.mark.parametrize(
     ("patterns", "message"),
     [
-        (["bert.nothing"], "method.trainable: 'bert.nothing' is no parameter's whole name."),
-        (["query"], "method.trainable: 'query' is no parameter's whole name."),
+        (["bert.nothing"], "method.trainable: 'bert.nothing' does not match the full name of any parameter."),
+        (["query"], "method.trainable: 'query' does not match the full name of any parameter."),
         (["*"], "method.trainable: '*' is not a regular expression"),
     ],
 )

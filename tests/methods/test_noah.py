@@ -132,7 +132,7 @@ def test_a_small_space_comes_to_its_end():
 
 
 def test_none_is_small_enough():
-    with pytest.raises(ValueError, match="no subnet that was drawn is small enough"):
+    with pytest.raises(ValueError, match="no drawn subnet is small enough"):
         searched(Evolution(generations=1), allowed=lambda subnet: False)
 
 
@@ -312,5 +312,5 @@ def test_search_then_train_the_subnet(flexlora_run, tmp_path):
     # The published subnet is one for twelve blocks.
     result = flexlora_run(*shared, "method=noah", "variant=twelve")
     assert result.returncode != 0
-    assert "has 12 sizes, the model has 2 blocks" in result.stderr
+    assert "has 12 sizes, but the model has 2 blocks" in result.stderr
     assert "Traceback" not in result.stderr

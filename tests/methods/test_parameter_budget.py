@@ -50,8 +50,8 @@ def test_the_model_is_not_touched():
 @pytest.mark.parametrize(
     ("method", "budget", "message"),
     [
-        ("bitfit", 5_000, r"parameter_budget: method bitfit has no rank to choose"),
-        ("lora", 10, r"parameter_budget=10: method lora has 896 at least, with r=1"),
+        ("bitfit", 5_000, r"parameter_budget: method bitfit has no setting for its size"),
+        ("lora", 10, r"parameter_budget=10: method lora has at least 896 parameters, with r=1"),
     ],
 )
 def test_a_budget_that_cannot_be_met_is_refused(method, budget, message):

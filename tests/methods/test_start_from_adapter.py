@@ -48,16 +48,16 @@ def test_a_head_of_another_task_starts_anew_and_the_rest_is_kept(
         "task.num_labels=3", "task.labels=['0','1','2']",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr + result.stdout
-    assert "classifier.weight has another shape in the checkpoint and is initialised again" in result.stdout
+    assert "classifier.weight has another shape in the saved adapter and is initialised again" in result.stdout
 
 
 @pytest.mark.parametrize(
     ("method", "theirs", "message"),
     [
-        ("flexlora", "lora", "holds a LORA adapter, this method is FLEXLORA"),
-        ("lora", "flexlora", "holds a FLEXLORA adapter, this method is LORA"),
-        ("lora", "linear", "is no adapter that PEFT saved (it has no adapter_config.json)"),
-        ("linear", "lora", "has no trained.safetensors: it is another method's"),
+        ("flexlora", "lora", "has a LORA adapter, but this method is FLEXLORA"),
+        ("lora", "flexlora", "has a FLEXLORA adapter, but this method is LORA"),
+        ("lora", "linear", "is not an adapter saved by PEFT: it has no adapter_config.json"),
+        ("linear", "lora", "has no trained.safetensors: it is of another method"),
         ("bitfit", "linear", "is of another method or model: "),
         ("adalora", "adalora", "AdaLoRA cannot start from a saved adapter"),
     ],

@@ -46,7 +46,7 @@ def test_a_run_without_ranks_is_refused(flexlora_run, arguments, finished, tmp_p
     values = json.loads((finished / "result.json").read_text(encoding="utf-8"))
     (tmp_path / "result.json").write_text(json.dumps({**values, "method": "lora", "rank_events": None}), "utf-8")
     without = flexlora_run(*run, f"method.ranks_from={tmp_path}")
-    assert (without.returncode, "is done, of lora: no ranks to take over" in without.stderr) == (2, True)
+    assert (without.returncode, "has no final ranks: its method is lora" in without.stderr) == (2, True)
 
 
 def test_the_experiment_asks_for_the_run(flexlora_run, tmp_path):

@@ -241,7 +241,7 @@ def test_a_convolutional_network_trains_its_head_and_needs_target_modules(tmp_pa
     method, model = wrapped(backbone, "linear")
     assert method.parameters(model)["head"] == 3 * 17
     with pytest.raises(
-        UserError, match=r"method: the model has no .*blocks.*: name its linears by method.target_modules"
+        UserError, match=r"method: the model has no .*blocks.*: name its linears in method.target_modules"
     ):
         wrapped(load_backbone(settings(folder), 3))
     method, model = wrapped(load_backbone(settings(folder), 3), target_modules=r"layer1\.0\.conv1")

@@ -307,9 +307,9 @@ def test_missing_bitsandbytes_is_refused(folder, monkeypatch):
 
 def test_a_method_that_trains_nothing_is_refused(backbone):
     message = refused(lambda: MaskMethod([], []).wrap(backbone.model))
-    assert message == "this method trains a fresh head, and this model has none: nothing would train"
+    assert message == "this method trains a fresh head, but this model has none: choose train"
     message = refused(lambda: MaskMethod([r".*\.bias"], []).wrap(backbone.model))
-    assert message.startswith(r"method.trainable: '.*\.bias' is no parameter's whole name")
+    assert message.startswith(r"method.trainable: '.*\.bias' does not match the full name of any parameter")
     backbone.model.requires_grad_(True)
 
 
@@ -317,7 +317,9 @@ def test_an_unknown_architecture_needs_target_modules():
     context = RunContext(10, Schedule.absolute, None, 0, target_modules=None, task_type="CAUSAL_LM")
     fields = {"peft_type": "LORA", "r": 2, "target_modules": None, "modules_to_save": None}
     message = refused(lambda: peft_config(fields, context))
-    assert message == "method.target_modules: which linears of this architecture to adapt is not known: name them"
+    assert (
+        message == "method.target_modules is not set, and this architecture has no default: name the linears to adapt"
+    )
     config, _ = peft_config({**fields, "target_modules": ["c_attn"]}, context)
     assert set(config.target_modules) == {"c_attn"}
 

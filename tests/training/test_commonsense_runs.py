@@ -130,8 +130,8 @@ def test_a_base_packed_in_8_bits_trains_a_float32_adapter(flexlora_run, short, t
 
 
 REFUSED = {
-    "nothing to train": (["method=linear"], "this method trains a fresh head, and this model has none: nothing would"),
-    "no biases": (["method=bitfit"], "method.trainable: '.*\\.bias' is no parameter's whole name"),
+    "nothing to train": (["method=linear"], "this method trains a fresh head, but this model has none: choose"),
+    "no biases": (["method=bitfit"], "method.trainable: '.*\\.bias' does not match the full name of any parameter"),
     "no such set": (["task.test_sets=[piqa]"], "task.data_dir: neither "),
     "no sets": (["task.test_sets=[]"], "task.test_sets is an empty list: name one or more of boolq, piqa"),
     "no such mode": (["task.evaluation_mode=slow"], "task.evaluation_mode=slow: Invalid value"),

@@ -325,7 +325,7 @@ def test_an_optimizer_made_before_the_model_was_adapted() -> None:
     net = make_net()
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.02)
     model = adapt(net, **settings())
-    with pytest.raises(ValueError, match=r"does not train 4 of 4 FlexLoRA modules .*make it after"):
+    with pytest.raises(ValueError, match=r"does not train 4 of 4 FlexLoRA modules .*make the optimizer after"):
         attach(model, optimizer)
     train(model, adamw(model), regression_batches(4))
     assert all(slots == [0, 1, 2] for slots in masks(model).values()), "a refused attach must leave no hook"
@@ -504,7 +504,7 @@ def test_unusual_state_keeps_the_outputs_exact_and_warns_once(name: str) -> None
         train(model, optimizer, regression_batches(STEPS))
     assert [str(w.message) for w in caught if "not element-wise" in str(w.message)] == [
         f"{type(optimizer).__name__} keeps state that is not element-wise (factored, quantised or flattened): "
-        "outputs stay exact at rank events, but the optimizer state of moved directions is not reset."
+        "outputs stay exact at rank events, but the optimizer state of changed directions is not reset."
     ]
     assert sum(len(event.pruned) for event in attachment.events) >= 4
     assert max(changes) <= 1e-12

@@ -94,7 +94,7 @@ def test_default_max_rank_by_brute_force(r, window, direction):
     total, tinit, tfinal, interval = window
     events = sum(tinit < t < total - tfinal and (t - tinit) % interval == 0 for t in range(total + 1))
     if events == 0:
-        with pytest.raises(ValueError, match="no rank event can fire"):
+        with pytest.raises(ValueError, match="no rank event is possible"):
             FlexLoraConfig(r=r, total_step=total, tinit=tinit, tfinal=tfinal, deltaT=interval, direction=direction)
         return
     config = FlexLoraConfig(

@@ -171,7 +171,7 @@ def test_unknown_adapter():
         (base, "default"),
         (get_peft_model(base, LoraConfig(target_modules=["q"])), "default"),
     ):
-        with pytest.raises(ValueError, match="holds no FlexLoRA adapter"):
+        with pytest.raises(ValueError, match="has no FlexLoRA adapter"):
             convert_to_lora(*wrong)
 
 
@@ -309,7 +309,7 @@ def test_warm_start_refuses_what_is_no_plain_lora(tmp_path):
     with pytest.raises(ValueError, match="FLEXLORA, not a plain LoRA"):
         warm_start_from_lora(model, tmp_path / "flex")
     lora_folder(tmp_path / "lora", base)
-    with pytest.raises(ValueError, match="holds no FlexLoRA adapter"):
+    with pytest.raises(ValueError, match="has no FlexLoRA adapter"):
         warm_start_from_lora(model, tmp_path / "lora", "other")
 
 

@@ -207,7 +207,7 @@ def test_loading_into_a_smaller_max_rank_is_a_clear_error(tmp_path):
     model.save_pretrained(str(tmp_path))
     small = get_peft_model(base, moving(max_rank=4))
     with pytest.raises(
-        ValueError, match=r"[qkvo]: a saved direction sits in slot \d, but the capacity \(max_rank\).* is 4"
+        ValueError, match=r"[qkvo]: a saved direction is in slot \d, but the capacity \(max_rank\).* is 4"
     ):
         small.load_adapter(str(tmp_path), "default")
 

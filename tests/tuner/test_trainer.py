@@ -202,7 +202,9 @@ def test_a_resume_without_the_state_file_warns_once(tmp_path: Path) -> None:
     train_with_trainer(tmp_path, model_of(), batches, save_strategy="steps", save_steps=CUT)
     checkpoint = tmp_path / f"checkpoint-{CUT}"
     (checkpoint / "flexlora_state.safetensors").unlink()
-    with pytest.warns(UserWarning, match="flexlora_state.safetensors is not there: rank events go on from") as caught:
+    with pytest.warns(
+        UserWarning, match="flexlora_state.safetensors does not exist: rank events continue from"
+    ) as caught:
         _, callback = train_with_trainer(tmp_path, model_of(), batches, resume=str(checkpoint))
     assert len([w for w in caught if "is not there" in str(w.message)]) == 1
     assert callback.events[0].step == 15
@@ -258,7 +260,7 @@ def test_load_best_model_at_end(tmp_path: Path) -> None:
 
 
 def test_another_number_of_steps_warns(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="total_step=100, this training takes 24 steps") as caught:
+    with pytest.warns(UserWarning, match="total_step=100, but this training takes 24 steps") as caught:
         _, callback = train_with_trainer(tmp_path, model_of(total_step=100), text_batches(STEPS, size=SIZE))
     assert len([w for w in caught if "total_step=" in str(w.message)]) == 1
     assert callback.events

@@ -181,9 +181,9 @@ def test_layers_to_transform_of_the_first_does_not_limit_the_sum():
 
 
 ERRORS = [
-    ((["one", "two"], [1.0], "sum"), "2 adapters and 1 weights"),
-    (([], [], "sum"), "0 adapters and 0 weights"),
-    ((["one", "z"], [1.0, 1.0], "sum"), "no adapter 'z'; there are one, two, three"),
+    ((["one", "two"], [1.0], "sum"), "there are 2 adapters but 1 weights"),
+    (([], [], "sum"), "there are 0 adapters but 0 weights"),
+    ((["one", "z"], [1.0, 1.0], "sum"), "no adapter 'z'. There are: one, two, three"),
     ((["one", "two"], [1.0, 1.0], "three"), "an adapter 'three' already"),
     ((["one", "two"], [1.0, 1.0], "sum", "linear"), "combination_type is 'linear'"),
     ((["one", "two"], [1.0, 1.0], "sum", "svd", 0), "svd_rank"),
