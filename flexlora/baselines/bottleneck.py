@@ -93,7 +93,7 @@ class SerialBottleneckModel(BaselineModel):
     def check_target(self, target: nn.Module, name: str) -> None:
         if not hasattr(target, "out_features"):
             raise ValueError(
-                f"{name} is a {type(target).__name__}: {self.title} adapts linears only. Narrow target_modules."
+                f"{name} is a {type(target).__name__}: {self.title} works on linears only. Narrow target_modules."
             )
 
 

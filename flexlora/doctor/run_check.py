@@ -278,7 +278,7 @@ class _RunCheck:
         self._say("rank events", "budget", f"{most:,} at the first, {least:,} at the last")
         capacity = getattr(getattr(method, "config", None), "max_rank", None)
         if capacity is not None:
-            self._say("rank events", "capacity", f"at most rank {capacity} per module")
+            self._say("rank events", "capacity", f"rank {capacity} per module at most")
 
     def _memory(self, model: Any, method: "Method") -> None:
         import torch

@@ -1,4 +1,4 @@
-"""Every baseline test is deterministic: hypothesis derandomised (as the tuner's), torch seeded, no network."""
+"""Every baseline test is deterministic: hypothesis is derandomised, torch is seeded, and there is no network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AdapterFusion: the second stage's contract, its equation in float64, and what it refuses."""
+"""AdapterFusion: the contract of the second stage, its equation in float64, and its error messages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ everywhere = pytest.mark.parametrize("name", BACKBONES)
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory):
-    """Folders of two trained Pfeiffer adapters of different widths, by backbone; made when first asked for."""
+    """Folders of two trained Pfeiffer adapters of different widths for each backbone, made on first use."""
     made: dict[str, list[str]] = {}
 
     def of(name: str) -> list[str]:
@@ -44,7 +44,7 @@ def fused(name: str, folders: list[str], base=None, **settings) -> PeftModel:
 
 @everywhere
 def test_the_equation(name, sources):
-    """The base's own output with a sum over adapters behind each MLP, by torch's hooks, in float64."""
+    """The reference adds the sum over adapters after each MLP with torch's hooks, in float64."""
     model = fused(name, sources(name), backbone(name).double())
     adapters = [PeftModel.from_pretrained(backbone(name).double(), folder) for folder in sources(name)]
     base = backbone(name).double()
@@ -79,8 +79,8 @@ def test_the_equation(name, sources):
 
 
 @everywhere
-def test_it_begins_near_the_mean_of_the_adapters(name, sources):
-    """V = I, and with Q = 0 the weights are equal."""
+def test_the_initial_output_is_near_the_mean_of_the_adapters(name, sources):
+    """V = I, and Q = 0 makes the attention weights equal."""
     model = fused(name, sources(name), init_std=0.0)
     layer = next(m for m in model.modules() if isinstance(m, AdapterFusionLayer))
     h = torch.randn(5, layer.base_layer.in_features)
@@ -120,7 +120,7 @@ def test_the_contract(name, sources, tmp_path):
     assert torch.equal(outputs(model, name), expected)
 
 
-def test_it_loads_where_its_sources_are_gone(sources, tmp_path):
+def test_a_saved_fusion_loads_without_its_source_folders(sources, tmp_path):
     import json
 
     model = train(fused("bert", sources("bert")), "bert")
@@ -132,7 +132,7 @@ def test_it_loads_where_its_sources_are_gone(sources, tmp_path):
     torch.testing.assert_close(outputs(loaded, "bert"), outputs(model, "bert"))
 
 
-def test_one_configuration_for_two_models(sources):
+def test_one_configuration_works_for_two_models(sources):
     settings = AdapterFusionConfig(adapters=sources("bert"))
     for _ in range(2):
         layers = [m for m in get_peft_model(backbone("bert"), settings).modules() if isinstance(m, AdapterFusionLayer)]
@@ -152,7 +152,7 @@ def test_a_bfloat16_backbone(sources):
         assert outputs(fused("bert", sources("bert")), "bert").isfinite().all()
 
 
-def test_the_values_are_drawn_to_the_identity(sources):
+def test_the_penalty_pulls_the_values_to_the_identity(sources):
     model = fused("bert", sources("bert"), value_weight=0.25)
     values = [m.fusion_value["default"] for m in model.modules() if isinstance(m, AdapterFusionLayer)]
     with torch.no_grad():
@@ -168,13 +168,13 @@ def test_the_values_are_drawn_to_the_identity(sources):
 
 
 def test_parameters_at_the_shape_of_deberta_v3_base():
-    """The fusion is 18 times what Table 1 gives it."""
+    """The fusion has 18 times the parameters of Table 1."""
     settings = AdapterFusionConfig(adapters=["a", "b"], bottleneck=64, non_linearity="relu")
     model = get_peft_model(random_init("deberta_v3_base", device="meta"), settings)
     assert flexlora.count_parameters(model).adapter_active == 12 * (3 * 768**2 + 768) == 21_242_880
 
 
-def test_what_it_refuses(sources, tmp_path):
+def test_invalid_adapters_are_refused(sources, tmp_path):
     with pytest.raises(ValueError, match="`adapters` must be the folders of at least two"):
         AdapterFusionConfig(adapters=sources("bert")[:1])
     with pytest.raises(ValueError, match=r"not the folder of a saved adapter: it has no adapter_config\.json"):

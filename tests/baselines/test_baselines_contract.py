@@ -1,4 +1,4 @@
-"""What every baseline keeps on every backbone that it is for: PEFT's contract, and ours.
+"""Every baseline fulfils PEFT's contract and ours on every backbone that it supports.
 
 A method is added to `CASES` in baseline_helpers.py, and its exact parameter counts to `COUNTS` here.
 """
@@ -54,7 +54,7 @@ COUNTS = [
 
 
 @everywhere
-def test_the_output_is_the_backbone_s_at_the_start(method, name):
+def test_the_initial_output_is_the_backbones(method, name):
     model = wrapped(method, name)
     same = torch.equal(outputs(model, name), outputs(backbone(name), name))
     assert same is not CASES[method].starts_elsewhere
@@ -63,8 +63,8 @@ def test_the_output_is_the_backbone_s_at_the_start(method, name):
 
 
 @everywhere
-def test_two_steps_move_all_that_trains_and_nothing_else(method, name):
-    """Two, because a factor that starts at 0 leaves its partner without a gradient in the first."""
+def test_two_steps_change_all_trainable_parameters_and_nothing_else(method, name):
+    """Two steps are needed: in the first, a factor of 0 gives its partner no gradient."""
     model = wrapped(method, name)
     before = {key: value.detach().clone() for key, value in model.named_parameters()}
     frozen = {key for key, value in backbone(name).named_parameters()}
@@ -81,7 +81,7 @@ def test_two_steps_move_all_that_trains_and_nothing_else(method, name):
 
 
 @everywhere
-def test_what_is_saved_loads_into_a_fresh_backbone(method, name, tmp_path):
+def test_a_saved_adapter_loads_into_a_fresh_backbone(method, name, tmp_path):
     model = train(wrapped(method, name), name)
     expected = outputs(model, name)
     assert not torch.allclose(expected, outputs(wrapped(method, name), name), atol=1e-3)  # there is something to save
@@ -122,7 +122,7 @@ def test_a_merged_backbone_gives_the_same_output_or_merging_is_refused(method, n
 
 
 @everywhere
-def test_unloading_gives_the_backbone_back(method, name):
+def test_unloading_restores_the_backbone(method, name):
     model = train(wrapped(method, name), name)
     plain, base = model.unload(), backbone(name)
     weights = dict(plain.named_parameters())
@@ -134,7 +134,7 @@ def test_unloading_gives_the_backbone_back(method, name):
 
 
 @everywhere
-def test_two_adapters_do_not_meet(method, name):
+def test_two_adapters_are_independent(method, name):
     model = wrapped(method, name)
     first = outputs(train(model, name), name)
     torch.manual_seed(7)
@@ -170,7 +170,7 @@ def test_a_bfloat16_backbone_trains_a_float32_adapter(method, name):
 
 
 @everywhere
-def test_a_copy_of_the_model_is_one_of_its_own(method, name):
+def test_a_deep_copy_of_the_model_is_independent(method, name):
     model = wrapped(method, name)
     before = outputs(model, name)
     twin = copy.deepcopy(model)
@@ -182,7 +182,7 @@ def test_a_copy_of_the_model_is_one_of_its_own(method, name):
 
 
 @pytest.mark.parametrize(("method", "name"), REFUSED)
-def test_a_backbone_it_is_not_for_is_one_clear_line(method, name):
+def test_an_unsupported_backbone_is_refused_in_one_line(method, name):
     base = backbone(name)
     modules = [key for key, _ in base.named_modules()]
     with pytest.raises(ValueError, match=r"(FacT|NOAH|VPT) ") as refused:
@@ -192,7 +192,7 @@ def test_a_backbone_it_is_not_for_is_one_clear_line(method, name):
 
 
 @pytest.mark.parametrize("method", [method for method in CASES if not method.startswith(("vpt", "noah"))])
-def test_a_model_of_other_names_is_one_clear_line(method):
+def test_a_model_with_unknown_module_names_is_refused_in_one_line(method):
     base = torch.nn.Sequential(torch.nn.Linear(4, 4))
     settings = {"width": 4} if method.startswith("fact") else {}
     with pytest.raises(ValueError, match="Name them in target_modules") as refused:
@@ -209,7 +209,7 @@ def test_parameters_at_exact_shapes(settings, shape, expected):
 
 
 @pytest.mark.parametrize("method", CASES)
-def test_a_configuration_survives_its_file(method, tmp_path):
+def test_a_saved_configuration_loads_unchanged(method, tmp_path):
     settings = CASES[method].config()
     settings.save_pretrained(str(tmp_path))
     again = type(settings).from_pretrained(str(tmp_path))
@@ -217,8 +217,8 @@ def test_a_configuration_survives_its_file(method, tmp_path):
     assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == settings.method.upper()
 
 
-def test_checkpointed_gradients_are_the_same() -> None:
-    """A ViT's blocks called twice, as `set_grad_checkpointing` does, prompts and all."""
+def test_gradient_checkpointing_keeps_the_gradients() -> None:
+    """`set_grad_checkpointing` runs a ViT's blocks twice, prompts included."""
     for method in ("vpt_deep", "houlsby", "fact_tk", "noah"):
         gradients = []
         for checkpointing in (False, True):

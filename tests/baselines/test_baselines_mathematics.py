@@ -1,6 +1,6 @@
-"""Each method's equation, written once more in float64: a ViT by hand, and a BERT and a LLaMA with torch's own hooks.
+"""Each method equals its equation, written again in float64: a ViT by hand, BERT and LLaMA with torch's hooks.
 
-Nothing of flexlora is in the references but the parameters that are read off the adapted model.
+The references use nothing of flexlora except the parameters of the adapted model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ After = Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def randomised(method: str, name: str, **settings: Any) -> tuple[nn.Module, Adapted]:
-    """The method on a float64 backbone, all its parameters far from where they start: {module: {what: parameter}}."""
+    """The method on a float64 backbone with parameters far from their initial values: {module: {name: parameter}}."""
     model = wrapped(method, name, backbone(name).double(), **settings).eval()
     draw = torch.Generator().manual_seed(5)
     found: Adapted = {}
@@ -86,7 +86,7 @@ def bottleneck(held: dict[str, torch.Tensor], x: torch.Tensor, activation: Calla
 
 
 def equation(method: str, adapted: Adapted, scale: float = 1.0) -> After:
-    """What the method makes of an operation's output y and input x."""
+    """Apply the method to an operation's output y and input x."""
 
     def after(name: str, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         held = adapted.get(name)
@@ -226,8 +226,8 @@ def test_text_models(method: str, name: str, count: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "deberta-v2"])
-def test_adaptformer_where_the_mlp_is_no_module(name: str) -> None:
-    """The branch reads what the MLP reads, and joins the sum before the last norm."""
+def test_adaptformer_works_without_an_mlp_module(name: str) -> None:
+    """The branch reads the MLP's input and is added before the last norm."""
     model, adapted = randomised("adaptformer", name)
     base = backbone(name).double()
     for key, held in adapted.items():
@@ -240,7 +240,7 @@ def test_adaptformer_where_the_mlp_is_no_module(name: str) -> None:
     close(outputs(model, name), outputs(base, name))
 
 
-def test_dropout_is_where_it_says_and_only_in_training() -> None:
+def test_dropout_is_at_its_place_and_only_in_training() -> None:
     """On a bottleneck's activations, between FacT's Σ and V, on VPT's prompts: dropped, or divided by 1 - p."""
     for method in ("houlsby", "adaptformer", "fact_tt", "vpt_deep"):
         still, _ = randomised(method, "vit", dropout=0.0)
@@ -258,11 +258,11 @@ def test_dropout_is_where_it_says_and_only_in_training() -> None:
     assert set(ratio.round(decimals=6).flatten().tolist()) == {0.0, 2.0}
 
 
-# --- how they start ----------
+# --- initial values ----------
 
 
 @pytest.mark.parametrize("method", ["houlsby", "pfeiffer"])
-def test_a_bottleneck_begins_near_the_identity(method: str) -> None:
+def test_a_bottleneck_starts_near_the_identity(method: str) -> None:
     """|σ(z)| ≤ |z| and no entry is above 2 std, so that ‖W_u σ(W_d h)‖ ≤ (2 std)² m d ‖h‖."""
     std, m, d = 1e-3, 16, 32
     model = wrapped(method, "vit", bottleneck=m, init_std=std)
@@ -281,7 +281,7 @@ def test_a_bottleneck_begins_near_the_identity(method: str) -> None:
     assert 0 < difference.max() <= (2 * std) ** 2 * m * d
 
 
-def test_adaptformer_and_fact_begin_as_their_code_does() -> None:
+def test_adaptformer_and_fact_start_as_in_their_code() -> None:
     model = wrapped("adaptformer", "vit", bottleneck=64)
     layer = next(module for module in model.modules() if isinstance(module, BaselineLayer))
     down = layer.adaptformer_down["default"]
@@ -302,7 +302,7 @@ def test_adaptformer_and_fact_begin_as_their_code_does() -> None:
         assert not layer.fact_V["default"].any()
 
 
-def test_vpt_begins_with_xavier_s_bound_of_the_patch_embedding() -> None:
+def test_vpt_starts_within_xaviers_bound_of_the_patch_embedding() -> None:
     model = wrapped("vpt_deep", "vit", num_tokens=50)
     bound = math.sqrt(6 / (3 * 16**2 + 32))
     layers = [module for module in model.modules() if isinstance(module, BaselineLayer)]
@@ -314,7 +314,7 @@ def test_vpt_begins_with_xavier_s_bound_of_the_patch_embedding() -> None:
     assert not torch.equal(layers[0].vpt_prompt["default"], layers[1].vpt_prompt["default"])
 
 
-def test_ssf_begins_at_the_backbone_in_proportion_with_init_std() -> None:
+def test_ssfs_initial_difference_is_proportional_to_init_std() -> None:
     plain = outputs(backbone("vit").double(), "vit", dtype=torch.float64)
 
     def distance(std: float) -> float:

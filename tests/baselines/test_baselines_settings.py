@@ -1,4 +1,4 @@
-"""Settings that a baseline refuses, and modules it cannot adapt: a line each."""
+"""Invalid settings and unsupported modules are refused in one line."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from flexlora.baselines import (
         (VptConfig, {"exclude_modules": ["blocks.0"]}, "`exclude_modules` must be left out"),
     ],
 )
-def test_a_value_out_of_range(make, settings, said):
+def test_a_value_out_of_range_is_refused(make, settings, said):
     with pytest.raises(ValueError, match=said) as refused:
         make(**settings)
     assert "\n" not in str(refused.value)
@@ -45,7 +45,7 @@ def test_a_value_out_of_range(make, settings, said):
 @pytest.mark.parametrize(
     ("make", "targets", "said"),
     [
-        (HoulsbyConfig, ["norm1"], r"blocks\.0\.norm1 is a LayerNorm: Houlsby's adapter sits on linears"),
+        (HoulsbyConfig, ["norm1"], r"blocks\.0\.norm1 is a LayerNorm: Houlsby's adapter works on linears"),
         (AdaptFormerConfig, ["fc1"], r"blocks\.0\.mlp\.fc1 is a Linear: AdaptFormer adapts MLPs only"),
         (FactConfig, ["norm1"], r"blocks\.0\.norm1 is a LayerNorm: FacT adapts linears"),
         (FactConfig, ["head"], r"pieces of 32 × 32.* but head is 3 × 32"),
@@ -53,14 +53,14 @@ def test_a_value_out_of_range(make, settings, said):
         (SsfConfig, ["mlp"], r"blocks\.0\.mlp is a Mlp: SSF adapts linears"),
     ],
 )
-def test_a_module_it_cannot_adapt(make, targets, said):
+def test_an_unsupported_module_is_refused(make, targets, said):
     with pytest.raises(ValueError, match=said) as refused:
         get_peft_model(backbone("vit"), make(target_modules=targets))
     assert "\n" not in str(refused.value)
 
 
-def test_the_patch_embedding_is_only_ssf_s():
-    """`proj` is the name of a ViT's convolution as well as of the attention's last linear."""
+def test_only_ssf_adapts_the_patch_embedding():
+    """In a ViT both the patch convolution and the attention's last linear are called `proj`."""
     for method in ("houlsby", "fact_tt", "ssf"):
         model = wrapped(method, "vit")
         adapted = {name for name, module in model.base_model.model.named_modules() if hasattr(module, "base_layer")}
@@ -69,7 +69,7 @@ def test_the_patch_embedding_is_only_ssf_s():
         assert "head" not in adapted
 
 
-def test_targets_of_one_s_own():
+def test_target_modules_can_be_chosen():
     model = wrapped("houlsby", "vit", target_modules=["attn.proj"])
     assert sum("houlsby_down." in name for name, _ in model.named_parameters()) == 2
     model = wrapped("fact_tt", "llama", target_modules=["q_proj", "o_proj"])
@@ -78,14 +78,14 @@ def test_targets_of_one_s_own():
     assert sum("fact_P" in name for name, _ in model.named_parameters()) == 12  # PEFT leaves the head out
 
 
-def test_a_llama_s_scaling_merges_where_there_is_a_bias_to_hold_the_shift():
+def test_ssf_on_a_llama_merges_only_into_modules_with_a_bias():
     model = wrapped("ssf", "llama")
     with pytest.raises(ValueError, match=r"layers\.0\.self_attn\.q_proj has no bias for the shift"):
         model.merge_and_unload()
 
 
-def test_ssf_on_a_vit_that_averages_its_patches():
-    """Such a ViT's `norm` is empty and `fc_norm` is not: what is no operation is passed over."""
+def test_ssf_works_on_a_vit_that_averages_its_patches():
+    """Such a ViT has an empty `norm` and a real `fc_norm`. Empty operations are skipped."""
     import timm
 
     base = timm.models.vision_transformer.VisionTransformer(
@@ -106,7 +106,7 @@ def test_ssf_on_a_vit_that_averages_its_patches():
 
 @pytest.mark.parametrize("pool", ["token", "avg"])
 def test_vpt_leaves_no_prompt_behind(pool):
-    """Averaged over the patches, the output is the one without prompts where attention does not look at them."""
+    """Without attention to the prompts, the average over the patches equals the output without prompts."""
     import timm
 
     torch.manual_seed(0)
@@ -127,7 +127,7 @@ def test_vpt_leaves_no_prompt_behind(pool):
     assert {shape[1] for shape in seen if len(shape) == 3} == {1 + 2 + 4}
 
 
-def test_two_adapters_prompts_stand_side_by_side():
+def test_prompts_of_two_adapters_are_concatenated():
     model = wrapped("vpt_deep", "vit")
     model.add_adapter("other", VptConfig(num_tokens=2))
     seen = []
@@ -142,7 +142,7 @@ def test_two_adapters_prompts_stand_side_by_side():
     assert seen[-2:] == [7, 7]
 
 
-def test_an_attention_mask_does_not_fit_prompts():
+def test_an_attention_mask_with_prompts_is_refused():
     model = wrapped("vpt_deep", "vit")
     from baseline_helpers import inputs
 

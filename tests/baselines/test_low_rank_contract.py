@@ -1,4 +1,4 @@
-"""What every low-rank baseline keeps on every backbone: start, training, saving, merging, several adapters, bf16."""
+"""The contract of every low-rank baseline: start, training, saving, merging, several adapters, bfloat16."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ COUNTS = {
 
 @every_method
 @every_backbone
-def test_the_output_is_the_backbone_s_at_the_start_bit_for_bit(method, backbone):
+def test_the_initial_output_equals_the_backbones_bit_for_bit(method, backbone):
     assert torch.equal(
         BACKBONES[backbone].evaluate(adapted(method, backbone)), BACKBONES[backbone].evaluate(base(backbone))
     )
@@ -54,8 +54,8 @@ def test_the_output_is_the_backbone_s_at_the_start_bit_for_bit(method, backbone)
 
 @every_method
 @every_backbone
-def test_two_steps_move_all_that_trains_and_nothing_else(method, backbone):
-    """Two, because a factor that starts at 0 leaves its partner without a gradient in the first."""
+def test_two_steps_change_all_trainable_parameters_and_nothing_else(method, backbone):
+    """Two steps are needed: in the first, a factor of 0 gives its partner no gradient."""
     model = adapted(method, backbone)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     train(model, backbone)
@@ -68,7 +68,7 @@ def test_two_steps_move_all_that_trains_and_nothing_else(method, backbone):
 
 @every_method
 @every_backbone
-def test_what_is_saved_loads_into_a_fresh_backbone(method, backbone, tmp_path):
+def test_a_saved_adapter_loads_into_a_fresh_backbone(method, backbone, tmp_path):
     model = adapted(method, backbone)
     train(model, backbone, steps=3)
     expected = BACKBONES[backbone].evaluate(model)
@@ -87,7 +87,7 @@ def test_what_is_saved_loads_into_a_fresh_backbone(method, backbone, tmp_path):
 
 
 @every_method
-def test_training_goes_on_from_a_saved_adapter(method, tmp_path):
+def test_training_continues_from_a_saved_adapter(method, tmp_path):
     model = adapted(method, "bert")
     train(model, "bert", steps=3)
     model.save_pretrained(tmp_path)
@@ -103,7 +103,7 @@ def test_training_goes_on_from_a_saved_adapter(method, tmp_path):
 
 @every_method
 @every_backbone
-def test_merging_keeps_the_output_and_unmerging_gives_the_backbone_back(method, backbone):
+def test_merging_keeps_the_output_and_unmerging_restores_the_backbone(method, backbone):
     around = BACKBONES[backbone]
     model = adapted(method, backbone)
     train(model, backbone, steps=3)
@@ -123,7 +123,7 @@ def test_merging_keeps_the_output_and_unmerging_gives_the_backbone_back(method, 
 
 
 @every_method
-def test_a_merge_that_is_not_finite_is_refused(method):
+def test_a_merge_with_a_non_finite_result_is_refused(method):
     model = adapted(method, "bert", init_weights=False)
     layer = next(module for module in model.modules() if isinstance(module, LowRankLayer))
     weight = layer.base_layer.weight.detach().clone()
@@ -136,7 +136,7 @@ def test_a_merge_that_is_not_finite_is_refused(method):
 
 
 @every_method
-def test_a_disabled_adapter_leaves_the_backbone(method):
+def test_disabling_the_adapter_restores_the_backbone(method):
     model = adapted(method, "llama", init_weights=False)
     plain = BACKBONES["llama"].evaluate(base("llama"))
     assert not torch.equal(BACKBONES["llama"].evaluate(model), plain)
@@ -145,7 +145,7 @@ def test_a_disabled_adapter_leaves_the_backbone(method):
 
 
 @every_method
-def test_several_adapters_beside_each_other(method, tmp_path):
+def test_several_adapters_work_together(method, tmp_path):
     around, outputs = BACKBONES["bert"], {}
     for name, steps in (("one", 2), ("two", 4)):
         model = adapted(method, "bert")
@@ -164,7 +164,7 @@ def test_several_adapters_beside_each_other(method, tmp_path):
 
 
 @every_method
-def test_two_active_adapters_add_up_also_when_merged(method):
+def test_two_active_adapters_add_up_and_merge(method):
     model = adapted(method, "vit", init_weights=False, modules_to_save=None)
     model.add_adapter("second", model.peft_config["default"])
     model.base_model.set_adapter(["default", "second"])

@@ -1,4 +1,4 @@
-"""Each low-rank baseline against its equation, written out by directions in float64, and what it does by itself."""
+"""Each low-rank baseline equals its equation, written out by directions in float64, and takes its special steps."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ EQUATIONS: dict[str, Callable[[Tensors], torch.Tensor]] = {
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", ["linear", "conv1d"])
-def test_output_delta_weight_and_gradients_are_the_equation_s(method, kind):
+def test_output_delta_weight_and_gradients_follow_the_equation(method, kind):
     linear = Conv1D(OUT, IN).double() if kind == "conv1d" else None
     model, layer = single(method, linear)
     tensors = held(layer)
@@ -99,7 +99,7 @@ def test_output_delta_weight_and_gradients_are_the_equation_s(method, kind):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_dropout_is_on_the_adapter_s_input_alone(method):
+def test_dropout_acts_on_the_adapters_input_only(method):
     model, layer = single(method, lora_dropout=0.99, **({"expert_dropout": 0.0} if method == "mlae" else {}))
     x = torch.ones(64, IN, dtype=torch.float64)
     model.train()
@@ -148,7 +148,7 @@ def test_milora_takes_the_smallest_singular_triplets(alpha):
 
 
 def test_pissa_takes_the_largest_singular_triplets():
-    """PEFT's: W + ΔW is W₀ at the start, and the residual has what is left of the spectrum."""
+    """In PEFT W + ΔW is W₀ at the start, and the residual has the rest of the spectrum."""
     linear, u, sigma, v = spectrum_linear()
     before = linear.weight.detach().clone()
     linear.float()
@@ -166,7 +166,7 @@ def test_pissa_takes_the_largest_singular_triplets():
 
 
 @given(st.lists(st.floats(-2, 2), min_size=RANK, max_size=RANK), st.floats(0, 1))
-def test_sora_s_step_minimises_the_proximal_problem(gates, xi):
+def test_soras_step_minimises_the_proximal_problem(gates, xi):
     """prox(g) = argmin ½ (z - g)² + ξ |z|: no point of a fine grid is lower, and the closed form is met."""
     model, layer = single("sora", xi=xi)
     g = torch.tensor(gates, dtype=torch.float64)
@@ -181,7 +181,7 @@ def test_sora_s_step_minimises_the_proximal_problem(gates, xi):
         assert (value - start).square() / 2 + xi * value.abs() <= at_grid.min() + 1e-12
 
 
-def test_sora_s_gates_start_normal_and_give_the_rank():
+def test_soras_gates_start_normal_and_determine_the_rank():
     gates = [held(single_layer)["gate"] for _, single_layer in (fresh_sora(seed) for seed in range(300))]
     values = torch.cat([gate.detach() for gate in gates])
     assert abs(values.mean()) < 0.12  # four standard errors of 900 draws
@@ -205,7 +205,7 @@ def fresh_sora(seed: int) -> tuple[nn.Module, LowRankLayer]:
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3, 0.5])
-def test_mlae_s_masks_are_right_in_expectation_and_one_at_a_time(p):
+def test_mlaes_masks_have_the_right_mean_and_are_independent(p):
     model, layer = single("mlae", expert_dropout=p)
     t = {name: tensor.detach() for name, tensor in held(layer).items()}
     x = torch.randn(2, IN, dtype=torch.float64)
@@ -231,7 +231,7 @@ def test_mlae_s_masks_are_right_in_expectation_and_one_at_a_time(p):
     assert torch.equal(t["lambda"], held(layer)["lambda"])
 
 
-def test_mlae_s_coefficients_start_at_alpha():
+def test_mlaes_coefficients_start_at_alpha():
     model = get_peft_model(nn.Sequential(nn.Linear(IN, OUT)), METHODS["mlae"](target_modules=["0"], lora_alpha=1.5))
     assert held(model.base_model.model[0])["lambda"].tolist() == [1.5] * 8
 
@@ -264,7 +264,7 @@ def test_lora_dash_launches_the_directions_of_largest_change_rate():
     assert torch.equal(held(layer)["U"], kept), "they are chosen once"
 
 
-def test_lora_dash_takes_no_direction_without_a_singular_value():
+def test_lora_dash_skips_directions_with_a_zero_singular_value():
     linear = nn.Linear(IN, OUT, dtype=torch.float64)
     with torch.no_grad():
         linear.weight[1:] = linear.weight[:1]  # rank 1
@@ -274,7 +274,7 @@ def test_lora_dash_takes_no_direction_without_a_singular_value():
     assert (t["W"] @ t["V"][0]).norm() > 0.1 * t["W"].norm()
 
 
-def test_lora_dash_says_when_it_would_never_launch():
+def test_lora_dash_refuses_a_training_without_a_launch():
     with pytest.raises(ValueError, match="tinit=100 leaves no step"):
         LoraDashConfig(target_modules=["a"], total_step=100)
 
@@ -310,7 +310,7 @@ def test_nora_plus_starts_in_the_range_of_w_and_is_preconditioned_by_peft():
 # --- ShareLoRA: one A a type ----------
 
 
-def test_sharelora_has_one_a_a_type_and_its_gradient_is_the_sum(tmp_path):
+def test_sharelora_has_one_a_per_type_and_its_gradient_is_the_sum(tmp_path):
     model = adapted("sharelora", "bert", init_weights=False)
     layers = {name: m for name, m in model.named_modules() if isinstance(m, LowRankLayer)}
     holders = [name for name, layer in layers.items() if "default" in layer.lora_A]
@@ -340,7 +340,7 @@ def test_sharelora_has_one_a_a_type_and_its_gradient_is_the_sum(tmp_path):
 # --- LoRI: the masks ----------
 
 
-def test_lori_keeps_the_largest_tenth_over_all_matrices_and_begins_again():
+def test_lori_keeps_the_largest_ten_percent_over_all_matrices_and_restarts():
     model = adapted("lori", "bert", tinit=2)
     optimizer = train(model, "bert", steps=1)
     layers = [m for m in model.modules() if isinstance(m, LowRankLayer)]
@@ -367,7 +367,7 @@ def test_lori_keeps_the_largest_tenth_over_all_matrices_and_begins_again():
     assert any(layer.lora_B["default"].any() for layer in layers)
 
 
-def test_lori_calibrates_for_a_tenth_of_the_steps_by_default():
+def test_lori_calibrates_for_ten_percent_of_the_steps_by_default():
     assert LoriConfig(target_modules=["a"], total_step=300).tinit == 30
     assert LoriConfig(target_modules=["a"], sparsity=0.0).tinit is None
     with pytest.raises(ValueError, match="`total_step` is missing"):
@@ -379,7 +379,7 @@ def test_lori_calibrates_for_a_tenth_of_the_steps_by_default():
 # --- dynamic-rank DoRA: importance, timetable, penalty ----------
 
 
-def test_dynamic_dora_s_importance_is_a_smoothed_share_of_the_norm():
+def test_dynamic_doras_importance_is_a_smoothed_share_of_the_norm():
     model, layer = single("dynamic_dora", beta=0.9, tinit=5, total_step=20, tfinal=5)
     expected = torch.zeros(RANK, dtype=torch.float64)
     for step in (1, 2, 3):
@@ -393,7 +393,7 @@ def test_dynamic_dora_s_importance_is_a_smoothed_share_of_the_norm():
             layer.lora_c["default"].normal_()
 
 
-def test_dynamic_dora_s_penalty_is_the_gradient_of_the_mean_variance():
+def test_dynamic_doras_penalty_is_the_gradient_of_the_mean_variance():
     model = adapted("dynamic_dora", "bert", dem_weight=0.3)
     layers = [m for m in model.modules() if isinstance(m, LowRankLayer)]
     variances = [v for m in layers for v in (m.lora_A["default"].var(1), m.lora_B["default"].var(0))]
@@ -449,12 +449,12 @@ def test_dynamic_dora_lowers_ranks_by_a_cubic_to_its_target_and_holds_them():
         ({"total_step": 100, "r": 4, "target_r": 8}, "must not be above"),
     ],
 )
-def test_dynamic_dora_refuses_what_cannot_be(settings, message):
+def test_dynamic_dora_refuses_invalid_windows(settings, message):
     with pytest.raises(ValueError, match=message):
         DynamicDoraConfig(target_modules=["a"], **settings)
 
 
-def test_dynamic_dora_s_windows_are_the_authors_by_default():
+def test_dynamic_doras_default_windows_are_the_authors():
     config = DynamicDoraConfig(target_modules=["a"], total_step=1000)
     assert (config.r, config.tinit, config.tfinal, config.deltaT, config.last_event) == (12, 150, 500, 100, 500)
 
@@ -462,7 +462,7 @@ def test_dynamic_dora_s_windows_are_the_authors_by_default():
 # --- LieRA: merging ----------
 
 
-def test_liera_unmerges_bit_for_bit_even_where_merging_gave_zeros():
+def test_liera_unmerges_exactly_even_if_merging_gave_zeros():
     _, layer = single("liera")
     with torch.no_grad():
         layer.lora_A["default"].zero_()

@@ -32,7 +32,7 @@ def run_page(page, flexlora_run: RunCommand, arguments, tmp_path):
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def test_a_baseline_from_outside_trains_by_the_page(flexlora_run, arguments, tmp_path):
+def test_a_baseline_from_outside_trains_as_the_page_says(flexlora_run, arguments, tmp_path):
     record = run_page("add-a-baseline.md", flexlora_run, arguments, tmp_path)
     assert (record["status"], record["method"]) == ("done", "diagonal")
     # Rank 4 and a gain a direction, on six linears of two layers with hidden size 32 and 64 in the feed-forward.
@@ -40,7 +40,7 @@ def test_a_baseline_from_outside_trains_by_the_page(flexlora_run, arguments, tmp
     assert record["config"]["training"]["learning_rate"] == 1e-3
 
 
-def test_an_importance_from_outside_moves_ranks_by_the_page(flexlora_run, arguments, tmp_path):
+def test_an_importance_from_outside_changes_ranks_as_the_page_says(flexlora_run, arguments, tmp_path):
     record = run_page("add-an-importance-metric.md", flexlora_run, arguments, tmp_path)
     assert (record["status"], record["config"]["method"]["importance"]) == ("done", "participation")
     assert record["rank_events"]["count"] > 0
@@ -66,7 +66,7 @@ class Model(LowRankModel, name="lora", config=Config, layer=Layer): ...
 """
 
 
-def test_what_cannot_be_registered_is_one_line(mine):
+def test_an_invalid_registration_is_refused_in_one_line(mine):
     (mine / "takes_lora.py").write_text(TAKEN, encoding="utf-8")
     (mine / "takes_entropy.py").write_text(
         "from flexlora.tuner.importance import importance\nimportance('entropy')(lambda values, active: active)\n",
@@ -107,7 +107,7 @@ def build(fields, context):
 """
 
 
-def test_plain_parameters_outside_the_head_count_as_the_adapter_s(mine):
+def test_parameters_outside_the_head_count_as_the_adapters(mine):
     (mine / "own_methods").mkdir()
     (mine / "own_methods" / "norms.py").write_text(NORMS, encoding="utf-8")
     bert = tiny("bert")

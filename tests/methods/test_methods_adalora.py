@@ -1,4 +1,4 @@
-"""AdaLoRA: PEFT's method, with its penalty once a step, its masks on the record, and a training that can be resumed."""
+"""AdaLoRA: PEFT's method with its penalty once per step, its masks recorded, and a resumable training."""
 
 import copy
 import itertools
@@ -28,7 +28,7 @@ WEIGHT = 0.3
 
 
 def peft_s_own(**values) -> PeftModel:
-    """AdaLoRA as PEFT alone makes it, with the weights of `wrapped("adalora", "bert")`."""
+    """PEFT's own AdaLoRA with the weights of `wrapped("adalora", "bert")`."""
     layout = ENCODERS["bert"]
     given = {
         "init_r": 12, "target_r": 8, "lora_alpha": 16, "target_modules": layout.target_modules, "tinit": 1, "tfinal": 1,
@@ -54,8 +54,8 @@ def copy_factors(source: nn.Module, target: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])
-def test_the_penalty_s_gradient_is_autograd_s_of_peft_s_own(accumulation):
-    """And is not multiplied by the number of accumulated batches, as it is in PEFT's loss."""
+def test_the_penaltys_gradient_equals_autograds_of_pefts_penalty(accumulation):
+    """It is not multiplied by the number of accumulated batches, as it is in PEFT's loss."""
     method, model = wrapped("adalora", "bert", f"method.orth_reg_weight={WEIGHT}")
     reference = peft_s_own()
     copy_factors(model, reference)
@@ -73,7 +73,7 @@ def test_the_penalty_s_gradient_is_autograd_s_of_peft_s_own(accumulation):
 
 
 def with_scaler(loop: Loop) -> torch.amp.GradScaler:
-    """What Accelerate sets up for fp16 on a GPU, on the CPU and without fp16's rounding."""
+    """Accelerate's setup for fp16 on a GPU, run on the CPU without fp16's rounding."""
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     loop.accelerator.scaler = scaler
     loop.accelerator.native_amp = True
@@ -84,8 +84,8 @@ def with_scaler(loop: Loop) -> torch.amp.GradScaler:
 
 
 @pytest.mark.parametrize("clip", ["null", "1.0"])
-def test_a_scaled_training_is_the_unscaled_one(clip):
-    """So the penalty meets gradients of their real size; and so do the sensitivities."""
+def test_training_with_a_gradient_scaler_equals_training_without(clip):
+    """The penalty and the sensitivities therefore use unscaled gradients."""
     ends = []
     for scaled in (False, True):
         method, model = wrapped("adalora", "bert")
@@ -99,8 +99,8 @@ def test_a_scaled_training_is_the_unscaled_one(clip):
     assert [event["ranks"] for event in ends[0][1]] == [event["ranks"] for event in ends[1][1]]
 
 
-def test_a_step_that_the_scaler_skipped_is_none():
-    """Its infinite gradient must not enter the smoothed sensitivities, and the mask is frozen all the same."""
+def test_a_step_skipped_by_the_scaler_does_not_count():
+    """Its infinite gradient must not enter the smoothed sensitivities, and the mask must still be frozen."""
     method, model = wrapped("adalora", "bert", "method.tfinal=0")
     loop = make_loop(method, model, settings_of("adalora"))
     with_scaler(loop)
@@ -123,7 +123,7 @@ def kept_directions(model: nn.Module) -> dict[str, int]:
     }
 
 
-def test_the_loss_is_the_task_s_alone():
+def test_the_loss_does_not_contain_the_penalty():
     _, model = wrapped("adalora", "bert", "method.orth_reg_weight=0.5")
     base = tiny("bert")
     for each in (model, base):
@@ -134,7 +134,7 @@ def test_the_loss_is_the_task_s_alone():
 
 
 def test_the_penalty_does_not_need_a_loss_in_the_output():
-    """A timm model has none; PEFT then drops the penalty without a word."""
+    """A timm model's output has no loss, and PEFT then silently drops the penalty."""
     ends = []
     for with_loss in (True, False):
         method, model = wrapped("adalora", "bert")
@@ -143,8 +143,8 @@ def test_the_penalty_does_not_need_a_loss_in_the_output():
     assert all(torch.equal(parameter, ends[1][name]) for name, parameter in ends[0].items())
 
 
-def test_a_training_is_peft_s_own():
-    """Loss with PEFT's penalty, optimizer step, `update_and_allocate`, zero_grad: masks and weights come out alike."""
+def test_a_training_equals_pefts_own():
+    """Masks and weights equal those of PEFT's loop: loss with penalty, step, `update_and_allocate`, zero_grad."""
     settings = settings_of("adalora", f"method.orth_reg_weight={WEIGHT}", "training.max_grad_norm=null")
     method = build_method(settings.method, context("bert"))
     model, reference = method.wrap(tiny("bert")), peft_s_own()
@@ -180,7 +180,7 @@ def epoch(loop: Loop, number: int):
     return loop.loader.epoch_steps(number)
 
 
-def test_events_of_the_record():
+def test_recorded_events_have_the_right_values():
     method, model = wrapped("adalora", "bert")
     outcome = make_loop(method, model, settings_of("adalora")).run()
     modules = len(method.ranks(model))
@@ -199,7 +199,7 @@ def test_events_of_the_record():
     assert rank_alarms(outcome.events, outcome.losses) == []
 
 
-def test_without_an_event_the_ranks_are_those_of_the_start():
+def test_without_an_event_the_ranks_do_not_change():
     method, model = wrapped("adalora", "bert")
     assert set(method.ranks(model).values()) == {12}
     counted = method.parameters(model)
@@ -210,7 +210,7 @@ def test_without_an_event_the_ranks_are_those_of_the_start():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_constant_rank_number_never_trains(dtype):
-    """PEFT moves it to the backbone's type, and it comes back as a parameter that trains: s would drift."""
+    """PEFT converts it to the backbone's type and returns a trainable parameter. The scale s would then change."""
     _, model = wrapped("adalora", "bert", base=tiny("bert").to(dtype))
     numbers = [p for name, p in model.named_parameters() if "ranknum" in name]
     assert len(numbers) == 12
@@ -218,7 +218,7 @@ def test_the_constant_rank_number_never_trains(dtype):
     assert {float(p) for p in numbers} == {12.0}
 
 
-def test_modules_of_rank_0_are_saved_and_loaded(tmp_path):
+def test_modules_with_rank_0_are_saved_and_loaded(tmp_path):
     method, model = train("adalora", "bert", "method.target_r=1")
     ranks = method.ranks(model)
     assert min(ranks.values()) == 0
@@ -239,7 +239,7 @@ def save_after_each_step(method: AdaLoraMethod, model: nn.Module, folder: Path) 
     method.after_step = then_save
 
 
-def test_the_mask_of_a_run_that_was_saved_on_the_way_goes_on(tmp_path):
+def test_saving_during_training_keeps_the_mask(tmp_path):
     """PEFT's saving rewrites the mask's names in place."""
     ends = []
     for saved in (False, True):
@@ -284,7 +284,7 @@ def test_the_command_refuses_before_it_loads_anything(tmp_path):
     assert one_line(result).startswith("method.target_r=20 must be below method.init_r=12")
 
 
-def test_adalora_r8_has_the_parameters_of_flexlora_at_the_start():
+def test_adalora_r8_starts_with_the_parameters_of_flexlora():
     counts = []
     for name in ("adalora_r8", "flexlora"):
         method, model = wrapped(name, "deberta-v2")
@@ -295,8 +295,8 @@ def test_adalora_r8_has_the_parameters_of_flexlora_at_the_start():
     assert sum(method.ranks(model).values()) == 4 * len(method.ranks(model))
 
 
-def test_a_copy_of_the_model_is_one_of_its_own():
-    """The tuner's forward is replaced on the object: a deep copy must not run the original's layers."""
+def test_a_deep_copy_of_the_model_is_independent():
+    """The tuner's `forward` is replaced on the object. A deep copy must not run the original's layers."""
     _, model = train("adalora", "bert")
     before = logits(model)
     other = copy.deepcopy(model)

@@ -1,6 +1,6 @@
-"""What every method must keep, whoever writes it: a YAML in conf/method is tested here without being listed.
+"""The contract of every method: each YAML file in conf/method is tested here automatically.
 
-Only the exact parameter count at DeBERTaV3-base's shape has to be added for a new one.
+A new method only needs its exact parameter count for DeBERTaV3-base's shape.
 """
 
 import shutil
@@ -71,7 +71,7 @@ ADAPTER = {
 # Not near it: SSF draws its scales. Near it: weights of 1e-3 on both sides of a bottleneck; PiSSA up to rounding.
 STARTS_NEAR = {"houlsby", "pfeiffer", "pissa"}
 STARTS_ELSEWHERE = {"ssf"}
-# PEFT's own unloading stumbles over a pooler that trains whole; merging in place works.
+# PEFT's own unloading fails on a fully trained pooler; merging in place works.
 NOT_UNLOADED = {"vera"}
 NOT_LINEAR = {"adaptformer", "houlsby", "pfeiffer"}
 NOTHING_HOLDS_THE_SHIFT = {("ssf", "llama")}
@@ -102,7 +102,7 @@ def everywhere(names: list[str]) -> pytest.MarkDecorator:
 
 
 @everywhere(TEXT)
-def test_the_output_is_the_backbone_s_at_the_start(name, architecture):
+def test_the_initial_output_is_the_backbones(name, architecture):
     base = tiny(architecture)
     _, model = wrapped(name, architecture, base=base)
     if name in STARTS_NEAR:
@@ -111,8 +111,8 @@ def test_the_output_is_the_backbone_s_at_the_start(name, architecture):
 
 
 @everywhere(TEXT)
-def test_two_steps_move_all_that_trains_and_nothing_else(name, architecture):
-    """Two, because a factor that starts at 0 leaves its partner without a gradient in the first."""
+def test_two_steps_change_all_trainable_parameters_and_nothing_else(name, architecture):
+    """Two steps are needed: in the first, a factor of 0 gives its partner no gradient."""
     method, model = wrapped(name, architecture, *IN_TWO_STEPS.get(name, ()))
     loop = make_loop(method, model, settings_of(name), total_steps=2)
     before = {key: value.detach().clone() for key, value in model.named_parameters()}
@@ -125,7 +125,7 @@ def test_two_steps_move_all_that_trains_and_nothing_else(name, architecture):
 
 
 @everywhere(TEXT)
-def test_what_is_saved_loads_into_a_fresh_backbone(name, architecture, tmp_path):
+def test_a_saved_adapter_loads_into_a_fresh_backbone(name, architecture, tmp_path):
     method, model = train(name, architecture)
     method.save(model, tmp_path)
     assert not logits(model).allclose(logits(tiny(architecture)), atol=1e-3)  # there was something to save
@@ -161,7 +161,7 @@ def test_a_method_for_images_is_refused_in_one_line(name, architecture):
 
 
 @pytest.mark.parametrize("name", NOT_LLAMA)
-def test_a_method_that_has_nothing_to_do_on_a_llama_is_refused_in_one_line(name):
+def test_a_method_without_targets_in_a_llama_is_refused_in_one_line(name):
     with pytest.raises(UserError, match=NOT_LLAMA[name]) as refused:
         wrapped(name, "llama")
     assert "\n" not in str(refused.value)
@@ -212,8 +212,8 @@ def test_weights_that_train_must_be_float32(name, dtype):
 
 
 @every_method
-def test_a_resumed_training_is_the_one_that_never_stopped(name, tmp_path):
-    """Stopped between two rank events, in the middle of dropout's and the data's random numbers."""
+def test_a_resumed_training_equals_an_uninterrupted_one(name, tmp_path):
+    """The training stops between two rank events, in the middle of the random numbers of dropout and data."""
     settings = settings_of(name, "training.checkpoint_every=3", "training.eval_every=6")
     checkpoints = Checkpoints(tmp_path)
     method, straight = wrapped(name, "bert")
@@ -244,7 +244,7 @@ def test_a_resumed_training_is_the_one_that_never_stopped(name, tmp_path):
 
 
 def test_the_resumed_training_had_rank_events_on_both_sides() -> None:
-    """Else the test above would say nothing about a method's own state."""
+    """Otherwise the test above would not test a method's own state."""
     for name in ("adalora", "adalora_r8", "flexlora", "flexlora_released"):
         method, model = wrapped(name, "bert")
         outcome = make_loop(method, model, settings_of(name)).run()

@@ -1,4 +1,4 @@
-"""AdapterFusion by the runner: the second stage over what `method=pfeiffer` saved."""
+"""AdapterFusion in the runner: the second stage over adapters saved by `method=pfeiffer`."""
 
 import shutil
 from pathlib import Path
@@ -38,7 +38,7 @@ def test_two_steps_move_the_fusion_and_the_head_and_no_adapter(adapters):
     assert counted["adapter_active"] == 2 * (3 * 32**2 + 32)  # two layers of width 32; the adapters are not among them
 
 
-def test_saved_loaded_and_not_merged(adapters, tmp_path):
+def test_a_fusion_is_saved_and_loaded_and_refuses_merging(adapters, tmp_path):
     method, model = train("adapter_fusion", "bert", *overrides(adapters))
     method.save(model, tmp_path)
     assert {file.suffix for file in tmp_path.iterdir()} <= {".safetensors", ".json", ".md"}
@@ -48,7 +48,7 @@ def test_saved_loaded_and_not_merged(adapters, tmp_path):
 
 
 def test_the_penalty_is_added_once_a_step(adapters):
-    """Against the same training without it, by hand: SGD's step differs by rate · 2 · weight · (V - I)."""
+    """Compared with training without the penalty, SGD's step differs by rate · 2 · weight · (V - I)."""
     moved = {}
     for weight in (0.0, 3.0):
         method, model = wrapped("adapter_fusion", "bert", *overrides(adapters, f"method.value_weight={weight}"))
@@ -66,7 +66,7 @@ def test_the_penalty_is_added_once_a_step(adapters):
         torch.testing.assert_close(difference, -0.01 * 2 * 3.0 * (before[key] - torch.eye(32)), rtol=1e-4, atol=1e-6)
 
 
-def test_a_resumed_training_is_the_one_that_never_stopped(adapters, tmp_path):
+def test_a_resumed_training_equals_an_uninterrupted_one(adapters, tmp_path):
     settings = settings_of("adapter_fusion", "training.checkpoint_every=3", "training.eval_every=6")
     checkpoints = Checkpoints(tmp_path)
     method, straight = wrapped("adapter_fusion", "bert", *overrides(adapters))
@@ -94,7 +94,7 @@ def test_a_resumed_training_is_the_one_that_never_stopped(adapters, tmp_path):
         ),
     ],
 )
-def test_what_is_no_adapter_is_one_line(adapters, given, said):
+def test_a_folder_without_an_adapter_is_refused_in_one_line(adapters, given, said):
     folders = [folder.format(a=adapters[0]) for folder in given]
     with pytest.raises(UserError, match=said) as refused:
         wrapped("adapter_fusion", "bert", *overrides(folders))
@@ -107,7 +107,7 @@ def test_too_few_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
         check_method(settings)
 
 
-def test_another_backbone_s_adapters_are_refused(adapters):
+def test_adapters_of_another_backbone_are_refused(adapters):
     with pytest.raises(UserError, match=r"method: .* has no adapter for .*: it is of another backbone") as refused:
         wrapped("adapter_fusion", "deberta-v2", *overrides(adapters))
     assert "\n" not in str(refused.value)

@@ -1,4 +1,4 @@
-"""Full fine-tuning, BitFit and the linear probe: which of the backbone's own parameters train, and what is saved."""
+"""Full fine-tuning, BitFit and the linear probe: the trained and the saved parameters of the backbone."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def trained(name: str) -> set[str]:
     return {key for key, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def test_what_trains():
+def test_each_method_trains_its_parameters():
     names = {name for name, _ in tiny("bert").named_parameters()}
     head = {name for name in names if HEAD & set(name.split("."))}
     assert trained("linear") == head
@@ -27,7 +27,7 @@ def test_what_trains():
     assert "bert.embeddings.LayerNorm.bias" in biases  # the norms' too
 
 
-def test_counts_keep_the_head_apart():
+def test_the_head_is_counted_separately():
     for name in ("linear", "full", "bitfit"):
         method, model = wrapped(name, "bert")
         sizes = {key: p.numel() for key, p in model.named_parameters() if p.requires_grad}
@@ -38,7 +38,7 @@ def test_counts_keep_the_head_apart():
         assert counted["total"] == sum(p.numel() for p in model.parameters())
 
 
-def test_a_model_that_trained_whole_is_saved_as_one(tmp_path):
+def test_a_fully_trained_model_is_saved_completely(tmp_path):
     method, model = train("full", "bert")
     method.save(model, tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
@@ -46,7 +46,7 @@ def test_a_model_that_trained_whole_is_saved_as_one(tmp_path):
     assert torch.equal(logits(loaded), logits(model))
 
 
-def test_only_what_trained_is_saved_of_the_others(tmp_path):
+def test_otherwise_only_trained_parameters_are_saved(tmp_path):
     method, model = train("bitfit", "bert")
     method.save(model, tmp_path)
     assert set(load_file(tmp_path / "trained.safetensors")) == trained("bitfit")
@@ -60,7 +60,7 @@ def test_only_what_trained_is_saved_of_the_others(tmp_path):
         (["*"], "method.trainable: '*' is not a regular expression"),
     ],
 )
-def test_patterns_that_match_nothing_or_are_none(patterns, message):
+def test_patterns_without_a_match_are_refused(patterns, message):
     settings = settings_of("bitfit").method.with_fields(trainable=patterns)
     with pytest.raises(UserError) as refused:
         build_method(settings, context("bert")).wrap(tiny("bert"))

@@ -69,7 +69,7 @@ def run(flexlora_run: RunCommand, folder: Path, arguments: list[str], tmp_path: 
 
 
 @pytest.mark.parametrize("name", ADAPTER)
-def test_a_method_of_the_user_s_own_trains(name, flexlora_run, folder, arguments, tmp_path):
+def test_a_users_own_method_trains(name, flexlora_run, folder, arguments, tmp_path):
     rate = [] if name == "my_vera" else ["training.learning_rate=0.001"]
     result = run(flexlora_run, folder, arguments, tmp_path, f"method={name}", *rate)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -97,7 +97,7 @@ def test_a_file_of_python_and_its_hooks(flexlora_run, folder, arguments, tmp_pat
         ("misspelt", "there is no setting 'method.vera_dropuot': VeraConfig has no such field. Did you mean method."),
     ],
 )
-def test_a_mistake_in_it_is_one_line(name, message, flexlora_run, folder, arguments, tmp_path):
+def test_an_error_in_a_users_method_is_one_line(name, message, flexlora_run, folder, arguments, tmp_path):
     rate = [] if name == "ia3" else ["training.learning_rate=0.001"]
     result = run(flexlora_run, folder, arguments, tmp_path, f"method={name}", *rate)
     assert result.returncode == 2

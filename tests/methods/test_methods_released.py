@@ -39,7 +39,7 @@ def released(*overrides: str) -> tuple[Loop, nn.Module]:
 
 
 def trace(loop: Loop) -> list[SimpleNamespace]:
-    """What the optimizer holds before each of its steps, while the loop runs."""
+    """Record the optimizer's groups and state before each of its steps."""
     seen = []
 
     def look(optimizer: torch.optim.Optimizer, *_: object) -> None:
@@ -90,7 +90,7 @@ def simulated() -> list[SimpleNamespace]:
     return seen
 
 
-def test_rates_decays_and_moments_are_those_of_the_released_loop():
+def test_rates_decays_and_moments_equal_the_released_loops():
     loop, _ = released()
     ours, theirs = trace(loop), simulated()
     assert len(ours) == len(theirs) == STEPS
@@ -102,7 +102,7 @@ def test_rates_decays_and_moments_are_those_of_the_released_loop():
         assert (mine.state == 0) == (other.state == 0)
 
 
-def test_the_rate_before_and_after_the_first_event_in_figures():
+def test_the_learning_rate_before_and_after_the_first_event():
     loop, _ = released()
     rates = [seen.rates[0] for seen in trace(loop)]
     # Three steps of warmup, one of decay; from the step after event 4 on the peak.
@@ -113,7 +113,7 @@ def test_the_rate_before_and_after_the_first_event_in_figures():
 
 
 def test_the_schedule_steps_twice_at_an_event():
-    """Without the rebuilt optimizer one sees it: torch's own scheduler, stepped once more after each event."""
+    """Without the rebuilt optimizer the effect is visible: torch's scheduler takes one more step after each event."""
     loop, _ = released("method.rate_to_peak=false")
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=RATE)
     schedule = LambdaLR(optimizer, warmup_and_decay(STEPS, math.ceil(WARMUP * STEPS), LrScheduler.linear))
@@ -149,8 +149,8 @@ def test_weight_decay_spares_biases_and_ends_with_the_first_event():
     assert [max(seen.decays) for seen in trace(loop)] == [DECAY] * STEPS
 
 
-def test_with_every_behaviour_off_the_optimizer_is_flexlora_s():
-    """Same rank rules, same steps: then all that differs is the four settings."""
+def test_without_its_behaviours_the_optimizer_is_flexloras():
+    """With the same rank rules and steps, only the four settings differ."""
     off = [f"method.{name}=false" for name in BEHAVIOURS]
     rules = {
         key: value
@@ -184,7 +184,7 @@ def test_flexlora_itself_keeps_moments_decay_and_schedule():
     assert not set(BEHAVIOURS) & set(settings.method.fields)
 
 
-def test_the_tuner_s_part_of_the_released_code():
+def test_the_tuner_has_the_settings_of_the_released_code():
     method, _ = wrapped("flexlora_released", "bert")
     expected = {
         "prune_by": "signed", "all_zero": "grow", "rank_one": "grow", "selection": "overlapping", "growth_std": 1.0,
@@ -195,8 +195,8 @@ def test_the_tuner_s_part_of_the_released_code():
     assert {key: config[key] for key in expected} == expected
 
 
-def test_no_rank_limit_unless_one_is_given():
-    """The released code has none; a module gains at most one direction an event."""
+def test_there_is_no_rank_limit_by_default():
+    """The released code has no limit. A module gains at most one direction per event."""
 
     def build(*values: str) -> FlexLoraConfig:
         return build_method(settings_of("flexlora_released", *values).method, context("bert", 1000)).config
@@ -215,8 +215,8 @@ def test_a_behaviour_is_true_or_false(name):
 
 
 @pytest.mark.parametrize("behaviour", ["method.rate_to_peak=true", "method.rate_to_peak=false"])
-def test_a_run_resumed_after_its_events_keeps_what_they_did(behaviour, tmp_path):
-    """To the rate, which no later event would put right."""
+def test_a_run_resumed_after_events_keeps_their_effects(behaviour, tmp_path):
+    """This includes the learning rate, which no later event would correct."""
     ends = []
     for resumed in (False, True):
         settings = settings_of("flexlora_released", *RUN, behaviour, "training.eval_every=10")

@@ -72,7 +72,7 @@ def train(name: str, total_steps: int = TOTAL_STEPS) -> tuple[Method, nn.Module]
 
 
 @every_method
-def test_the_output_is_the_backbone_s_at_the_start(name):
+def test_the_initial_output_is_the_backbones(name):
     _, model = wrapped(name)
     before = logits(vit())
     if name in STARTS_NEAR:
@@ -81,7 +81,7 @@ def test_the_output_is_the_backbone_s_at_the_start(name):
 
 
 @every_method
-def test_two_steps_move_all_that_trains_and_nothing_else(name):
+def test_two_steps_change_all_trainable_parameters_and_nothing_else(name):
     method, model = wrapped(name, *IN_TWO_STEPS.get(name, ()))
     loop = make_loop(method, model, settings_of(name), total_steps=2, task=Pictures())  # LoRA-GA moves the backbone
     before = {key: value.detach().clone() for key, value in model.named_parameters()}
@@ -91,7 +91,7 @@ def test_two_steps_move_all_that_trains_and_nothing_else(name):
 
 
 @every_method
-def test_saved_loaded_and_merged(name, tmp_path):
+def test_an_adapter_is_saved_loaded_and_merged(name, tmp_path):
     method, model = train(name)
     method.save(model, tmp_path)
     expected = logits(model)
@@ -111,7 +111,7 @@ def test_saved_loaded_and_merged(name, tmp_path):
 
 
 @every_method
-def test_a_resumed_training_is_the_one_that_never_stopped(name, tmp_path):
+def test_a_resumed_training_equals_an_uninterrupted_one(name, tmp_path):
     settings = settings_of(name, "training.checkpoint_every=3", "training.eval_every=6")
     checkpoints = Checkpoints(tmp_path)
     method, straight = wrapped(name)

@@ -54,7 +54,7 @@ def in_space(subnet: Subnet, space: SearchSpace) -> bool:
 
 
 @given(space=spaces, seed=st.integers(0, 99), chances=st.tuples(st.floats(0, 1), st.floats(0, 1)))
-def test_what_is_drawn_mutated_and_crossed_stays_in_the_space(space, seed, chances):
+def test_drawn_mutated_and_crossed_subnets_stay_in_the_space(space, seed, chances):
     draws = random.Random(seed)
     one, other = space.draw(draws), space.draw(draws)
     child = crossover(one, other, draws)
@@ -72,7 +72,7 @@ def test_parameters_are_those_of_the_tuner(seed):
     assert flexlora.count_parameters(get_peft_model(vit(), config)).adapter_active == subnet.parameters(32)
 
 
-def test_prompts_pass_on():
+def test_blocks_without_prompts_keep_earlier_ones():
     subnet = Subnet((0, 3, 0, 2), (0,) * 4, (0,) * 4)
     assert [subnet.tokens_before(block) for block in range(4)] == [0, 0, 3, 3]
 
@@ -83,7 +83,7 @@ SPACE = SearchSpace(6, (1, 5, 10), (2, 4, 6))
 
 
 def hidden_score(subnet: Subnet) -> float:
-    """Best at prompts of 1, a rank of 10 and a bottleneck of 5 in all six blocks."""
+    """A score whose best subnet has 1 prompt, rank 10 and bottleneck 5 in all six blocks."""
     wanted = Subnet((1,) * 6, (10,) * 6, (5,) * 6)
     return -float(
         sum(a != b for name in MODULES for a, b in zip(getattr(subnet, name), getattr(wanted, name), strict=True))
@@ -124,19 +124,19 @@ def test_no_subnet_is_scored_twice_and_none_that_is_too_large():
     assert hidden_score(found) == max(map(hidden_score, scored))
 
 
-def test_a_small_space_comes_to_its_end():
+def test_the_search_of_a_small_space_ends():
     space = SearchSpace(1, (1, 2), (1,))
     search = Search()
     search.run(space, Evolution(), 0, lambda subnet: True, lambda subnet: 0.0, lambda: None)
     assert len(search.scores) == 8
 
 
-def test_none_is_small_enough():
+def test_a_search_without_an_allowed_subnet_is_refused():
     with pytest.raises(ValueError, match="no drawn subnet is small enough"):
         searched(Evolution(generations=1), allowed=lambda subnet: False)
 
 
-def test_a_search_that_goes_on_is_the_one_that_never_stopped():
+def test_a_resumed_search_equals_an_uninterrupted_one():
     evolution = Evolution(generations=4)
     straight, whole = searched(evolution)
     states = []
@@ -151,7 +151,7 @@ def test_a_search_that_goes_on_is_the_one_that_never_stopped():
 
 
 def test_a_subnet_of_the_supernet_is_its_first_rows():
-    """Evaluating a subnet, and being cut to it for good, and a NOAH of its sizes with these rows, are one."""
+    """Evaluating a subnet, cutting to it, and a NOAH of its sizes with these rows give the same output."""
     method, model = supernet()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -167,7 +167,7 @@ def test_a_subnet_of_the_supernet_is_its_first_rows():
     assert counted["adapter_active"] == counted["adapter_allocated"] == subnet.parameters(32)
 
 
-def test_steps_train_subnets_in_turn_and_all_that_trains_has_a_gradient():
+def test_steps_train_random_subnets_and_all_parameters_have_gradients():
     method, model = supernet()
     seen, gradients = [], []
     after_step = method.after_step
@@ -185,7 +185,7 @@ def test_steps_train_subnets_in_turn_and_all_that_trains_has_a_gradient():
     assert all(map(all, gradients))
 
 
-def test_the_best_of_the_search_is_evaluated_last_saved_and_loads(tmp_path):
+def test_the_best_subnet_is_evaluated_saved_and_loaded(tmp_path):
     method, model = supernet()
     loop = make_loop(method, model, settings_of("noah_supernet"), task=Pictures())
     outcome = loop.run()
@@ -200,8 +200,8 @@ def test_the_best_of_the_search_is_evaluated_last_saved_and_loads(tmp_path):
     torch.testing.assert_close(logits(loaded), logits(model))
 
 
-def test_killed_in_the_search_and_gone_on_with(tmp_path):
-    """In the second generation: its checkpoint has the first one's scores, and the end is the same bit for bit."""
+def test_a_killed_search_resumes_with_the_same_result(tmp_path):
+    """The kill is in the second generation. The checkpoint has the first one's scores; the result is identical."""
     settings = settings_of("noah_supernet")
     method, straight = supernet()
     make_loop(method, straight, settings, task=Pictures()).run()
@@ -264,7 +264,7 @@ def refusal(method: str, *overrides: str) -> str:
         (("method.max_parameters=0",), "method.max_parameters must be a whole number of at least 1, not 0"),
     ],
 )
-def test_a_setting_of_the_supernet_that_cannot_be(overrides, said):
+def test_an_invalid_setting_of_the_supernet_is_refused(overrides, said):
     assert said in refusal("noah_supernet", *overrides)
 
 
@@ -278,12 +278,12 @@ def test_a_setting_of_the_supernet_that_cannot_be(overrides, said):
         (("method.subnet=/nowhere.json",), "method.subnet cannot be read: /nowhere.json"),
     ],
 )
-def test_a_setting_of_noah_that_cannot_be(overrides, said):
+def test_an_invalid_setting_of_noah_is_refused(overrides, said):
     assert said in refusal("noah", *overrides)
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"prompt_dim": [1], "lora_dim": [1], "adapter_dim": ["1"]}', "no"])
-def test_a_file_that_is_no_subnet(text, tmp_path):
+def test_a_file_without_a_subnet_is_refused(text, tmp_path):
     (tmp_path / "subnet.json").write_text(text)
     assert "method.subnet " in refusal("noah", f"method.subnet={tmp_path / 'subnet.json'}")
 
@@ -291,7 +291,7 @@ def test_a_file_that_is_no_subnet(text, tmp_path):
 # --- from the command line -----------------------------------------------------------------------------------------
 
 
-def test_search_then_train_the_subnet(flexlora_run, tmp_path):
+def test_the_commands_search_and_then_train_the_subnet(flexlora_run, tmp_path):
     write_task(tmp_path / "data" / "kitti", train=24, val=8, test=12)
     vit_folder = write_vit(tmp_path / "vit")
     shared = ("task=vtab/kitti", "model=local", f"model.path={vit_folder}", f"task.data_dir={tmp_path / 'data'}",

@@ -20,7 +20,7 @@ def active(method: str, **changed: int) -> int:
 
 @given(budget=st.integers(1_000, 40_000))
 @settings(max_examples=15, deadline=None)
-def test_no_other_rank_comes_nearer(budget):
+def test_no_other_rank_is_nearer_to_the_budget(budget):
     fit = fit_to_budget(settings_of("lora").method, context("bert"), MODEL, budget)
     rank = fit.changed["r"]
     assert fit.active == active("lora", r=rank)
@@ -40,7 +40,7 @@ def test_methods_are_brought_to_the_same_budget():
     assert chosen["adalora"] == {"target_r": 5, "init_r": 8}
 
 
-def test_the_model_is_not_touched():
+def test_fitting_does_not_change_the_model():
     names = [name for name, _ in MODEL.named_modules()]
     fit_to_budget(settings_of("lora").method, context("bert"), MODEL, 5_000)
     assert [name for name, _ in MODEL.named_modules()] == names

@@ -1,4 +1,4 @@
-"""Every printed row is of a method that is here, by the name it has here, so that our row stands beside it."""
+"""Every published row names an existing method, so that our row is shown beside it."""
 
 import pytest
 
@@ -13,7 +13,7 @@ NOT_HERE = {"chatgpt"}
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_line_is_of_a_method_that_is_here(name):
+def test_every_published_row_names_an_existing_method(name):
     methods = {line.method for line in read_published(name)}
     assert methods
     assert methods - METHODS <= NOT_HERE
@@ -28,7 +28,7 @@ def test_a_table_names_the_methods_as_its_file_does(name):
     assert {*table.methods} - METHODS <= NOT_HERE
 
 
-def test_every_printed_row_stands_in_a_table():
+def test_every_published_row_is_in_a_table():
     """But what only a text, or another's summary, says."""
     rows = [(table.published, row) for table in TABLES.values() for row in table.paper_rows]
     shown = {(file, number, row.row) for file, row in rows for number in row.tables}

@@ -1,4 +1,4 @@
-"""`adapter=DIR`: a run that starts from what another one of the same method saved."""
+"""`adapter=DIR`: a run starts from the saved adapter of another run with the same method."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ NOTHING = ["training.max_steps=1", "training.learning_rate=1e-12", "schedule=abs
 
 
 @pytest.mark.parametrize("method", ["lora", "flexlora", "linear"])
-def test_it_starts_where_the_other_ended(finished, flexlora_run, arguments, tiny_bert, tmp_path, method):
+def test_a_run_starts_from_the_saved_adapter(finished, flexlora_run, arguments, tiny_bert, tmp_path, method):
     saved = folder_of(finished, tiny_bert, method)
     more = ["method.init_b=0", "method.max_rank=32"] if method == "flexlora" else []
     result = flexlora_run(
@@ -39,9 +39,7 @@ def test_it_starts_where_the_other_ended(finished, flexlora_run, arguments, tiny
     assert after.get("ranks") == before.get("ranks")
 
 
-def test_a_head_of_another_task_starts_anew_and_the_rest_is_kept(
-    finished, flexlora_run, arguments, tiny_bert, tmp_path
-):
+def test_a_head_of_another_task_is_initialised_again(finished, flexlora_run, arguments, tiny_bert, tmp_path):
     saved = folder_of(finished, tiny_bert, "lora") / "adapter"
     result = flexlora_run(
         *arguments, *NOTHING, "method=lora", f"adapter={saved}", f"output_root={tmp_path}",
@@ -72,9 +70,7 @@ def test_an_adapter_of_another_method_is_refused(
     assert one_line(result).startswith("adapter: ")
 
 
-def test_an_adapter_of_other_modules_a_damaged_and_an_absent_one_are_refused(
-    finished, flexlora_run, arguments, tiny_bert, tmp_path
-):
+def test_a_mismatched_damaged_or_missing_adapter_is_refused(finished, flexlora_run, arguments, tiny_bert, tmp_path):
     saved = folder_of(finished, tiny_bert, "lora") / "adapter"
     fewer = flexlora_run(
         *arguments, "method=lora", f"adapter={saved}", f"output_root={tmp_path}", "method.target_modules=[query]"

@@ -49,7 +49,7 @@ def test_a_run_without_ranks_is_refused(flexlora_run, arguments, finished, tmp_p
     assert (without.returncode, "has no final ranks: its method is lora" in without.stderr) == (2, True)
 
 
-def test_the_experiment_asks_for_the_run(flexlora_run, tmp_path):
+def test_the_experiment_needs_ranks_from(flexlora_run, tmp_path):
     result = flexlora_run("experiment=transplant", "task=glue/cola", "seed=0", f"output_root={tmp_path}")
     assert result.returncode == 2, result.stdout
     assert "flexlora-run: method.ranks_from: FOLDER/result.json is not the record of a run" in result.stderr

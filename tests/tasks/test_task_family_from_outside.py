@@ -78,7 +78,7 @@ def test_its_settings_are_its_own_dataclass_and_its_task_loads(settings_of):
         ("families_f.parity", "x = 3\n", "", "task.family: the module 'families_f.parity' has no"),
     ],
 )
-def test_a_mistake_in_it_is_one_line(settings_of, module, text, more, message):
+def test_an_error_in_a_users_task_is_one_line(settings_of, module, text, more, message):
     with pytest.raises(UserError, match=message) as error:
         settings_of(module, text, more)
     assert "\n" not in str(error.value)

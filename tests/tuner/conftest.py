@@ -1,4 +1,4 @@
-"""Every tuner test is deterministic: hypothesis derandomised, torch seeded, no network."""
+"""Every tuner test is deterministic: hypothesis is derandomised, torch is seeded, and there is no network."""
 
 from __future__ import annotations
 

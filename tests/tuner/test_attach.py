@@ -1,4 +1,4 @@
-"""`flexlora.attach` in anybody's loop: what it refuses, what it survives, and that it counts real steps only."""
+"""`flexlora.attach` in any loop: invalid uses are refused, wrappers work, and only real steps count."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def plain() -> tuple[list, dict[str, torch.Tensor]]:
 # --- what it sees ------------------------------------------------------------------------------------------------
 
 
-def test_events_follow_the_steps_and_are_told(plain: tuple) -> None:
+def test_events_follow_the_steps_and_reach_on_event(plain: tuple) -> None:
     model = adapt(make_net(), **settings())
     told: list[tuple[int, RankEvent]] = []
     optimizer = adamw(model)
@@ -101,8 +101,8 @@ def test_an_event_comes_after_its_step() -> None:
     assert energies == pytest.approx(expected, rel=1e-12)
 
 
-def test_every_newborn_is_drawn_anew() -> None:
-    """By seed, step and module: never the vector of another event, of another module, or of another seed."""
+def test_every_new_direction_has_its_own_random_vector() -> None:
+    """The vector depends on seed, step and module, and differs from those of other seeds, events and modules."""
     drawn: list[torch.Tensor] = []
     for seed in (0, 1):
         model = adapt(make_net(), **settings(deltaT=1))
@@ -153,7 +153,7 @@ def test_removed_hooks_do_nothing() -> None:
     attachment.remove()  # twice is once
 
 
-def test_nothing_is_kept_alive() -> None:
+def test_attach_does_not_keep_the_model_alive() -> None:
     model = adapt(make_net(), **settings())
     attachment = attach(model, optimizer := adamw(model))
     train(model, optimizer, regression_batches(4))
@@ -168,7 +168,7 @@ def test_nothing_is_kept_alive() -> None:
 
 
 class Wrapper(nn.Module):
-    """As DistributedDataParallel holds its model."""
+    """A wrapper with the model as its attribute, like DistributedDataParallel."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -208,7 +208,7 @@ def test_inside_a_users_module() -> None:
 
 
 def test_an_injected_model(plain: tuple) -> None:
-    """Without a PeftModel around it: the method must not be lost."""
+    """The model has no PeftModel around it, and the method must still work."""
     torch.manual_seed(1)
     config = dict(adapt(make_net(), **settings()).peft_config["default"].to_dict())
     torch.manual_seed(1)
@@ -248,7 +248,7 @@ def test_a_second_adapter_that_is_frozen_stays_as_it_is(plain: tuple) -> None:
             assert torch.equal(getattr(layer, f"flexlora_{part}")["frozen"], kept), f"{name}.{part}"
 
 
-def test_parameter_groups_of_the_users_own_making(plain: tuple) -> None:
+def test_custom_parameter_groups_work(plain: tuple) -> None:
     model = adapt(make_net(), **settings())
     ours = [p for n, p in model.named_parameters() if p.requires_grad and "lambda" in n]
     others = [p for n, p in model.named_parameters() if p.requires_grad and "lambda" not in n]
@@ -263,7 +263,7 @@ def test_parameter_groups_of_the_users_own_making(plain: tuple) -> None:
 
 @pytest.mark.parametrize("importance", ["entropy", "nuclear", "random"])
 def test_update_and_allocate_gives_the_same_ranks(importance: str) -> None:
-    """As users of PEFT's AdaLoRA write it; the penalty, which AdaLoRA has in its loss, by its own call."""
+    """The loop is that of PEFT's AdaLoRA, but a separate call adds the penalty, which AdaLoRA has in its loss."""
     changes = settings(importance=importance)
     reference = adapt(make_net(), **changes)
     attachment = attach(reference, optimizer := adamw(reference))
@@ -284,7 +284,7 @@ def test_update_and_allocate_gives_the_same_ranks(importance: str) -> None:
 
 
 @pytest.mark.parametrize("importance", ["entropy", "sensitivity"])
-def test_calling_both_moves_ranks_once(importance: str) -> None:
+def test_attach_and_update_and_allocate_change_ranks_once(importance: str) -> None:
     changes = settings(importance=importance)
     reference = adapt(make_net(), **changes)
     attachment = attach(reference, optimizer := adamw(reference))
@@ -298,7 +298,7 @@ def test_calling_both_moves_ranks_once(importance: str) -> None:
     assert_same(state_of(model), state_of(reference))
 
 
-def test_update_and_allocate_twice_for_a_step_moves_ranks_once() -> None:
+def test_repeated_update_and_allocate_changes_ranks_once() -> None:
     model = adapt(make_net(), **settings())
     optimizer = adamw(model)
     found = []
@@ -321,7 +321,7 @@ def test_update_and_allocate_without_an_optimizer_moves_ranks() -> None:
 # --- what it refuses ---------------------------------------------------------------------------------------------
 
 
-def test_an_optimizer_made_before_the_model_was_adapted() -> None:
+def test_an_optimizer_made_before_the_adapter_is_refused() -> None:
     net = make_net()
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.02)
     model = adapt(net, **settings())
@@ -331,20 +331,20 @@ def test_an_optimizer_made_before_the_model_was_adapted() -> None:
     assert all(slots == [0, 1, 2] for slots in masks(model).values()), "a refused attach must leave no hook"
 
 
-def test_an_optimizer_that_trains_a_part() -> None:
+def test_an_optimizer_without_all_modules_is_refused() -> None:
     model = adapt(make_net(), **settings())
     some = [p for n, p in model.named_parameters() if p.requires_grad and "four" not in n]
     with pytest.raises(ValueError, match=r"does not train 1 of 4 FlexLoRA modules \(the first: .*four"):
         attach(model, torch.optim.AdamW(some, lr=0.02))
 
 
-def test_a_model_without_an_adapter() -> None:
+def test_a_model_without_an_adapter_is_refused() -> None:
     net = make_net()
     with pytest.raises(ValueError, match="no trainable FlexLoRA adapter: wrap it with get_peft_model"):
         attach(net, torch.optim.AdamW(net.parameters()))
 
 
-def test_another_tuners_model() -> None:
+def test_a_model_of_another_tuner_is_refused() -> None:
     from peft import LoraConfig
 
     model = get_peft_model(make_net(), LoraConfig(target_modules=TARGETS))
@@ -352,7 +352,7 @@ def test_another_tuners_model() -> None:
         attach(model, adamw(model))
 
 
-def test_a_loaded_adapter_that_is_frozen(tmp_path: Any) -> None:
+def test_a_frozen_adapter_is_refused(tmp_path: Any) -> None:
     adapt(make_net(), **settings()).save_pretrained(tmp_path)
     model = PeftModel.from_pretrained(make_net(), tmp_path)
     with pytest.raises(ValueError, match="is_trainable=True"):
@@ -360,14 +360,14 @@ def test_a_loaded_adapter_that_is_frozen(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("thing", [None, object(), "adamw", nn.Linear(1, 1)])
-def test_what_is_no_optimizer(thing: Any) -> None:
+def test_an_object_that_is_not_an_optimizer_is_refused(thing: Any) -> None:
     with pytest.raises(TypeError, match=f"needs a torch optimizer, not {type(thing).__name__}"):
         attach(adapt(make_net(), **settings()), thing)
 
 
 @pytest.mark.parametrize("keyword", [False, True], ids=["positional", "keyword"])
-def test_a_closure_gives_what_the_plain_step_gives(keyword: bool) -> None:
-    """The gradients come inside the step, as Lightning trains: the penalty is added after they did."""
+def test_a_closure_gives_the_same_step(keyword: bool) -> None:
+    """The closure computes the gradients inside the step, as in Lightning. The penalty is added after that."""
 
     def trained(with_closure: bool) -> dict[str, torch.Tensor]:
         model = adapt(make_net(), **settings())
@@ -398,7 +398,7 @@ def test_an_optimizer_of_several_evaluations_a_step_is_refused() -> None:
         attach(model, torch.optim.LBFGS(trainable(model)))
 
 
-def test_a_ratio_that_the_optimizer_ignores_is_warned_of() -> None:
+def test_an_ignored_lambda_lr_ratio_gives_a_warning() -> None:
     model = adapt(make_net(), **settings(lambda_lr_ratio=5.0))
     with pytest.warns(UserWarning, match="lambda_lr_ratio=5.0"):
         attach(model, torch.optim.AdamW(trainable(model), lr=1e-3))
@@ -410,8 +410,8 @@ def test_a_ratio_that_the_optimizer_ignores_is_warned_of() -> None:
         attach(model, optimizer)
 
 
-def test_attached_twice() -> None:
-    """Twice the penalty and two counts of every step: an accident, never a wish."""
+def test_attaching_twice_is_refused() -> None:
+    """It would add the penalty twice and count every step twice."""
     model = adapt(make_net(), **settings())
     first = attach(model, optimizer := adamw(model))
     with pytest.raises(ValueError, match="attached already"):
@@ -424,8 +424,8 @@ def test_attached_twice() -> None:
     assert (second.step, len(second.events)) == (7, 1)
 
 
-def test_two_trainable_models_in_one() -> None:
-    """Only one of them would move: refuse, and let each be attached."""
+def test_two_adapted_models_in_one_are_refused() -> None:
+    """The ranks of only one of them would change, so each must be attached separately."""
     two = nn.ModuleDict({"left": adapt(make_net(0), **settings()), "right": adapt(make_net(1), **settings())})
     optimizer = adamw(two)
     with pytest.raises(ValueError, match="attach each"):
@@ -462,7 +462,7 @@ class Eight(torch.optim.Optimizer):
 
 
 class Flattened(torch.optim.Optimizer):
-    """Momentum in a shape of its own: it goes on pushing a pruned direction, which must not show in any output."""
+    """An optimizer with flattened momentum, which keeps changing pruned directions. No output may change by it."""
 
     def __init__(self, parameters: Any, lr: float) -> None:
         super().__init__(parameters, {"lr": lr})
@@ -608,7 +608,7 @@ def test_a_module_without_gradients_is_no_unusual_state(weight: float) -> None:
     assert any("five" in (*event.pruned, *event.grown) for event in attachment.events)
 
 
-def test_a_training_that_breaks_down_moves_nothing_and_says_why() -> None:
+def test_a_diverged_training_changes_no_ranks_and_records_why() -> None:
     model = adapt(make_net(), **settings())
     attachment = attach(model, optimizer := adamw(model))
     batches = regression_batches(4)

@@ -84,7 +84,7 @@ UNREACHABLE = [
 
 
 @pytest.mark.parametrize("schedule", UNREACHABLE, ids=str)
-def test_a_schedule_that_cannot_fire(schedule):
+def test_a_schedule_without_an_event_is_refused(schedule):
     with pytest.raises(ValueError, match="no rank event is possible") as error:
         FlexLoraConfig(target_modules=["q"], **schedule)
     for name, value in schedule.items():
@@ -92,7 +92,7 @@ def test_a_schedule_that_cannot_fire(schedule):
     FlexLoraConfig(target_modules=["q"], **(schedule | {"init_b": 0}))
 
 
-def test_the_last_step_that_can_fire():
+def test_the_last_possible_event_step_is_accepted():
     FlexLoraConfig(target_modules=["q"], total_step=100, deltaT=99, budget_schedule="constant")
     with pytest.raises(ValueError, match="no rank event is possible"):
         FlexLoraConfig(target_modules=["q"], total_step=100, deltaT=100, budget_schedule="constant")
@@ -169,12 +169,12 @@ class Attention(nn.Module):
         return self.norm(self.key_proj(self.query_proj(x)))
 
 
-def test_all_targets_miss_lists_the_nearest():
+def test_if_no_target_matches_the_error_lists_the_nearest_names():
     with pytest.raises(NoMatchingPeftModuleError, match=r"Nearest names.*query_proj"):
         get_peft_model(Attention(), fixed(target_modules=["query"]))
 
 
-def test_one_of_several_misses_lists_the_nearest():
+def test_if_one_target_does_not_match_the_error_lists_the_nearest_names():
     with pytest.raises(NoMatchingPeftModuleError, match=r"key_poj match no module.*key_proj"):
         get_peft_model(Attention(), fixed(target_modules=["query_proj", "key_poj"]))
 
@@ -191,17 +191,17 @@ def test_a_refused_target_leaves_the_base_as_it_was(targets):
     assert len(adapters(again)) == 2
 
 
-def test_a_regex_that_misses():
+def test_a_regex_without_a_match_is_refused():
     with pytest.raises(NoMatchingPeftModuleError, match="Nearest names"):
         get_peft_model(Attention(), fixed(target_modules=r".*\.query"))
 
 
-def test_no_linear_at_all():
+def test_a_model_without_linears_is_refused():
     with pytest.raises(NoMatchingPeftModuleError, match="no linear layer"):
         get_peft_model(nn.Sequential(nn.LayerNorm(4)), fixed(target_modules=["query"]))
 
 
-def test_a_target_that_is_no_linear():
+def test_a_target_that_is_not_a_linear_is_refused():
     with pytest.raises(ValueError, match="norm is a LayerNorm"):
         get_peft_model(Attention(), fixed(target_modules=["norm"]))
 

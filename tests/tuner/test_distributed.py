@@ -1,6 +1,6 @@
-"""Two processes over gloo, on a CPU: their ranks move alike, and as those of one process on the joint batch.
+"""Two processes over gloo on a CPU change the same ranks as one process on the joint batch.
 
-The processes get different data and talk through a file, so that no port is needed.
+The processes get different data and communicate through a file, so that no port is needed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ pytestmark = [
 
 
 def train(rank: int, processes: int, case: dict[str, Any]) -> dict[str, Any]:
-    """The training of one process; the whole batch where there is only one."""
+    """Train one process; a single process gets the whole batch."""
     torch.manual_seed(100 + rank)  # processes do not share torch's generator: events must not draw from it
     model = adapt_bert(tiny_bert(), total_step=STEPS, deltaT=2, tinit=1, **case["settings"])
     used: nn.Module = model
@@ -103,7 +103,7 @@ def results(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
 
 
 @pytest.mark.parametrize("name", slow_but({"entropy"}, CASES))
-def test_processes_decide_alike(name: str, results: dict) -> None:
+def test_all_processes_make_the_same_decisions(name: str, results: dict) -> None:
     first, second = results[name]
     assert first["losses"] != second["losses"], "the processes should have had different data"
     assert first["events"] == second["events"]

@@ -1,4 +1,4 @@
-"""Whole rank events on a model: what moves, what is recorded, and what each option of the released code does."""
+"""Complete rank events on a model: the changed ranks, the records, and the options of the released code."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def slots(model: nn.Module) -> list[list[int]]:
 # --- one event, by hand ----------
 
 
-def test_the_poorest_loses_its_smallest_and_the_richest_gains_one():
+def test_the_lowest_score_loses_its_smallest_direction_and_the_highest_gains_one():
     rich, poor, middle = [0.5, 0.5, 0.5], [3.0, -0.1, 0.2], [1.0, 0.6, 0.4]
     assert entropy(poor) < entropy(middle) < entropy(rich)
     model, allocator = bank([rich, poor, middle], limit=8, init_b=1)
@@ -67,7 +67,7 @@ PRUNE_BY = [
 
 
 @pytest.mark.parametrize(("prune_by", "before", "after"), PRUNE_BY)
-def test_which_direction_goes(prune_by, before, after):
+def test_prune_by_chooses_the_direction(prune_by, before, after):
     model, allocator = bank([before], prune_by=prune_by, direction="prune_only", init_b=1)
     allocator.hold_event(1)
     assert spectra(model)[0] == pytest.approx(after)
@@ -111,7 +111,7 @@ def test_rank_one_keep_is_left_alone():
     assert len(spectra(model)[0]) == 1
 
 
-def test_rank_one_is_no_absorbing_state_by_default():
+def test_a_matrix_of_rank_one_can_grow_again():
     model, allocator = bank([[0.3], [1.0, 0.01, 0.01]], init_b=1)
     allocator.hold_event(1)
     assert len(spectra(model)[0]) == 2
@@ -192,7 +192,7 @@ def test_one_sided(direction):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("importance", ["entropy", "nuclear", "sensitivity", "random"])
-def test_lambda_that_is_not_finite_moves_nothing_and_says_so(bad, importance):
+def test_non_finite_lambda_changes_nothing_and_is_recorded(bad, importance):
     model, allocator = bank([[0.5, bad], [3.0, 0.1]], importance=importance, init_b=1)
     before = slots(model)
     event = allocator.hold_event(1)
@@ -203,7 +203,7 @@ def test_lambda_that_is_not_finite_moves_nothing_and_says_so(bad, importance):
 
 
 @pytest.mark.parametrize("spoiled", ["flexlora_P", "flexlora_lambda", "flexlora_Q"])
-def test_an_exact_spectrum_of_what_is_not_finite_moves_nothing(spoiled):
+def test_an_exact_spectrum_with_non_finite_values_changes_nothing(spoiled):
     model, allocator = bank([[0.5, 0.2], [3.0, 0.1]], spectrum="exact", init_b=1)
     with torch.no_grad():
         getattr(allocator.layers[0], spoiled)["default"].flatten()[0] = math.nan
@@ -214,7 +214,7 @@ def test_an_exact_spectrum_of_what_is_not_finite_moves_nothing(spoiled):
     json.dumps(event.to_dict(), allow_nan=False)
 
 
-def test_huge_lambda_still_moves():
+def test_huge_lambda_still_changes_ranks():
     """Squares of 1e30 overflow float32; scores are float64."""
     _, allocator = bank([[1e30, 1e30], [1e30, 1e28], [1e-30, 1e-30, 1e-32]], init_b=1, limit=4)
     event = allocator.hold_event(1)

@@ -1,6 +1,6 @@
 """Two processes over gloo with a sharded base (FSDP2): ranks and losses of one process on the joint batch.
 
-A tiny LLaMA on a CPU stands for the 8B one. What is shown is arithmetic, and whose bytes are where.
+A tiny LLaMA on a CPU replaces the 8B one. The tests prove the arithmetic and the placement of the parameters.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def adapted_llama(name: str, rank: int = 0) -> PeftModel:
 
 
 def frozen_bytes(model: nn.Module) -> int:
-    """What this process holds of the base."""
+    """The part of the base on this process."""
     held = (p.to_local() if isinstance(p, DTensor) else p for p in model.parameters() if not p.requires_grad)
     return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
@@ -164,7 +164,7 @@ def test_each_process_holds_half_of_the_base_and_the_whole_adapter(name: str, re
 
 
 @pytest.mark.parametrize("name", slow_but({"entropy"}, CASES))
-def test_its_adapter_loads_into_a_base_in_one_piece(name: str, folder: Path, results: list) -> None:
+def test_its_adapter_loads_into_an_unsharded_base(name: str, folder: Path, results: list) -> None:
     base = tiny_llama(torch.bfloat16 if name == "bfloat16" else torch.float32)
     before = base(input_ids=probe()).logits
     loaded = PeftModel.from_pretrained(base, str(folder / name)).eval()
@@ -178,12 +178,12 @@ def test_its_adapter_loads_into_a_base_in_one_piece(name: str, folder: Path, res
     }
 
 
-def test_without_a_process_group_it_says_so() -> None:
+def test_sharding_without_a_process_group_is_refused() -> None:
     with pytest.raises(RuntimeError, match="needs a process group"):
         shard_base(nn.Linear(2, 2))
 
 
-def test_a_model_that_trains_whole_is_refused(tmp_path: Path) -> None:
+def test_a_fully_trainable_model_is_refused(tmp_path: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         with pytest.raises(ValueError, match="no frozen parameters"):

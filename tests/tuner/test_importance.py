@@ -222,7 +222,7 @@ def test_exact_spectrum_is_that_of_the_product(out, width, mask, seed):
 
 
 def test_exact_spectrum_of_a_model_scores_the_dense_product():
-    """λ overstates what a direction is worth when vectors are not orthonormal."""
+    """λ overestimates a direction's share if the vectors are not orthonormal."""
     spectra = [[0.9, -0.8, 0.01], [0.1, 0.4], [0.7, 0.2, 0.2, 0.1]]
     model, allocator = bank(spectra, spectrum="exact")
     got = allocator.scores(allocator.snapshot(), step=1)

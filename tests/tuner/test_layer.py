@@ -76,7 +76,7 @@ def test_any_number_of_leading_dimensions(shape):
 
 
 @pytest.mark.parametrize("vector_init", ["gaussian", "orthonormal"])
-def test_the_start(vector_init):
+def test_the_initial_values_are_as_configured(vector_init):
     torch.manual_seed(0)
     config_layer, config = single(64, 48, [True] * 16, vector_init=vector_init, lora_alpha=4)
     torch.manual_seed(1)
@@ -122,7 +122,7 @@ def test_capacity_is_the_limit_and_never_above_the_smaller_side():
     assert FlexLoraLayer(nn.Linear(7, 50), "default", config=config, r=2, lora_alpha=1).capacity("default") == 7
 
 
-def test_a_rank_that_moves_starts_at_most_at_the_smaller_side():
+def test_a_changing_rank_starts_at_most_at_the_smaller_side():
     layer = FlexLoraLayer(nn.Linear(5, 9), "default", config=moving(r=8, max_rank=12), r=8, lora_alpha=16)
     assert (layer.rank("default"), layer.capacity("default"), layer.scaling["default"]) == (5, 5, 2.0)
     layer = FlexLoraLayer(nn.Linear(5, 9), "default", config=fixed(r=8, max_rank=12), r=8, lora_alpha=16)
@@ -137,7 +137,7 @@ def test_a_rank_above_the_limit_or_below_one():
         FlexLoraLayer(nn.Linear(9, 9), "default", config=config, r=0, lora_alpha=1)
 
 
-def test_the_scale_is_fixed_for_life():
+def test_the_scale_never_changes():
     """s = lora_alpha / r₀, not over the current rank: rescaling would change the output at every event."""
     layer, config = single(6, 6, [True] * 4 + [False] * 4, lora_alpha=16, r=8)
     assert layer.scaling["default"] == 2.0
@@ -238,7 +238,7 @@ def test_growth_changes_the_output_by_exactly_nothing(size, mask, seed, growth_i
 
 
 @given(sizes, open_masks, seeds, st.sampled_from([0.01, -0.5, 2.0]))
-def test_small_growth_changes_the_output_by_what_it_states(size, mask, seed, growth_lambda):
+def test_small_growth_changes_the_output_by_growth_lambda(size, mask, seed, growth_lambda):
     out, width = size
     layer, config = single(out, width, mask, seed, growth_init="small", growth_lambda=growth_lambda, lora_alpha=3)
     before = delta(layer)
@@ -522,7 +522,7 @@ def test_pack_and_unpack(size, mask, seed):
     assert full["active"].tolist() == mask
 
 
-def test_unpack_refuses_what_does_not_fit():
+def test_unpack_refuses_mismatched_directions():
     layer, _ = single(6, 5, [True, False, True, True])
     p, values, q = layer.packed_factors("default")
     with pytest.raises(ValueError, match=r"slot 4, but the capacity \(max_rank\) here is 4"):

@@ -296,7 +296,7 @@ def test_warm_start_refuses_modules_that_are_not_adapted(tmp_path):
         warm_start_from_lora(model, tmp_path)
 
 
-def test_warm_start_refuses_what_is_no_plain_lora(tmp_path):
+def test_warm_start_refuses_anything_but_a_plain_lora(tmp_path):
     torch.manual_seed(1)
     base = Chain()
     model = get_peft_model(copy.deepcopy(base), moving())

@@ -126,7 +126,7 @@ def test_after_prune_and_grow_slots_are_not_contiguous_and_survive(tmp_path):
     same_adapter(model, loaded)
 
 
-def test_the_rank_limit_comes_back(tmp_path):
+def test_the_rank_limit_is_restored(tmp_path):
     """Continuing training after a reload must not lose the room to grow."""
     model, base = pair(0, max_rank=None)
     assert model.peft_config["default"].max_rank == 8
@@ -212,7 +212,7 @@ def test_loading_into_a_smaller_max_rank_is_a_clear_error(tmp_path):
         small.load_adapter(str(tmp_path), "default")
 
 
-def test_a_part_that_is_missing_is_named():
+def test_a_missing_part_is_named():
     model, _ = pair(0)
     state = get_peft_model_state_dict(model)
     del state["base_model.model.k.flexlora_Q"]
@@ -367,7 +367,7 @@ def test_state_dict_at_full_capacity_through_weights_only():
     assert torch.equal(model(X), twin(X))
 
 
-def test_resume_from_the_saved_adapter_goes_on_as_if_never_stopped(tmp_path):
+def test_resuming_from_the_saved_adapter_equals_an_uninterrupted_training(tmp_path):
     """Slots come back in place, so AdamW's moments of every direction land on its row."""
 
     def train(model, optimizer, steps):

@@ -487,7 +487,7 @@ def test_bitsandbytes_linears(kind):
     assert not layer.merged
 
 
-def test_the_package_offers_what_it_says():
+def test_every_name_in_all_exists():
     for name in flexlora.__all__:
         assert hasattr(flexlora, name)
     assert FlexLoraConfig is flexlora.FlexLoraConfig

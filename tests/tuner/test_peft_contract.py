@@ -1,4 +1,4 @@
-"""What the tuner relies on in PEFT. When PEFT moves one of these, this file says which."""
+"""The parts of PEFT that the tuner needs. If PEFT changes one of them, a test here names it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def peft_range() -> SpecifierSet:
     return SpecifierSet(entry.removeprefix("peft"))
 
 
-def test_the_installed_peft_lies_in_the_declared_range():
+def test_the_installed_peft_is_in_the_declared_range():
     assert version("peft") in peft_range(), f"peft {version('peft')} is outside {peft_range()}"
 
 
@@ -172,7 +172,7 @@ def test_importing_again_does_not_register_twice():
 
 
 def test_registering_refuses_names_outside_the_enum():
-    """Why the enum is extended at all: when this passes no longer, the extension may go."""
+    """This is the reason for extending the enum. If this test fails, the extension can be removed."""
     with pytest.raises(ValueError, match="Unknown PEFT type"):
         peft.utils.register_peft_method(name="nosuchmethod", config_cls=FlexLoraConfig, model_cls=FlexLoraModel)
 

@@ -120,7 +120,7 @@ def test_accelerate(accumulation: int) -> None:
 
 
 def test_after_clipping() -> None:
-    """Clipping sees the loss's gradient alone; the penalty comes whole behind it."""
+    """Clipping applies to the loss's gradient only; the complete penalty is added afterwards."""
     model = warmed()
     (x, y) = regression_batches(1, seed=3)[0]
     expected = expected_change(model, nn.functional.mse_loss(model(x), y), limit=1e-3)
@@ -156,7 +156,7 @@ def test_gradient_scaler(fused: bool, clip: bool) -> None:
 
 @pytest.mark.parametrize("importance", ["entropy", "sensitivity"])
 @pytest.mark.parametrize("fused", [False, True])
-def test_a_scaled_training_with_overflows_is_the_unscaled_one_without(fused: bool, importance: str) -> None:
+def test_a_scaled_training_with_overflows_equals_an_unscaled_one(fused: bool, importance: str) -> None:
     """AdamW under a gradient scaler, every third gradient infinite: neither penalty, nor count, nor event for those."""
 
     def run(scaled: bool) -> tuple[Any, Any]:
@@ -236,7 +236,7 @@ def test_a_schedulers_wrapper_around_step_changes_nothing() -> None:
 
 
 def test_a_model_whose_output_is_a_tensor() -> None:
-    """timm's models return logits: nothing there could carry a penalty in a loss."""
+    """timm's models return logits, so there is no loss that could contain the penalty."""
     import timm
 
     torch.manual_seed(0)

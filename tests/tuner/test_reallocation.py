@@ -1,4 +1,4 @@
-"""Budgets counted in parameters or taken from the spread of scores, and growth that needs energy: not the paper's."""
+"""Extensions of the paper: budgets in parameters, budgets from the spread of scores, and growth that needs energy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from flexlora.tuner.reallocation import above_energy_quantile
 
 @st.composite
 def priced(draw):
-    """Scores, ranks, limits, budget, what a direction of each costs, and what is spare."""
+    """Scores, ranks, limits, budget, the cost of a direction of each matrix, and the spare parameters."""
     scores, ranks, limits, budget = draw(situations().filter(lambda situation: situation[0]))
     costs = draw(st.lists(st.integers(1, 9), min_size=len(scores), max_size=len(scores)))
     return scores, ranks, limits, budget, costs, draw(st.integers(0, 12))
@@ -65,7 +65,7 @@ def test_by_brute_force(situation, way):
 
 @settings(max_examples=100)
 @given(situations().filter(lambda situation: situation[0]))
-def test_where_all_directions_cost_the_same_it_is_the_paper_s_rule_as_far_as_there_is_who_grows(situation):
+def test_with_equal_costs_the_decision_is_the_papers_rule(situation):
     scores, ranks, limits, budget = situation
     prunable, growable = candidates(scores, ranks, limits)
     by_rank = decide(scores, ranks, limits, budget)
@@ -74,8 +74,8 @@ def test_where_all_directions_cost_the_same_it_is_the_paper_s_rule_as_far_as_the
         assert moves == by_rank
 
 
-def test_one_wide_matrix_is_paid_for_by_narrow_ones():
-    """A direction of the widest costs 9, of the others 4: two are pruned for it, and nothing is left over."""
+def test_narrow_matrices_pay_for_a_wide_one():
+    """A direction of the widest matrix costs 9, of the others 4. Two directions are pruned for it."""
     moves = decide_by_parameters([0.1, 0.2, 0.9], [4] * 3, [8] * 3, 2, costs=[4, 4, 9], spare=1)
     assert (moves.pruned, moves.grown) == ((0, 1), (2,))
     assert decide_by_parameters([0.1, 0.2, 0.9], [4] * 3, [8] * 3, 2, costs=[4, 4, 9]).grown == ()  # saved up for
@@ -112,7 +112,7 @@ def test_the_parameters_never_rise_and_come_back_to_within_one_direction(init_b,
     assert moved
 
 
-def test_what_is_spare_is_counted_across_a_resume():
+def test_spare_parameters_are_restored_on_resume():
     settings = {"budget_unit": "parameters", "init_b": 1, "max_rank": 8}
     model = wrapped(moving(r=4, **settings))
     config = model.peft_config["default"]
@@ -132,8 +132,8 @@ def test_what_is_spare_is_counted_across_a_resume():
     st.lists(st.one_of(st.sampled_from([0.0, 1.0, 2.0]), st.floats(0, 1e6)), min_size=1, max_size=12),
     st.floats(0, 1, exclude_max=True),
 )
-def test_the_gate_by_counting(energies, quantile):
-    """Closed are those that no more than the share of all lie at or below."""
+def test_the_energy_gate_equals_counting(energies, quantile):
+    """The reference closes the gate for a matrix if at most the given share of all matrices is at or below it."""
     share = min(math.floor(quantile * len(energies) + 1e-9), len(energies) - 1)  # the one of most energy may always
     expected = [sum(other <= one for other in energies) > share for one in energies]
     assert above_energy_quantile(energies, quantile) == expected
@@ -185,13 +185,13 @@ def test_spread_is_the_coefficient_of_variation(values, scale):
     assert spread(scores) == pytest.approx(float(exact.std() / abs(mean)), rel=1e-6, abs=1e-9)
 
 
-def test_spread_of_nothing_to_tell_apart_is_zero():
+def test_the_spread_of_equal_or_too_few_scores_is_zero():
     assert spread([]) == spread([0.5]) == spread([0.5] * 4) == spread([0.0, 0.0]) == spread([-1.0, 1.0]) == 0.0
     assert spread([0.2, 0.4, math.inf]) == spread([0.2, 0.4])
 
 
-def test_a_budget_by_spread_is_its_share_of_the_widest_so_far():
-    """Against numpy: nuclear scores are λ itself here, so that the spreads are ours to choose."""
+def test_a_budget_by_spread_is_its_share_of_the_largest_spread_so_far():
+    """Compared with numpy. Nuclear scores equal λ here, so that the test can choose the spreads."""
     rounds = [
         [1.0, 1.2, 1.4, 1.6],
         [1.0, 2.0, 3.0, 4.0],
@@ -213,7 +213,7 @@ def test_a_budget_by_spread_is_its_share_of_the_widest_so_far():
     assert by_schedule.hold_event(1).budget == 2
 
 
-def test_the_widest_spread_is_kept_across_a_resume():
+def test_the_largest_spread_is_restored_on_resume():
     _, allocator = bank([[3.0, 0.1], [0.5, 0.4], [1.0, 1.0]], budget_by="spread")
     allocator.advance(1)
     state = json.loads(json.dumps(allocator.state_dict()))
@@ -237,6 +237,6 @@ def test_by_default_no_state_is_added():
         ("budget_unit", "bytes"),
     ],
 )
-def test_what_is_out_of_range_is_refused(name, value):
+def test_a_budget_setting_out_of_range_is_refused(name, value):
     with pytest.raises(ValueError, match=name):
         moving(**{name: value})
