@@ -1,4 +1,4 @@
-"""`flexlora-report`: the tables of the runs under a folder; behind a first word of their own, the other pages."""
+"""`flexlora-report`: print the tables of the runs under a folder, or run a subcommand."""
 
 import argparse
 import os
@@ -34,7 +34,7 @@ from flexlora.report.tables import DEFAULTS, TABLES
 from flexlora.results.collect import Run
 
 SAVED = ("md", "csv", "tex", "html")
-# Options that a table of costs would pass over, and those that `--tuned` would.
+# Options that a table of costs would ignore, and those that `--tuned` would ignore.
 OF_SCORES = ("metric", "against", "intervals", "all_tasks")
 OF_TABLES = (*OF_SCORES, "table", "format", "output", "save")
 
@@ -79,7 +79,7 @@ def _parser() -> Parser:
         "--metric",
         choices=("last", "best"),
         default="last",
-        help="figures of each run's last evaluation, or of its best, which flatters (default: last)",
+        help="figures of each run's last evaluation, or of its best one, which is biased upwards (default: last)",
     )
     add_comparisons(parser)
     parser.add_argument(

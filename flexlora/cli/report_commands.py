@@ -1,4 +1,4 @@
-"""The subcommands of `flexlora-report`, by the first word of its command line. Each imports what it needs itself."""
+"""The subcommands of `flexlora-report`, by their first word. Each imports what it needs when it is called."""
 
 import argparse
 import itertools
@@ -39,7 +39,7 @@ FIGURES = {
 }
 ENDINGS = ("png", "svg")
 GROUPS_ON_PAGE = 2
-"""A page shows the ranks of so many groups of seeds; a sweep may have hundreds."""
+"""The number of groups of seeds whose ranks a page shows; a sweep may have hundreds of groups."""
 
 
 def _figures(words: Sequence[str]) -> int:
@@ -97,7 +97,7 @@ def _stability(words: Sequence[str]) -> int:
 
 
 def _of_allocations(options: argparse.Namespace, text: Callable[[Sequence["Allocated"]], str]) -> int:
-    """Print what is to be said of the runs whose ranks moved."""
+    """Print a text about the runs that had rank events."""
     found = collect_runs(options.folder)
     ranks = _allocated(found, once(_chosen(found.runs, options)))
     if not ranks.groups and not ranks.broken:
@@ -121,7 +121,7 @@ def _chosen(runs: list[Run], options: argparse.Namespace) -> list[Run]:
 
 
 def _allocated(found: Collection, runs: Sequence[Run], most: int | None = None) -> "Allocations":
-    """The allocations of `runs`; a file of theirs that is broken is named and added to what else is in `found`."""
+    """Read the allocations of `runs`. A broken file is reported and added to `found.broken`."""
     from flexlora.report.seed_groups import allocated
 
     allocations = allocated(runs, most)

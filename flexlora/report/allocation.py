@@ -1,4 +1,4 @@
-"""How a run spread its ranks over the matrices, from its folder: `ranks.jsonl` over time, `adapter/` at the end."""
+"""Read how a run spread its ranks over the matrices: `ranks.jsonl` for each event, `adapter/` for the end."""
 
 import re
 from collections.abc import Sequence
@@ -17,24 +17,24 @@ Array = npt.NDArray[np.float64]
 SPECTRA = (".flexlora_lambda", ".lora_E")
 PEFT_PREFIX = "base_model.model."
 UNDEFINED = 1e300
-"""A score above stands for an infinite one, which JSON does not have: rank 1, or all λ 0, set to grow first."""
+"""A larger score means infinity, which JSON does not have: a matrix of rank 1, or with all λ 0, that grows first."""
 
 
 class Place(NamedTuple):
-    """Where a matrix stands: its layer, counted from 0, and which one of the layer's it is."""
+    """The place of a matrix in the model: its layer, counted from 0, and its name within the layer."""
 
     layer: int
     kind: str
 
 
 def place_of(module: str) -> Place | None:
-    """The place of a module by its name: the first number in it counts the layers. None outside of layers."""
+    """Read a module's place from its name, whose first number is the layer. None where the name has no number."""
     match = re.search(r"(?:^|\.)(\d+)\.(.+)$", module)
     return None if match is None else Place(int(match[1]), match[2])
 
 
 def short_names(kinds: Sequence[str]) -> dict[str, str]:
-    """Each kind by the shortest end of its name that no other one ends with, or by its whole name."""
+    """Shorten each kind to the shortest end of its name that is no other kind's end, or keep the whole name."""
 
     def short(kind: str) -> str:
         parts = kind.split(".")
@@ -83,7 +83,7 @@ class Allocation:
 
 
 def read_allocation(run: Run) -> Allocation | None:
-    """What a run recorded of its ranks; None where there were no rank events, or no matrix in a layer.
+    """Read what a run recorded of its ranks. None where it had no rank events, or no matrix is in a layer.
 
     Raises:
         ValueError: a file is broken; says which and why.
@@ -129,7 +129,7 @@ def _score(value: float | None) -> float:
 
 
 def _read_spectra(adapter: Path) -> dict[str, Array]:
-    """|λ| by module, largest first, of the directions that are there; AdaLoRA's masked ones are 0 and left out."""
+    """Read |λ| of each module, largest first. AdaLoRA's masked directions, which are 0, are left out."""
     from safetensors import SafetensorError, safe_open
 
     found: dict[str, Array] = {}

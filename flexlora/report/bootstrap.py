@@ -1,4 +1,4 @@
-"""How far a figure of one seed, or a difference of two, depends on the examples: percentile bootstrap over them."""
+"""Percentile bootstrap over the examples: how much a figure of one seed, or a difference of two, depends on them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from flexlora.results.predictions import BEST, LAST, read_answers
 
 SAMPLES = 1000
 LEVEL = 0.95
-# Entries of a block of resampled examples: 16 MB of float64.
+# Resampled examples are drawn in blocks of at most so many entries: 16 MB of float64.
 BLOCK = 2_000_000
 TOLERANCE = 1e-6
 
@@ -68,7 +68,7 @@ def _measured(run: Run, metric: str, evaluation: str) -> _Measured | None:
 
 
 def _resampled(measured: _Measured) -> Array:
-    """The figure of each resampling; the same examples are drawn for all figures of so many."""
+    """The figure of each resampling. Figures over the same number of examples get the same draws."""
     score, predictions, labels = measured
     draw = np.random.default_rng(0)
     rows = max(1, BLOCK // len(labels))
@@ -85,7 +85,7 @@ def _middle(values: Array) -> tuple[float, float]:
 
 
 def _score_of(metric: str, splits: list[str]) -> tuple[str, Score] | None:
-    """The split that a figure is of, and how it is computed; figures of several splits begin with its name."""
+    """The split of a figure and the function that computes it. Of several splits, the figure's name begins with its own."""
     for split in splits:
         name = metric.removeprefix(f"{split}_")
         if name in SCORES and (name != metric or len(splits) == 1):
@@ -93,8 +93,8 @@ def _score_of(metric: str, splits: list[str]) -> tuple[str, Score] | None:
     return None
 
 
-# Each takes (samples × examples) predictions and labels and gives a figure a sample; where it is not defined, 0, as in
-# `flexlora.tasks.metrics`.
+# Each function takes predictions and labels (samples × examples) and returns one figure for each sample. An undefined
+# figure is 0, as in `flexlora.tasks.metrics`.
 
 
 def accuracy(predictions: Array, labels: Array) -> Array:
@@ -120,12 +120,12 @@ def pearson(predictions: Array, labels: Array) -> Array:
 
 
 def spearman(predictions: Array, labels: Array) -> Array:
-    """Spearman's correlation: Pearson's of the places, ties sharing the mean of theirs."""
+    """Spearman's correlation: Pearson's correlation of the ranks; ties share their mean rank."""
     return pearson(*(np.stack([places(row) for row in values]) for values in (predictions, labels)))
 
 
 def places(values: Array) -> Array:
-    """The place of each value among all, counted from 1; ties share the mean of theirs."""
+    """The rank of each value, counted from 1; ties share their mean rank."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[inverse])
 

@@ -1,4 +1,4 @@
-"""Where two runs differ: what they were told, what they ran on, and from which moment on they went apart."""
+"""Find where two runs differ: settings, machine, results, and the first step at which they differ."""
 
 import io
 import json
@@ -23,9 +23,9 @@ from flexlora.settings import flat_keys
 
 ABSENT = "–"
 SHOWN = 12
-# What a clock measured in a row of metrics.jsonl or an evaluation.
+# Fields of metrics.jsonl and of evaluations that hold a measured time.
 CLOCKS = frozenset({"train_seconds", "eval_seconds"})
-# Keys of the record by where their differences are shown.
+# The keys of the record, by the section that shows their differences.
 RECORD = {
     "run": ("scale", "task", "model", "method", "variant", "seed", "data_seed"),
     "settings": ("config",),
@@ -42,7 +42,7 @@ NUMPY_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 
 @dataclass(frozen=True)
 class Difference:
-    """What differs, and how it is in either run."""
+    """One difference: its name, and its value in each of the two runs."""
 
     what: str
     first: str
@@ -51,7 +51,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Section:
-    """The differences of one kind; `more` of them are not listed. Those that do not `count` leave two runs equal."""
+    """The differences of one kind. `more`: how many are not listed. `counts`: whether they make two runs different."""
 
     title: str
     differences: list[Difference]
@@ -60,7 +60,7 @@ class Section:
 
 
 def compare(first: Run, second: Run) -> list[Section]:
-    """Where the two runs differ, section by section; sections without a difference are left out.
+    """Compare two runs, section by section. Sections without a difference are left out.
 
     Raises:
         UserError: a file of theirs is broken; says which and why.
@@ -99,7 +99,7 @@ def _of_mappings(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str =
 
 
 def _texts(one: Any, other: Any) -> tuple[str, str]:
-    """Both as text; floats with six digits, or all of them where six are the same."""
+    """Both values as text. Floats have six digits, or all digits where six would be equal."""
     shown = [f"{value:.6g}" if isinstance(value, float) else _text(value) for value in (one, other)]
     return (_text(one), _text(other)) if shown[0] == shown[1] else (shown[0], shown[1])
 
@@ -156,7 +156,7 @@ def _first_row(first: Path, second: Path) -> list[Difference]:
 
 
 def _rank_events(first: Path, second: Path) -> list[Difference]:
-    """How many there were, the first that differs, and what of it does."""
+    """The number of events, the first event that differs, and its fields that differ."""
     one, other = (list(read_json_lines(run / "ranks.jsonl")) for run in (first, second))
     found = [] if len(one) == len(other) else [Difference("number of events", str(len(one)), str(len(other)))]
     pairs = list(zip(one, other, strict=False))
@@ -207,7 +207,7 @@ def _predictions(first: Path, second: Path) -> list[Difference]:
 
 
 def _weights(first: Path, second: Path) -> list[Difference]:
-    """What was saved in `adapter/`, tensor by tensor."""
+    """The differences of the saved adapters, tensor by tensor."""
     one, other = (_tensors(run / "adapter") for run in (first, second))
     found = []
     for name in sorted({*one, *other}):
@@ -241,7 +241,7 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def _farthest(kind: str, ours: bytes, theirs: bytes) -> tuple[str, str]:
-    """The entry that differs most, in both."""
+    """The values of the entry that differs most."""
     if kind not in NUMPY_TYPES:
         return "other bytes", "than these"
     one, other = (np.frombuffer(data, NUMPY_TYPES[kind]).astype(np.float64) for data in (ours, theirs))

@@ -1,4 +1,4 @@
-"""Tables of what training costs: one for each scale, model and machine, every figure beside its ratio to LoRA's."""
+"""Build the tables of training costs: one for each scale, model and machine, with each figure's ratio to LoRA's."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -25,9 +25,9 @@ from flexlora.results.record import RunRecord
 
 REFERENCE = "lora"
 HOW = (
-    "Mean ± sample standard deviation (rounds); the ratio to LoRA's is taken round by round. Training without its "
-    "first step, whose products are counted (GFLOP); the last evaluation; memory: the most that tensors took on the "
-    "GPU, and that was resident of the process (a MB is 2²⁰ bytes)."
+    "Mean ± sample standard deviation (rounds). The ratio to LoRA's is taken round by round. Training time leaves out "
+    "the first step, whose operations are counted (GFLOP). Evaluation time is the last evaluation's. GPU memory is the "
+    "peak that tensors took, process memory the peak resident size (1 MB is 2²⁰ bytes)."
 )
 
 
@@ -45,7 +45,7 @@ def build_costs(table: Table, runs: Sequence[Run]) -> list[Sheet]:
 
 
 def machine_of(record: RunRecord) -> str:
-    """What a step's time hangs on: the GPU, or the CPU's threads."""
+    """What determines the time of a step: the GPU, or the number of CPU threads."""
     hardware = record.hardware
     threads = hardware.get("torch_threads")
     on_cpu = f"a CPU ({threads} thread{'' if threads == 1 else 's'})"
@@ -53,7 +53,7 @@ def machine_of(record: RunRecord) -> str:
 
 
 def _part_of(record: RunRecord) -> str:
-    """What a run is a part of; empty for a whole run."""
+    """Say in words that a run trained only in part; empty for a whole run."""
     if settings_of(record, "training").get("max_steps") is not None:
         return "a part of a training"
     return "a part of the data" if is_part(record) else ""
@@ -98,7 +98,7 @@ def _is_shown(column: Column, runs: Sequence[Run]) -> bool:
 
 
 def _circumstances(record: RunRecord) -> str:
-    """What two runs must share for the ratio of their costs to say something of their methods."""
+    """What two runs must share so that the ratio of their costs compares their methods."""
     training = {key: value for key, value in settings_of(record, "training").items() if key != "learning_rate"}
     return json.dumps([record.task, record.seed, record.samples, training], sort_keys=True)
 
@@ -123,7 +123,7 @@ def _set_ratios(rows: Sequence[Row], runs: Sequence[Run], columns: Sequence[Colu
 def _ratio(
     figures: Sequence[Figure], references: Mapping[tuple[str, str], float], circumstances: Mapping[Path, str]
 ) -> Cell | None:
-    """Of each round's figure to LoRA's in the same circumstances; of LoRA's variants the row's own comes first."""
+    """The mean ratio to LoRA's figure in the same round and circumstances; of its variants, the same one is preferred."""
     ratios = []
     for one in figures:
         here = circumstances[one.run.path]
@@ -146,7 +146,7 @@ def _printed_ratio(cell: Cell, reference: Cell) -> Cell | None:
 
 
 def _why_not_the_papers(table: Table, runs: Sequence[Run], machine: str, part: str) -> str | None:
-    """Why these figures cannot stand under the paper's title; None where they can."""
+    """The reason why these figures cannot be compared with the paper's; None where they can."""
     records = [run.record for run in runs]
     first = records[0]
     if first.scale == "tiny" or any(map(is_generated, records)):

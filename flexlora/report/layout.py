@@ -1,4 +1,4 @@
-"""What a table prints, whatever the format: its lines, the parts of their cells, and the legend below."""
+"""What every format prints of a table: its lines, the parts of their cells, and the legend below."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -56,7 +56,7 @@ def printed_lines(sheet: Sheet, row: Row) -> list[Line]:
 
 
 def legend(sheet: Sheet) -> list[str]:
-    """What marks and words mean, as far as the table has them; then its notes, each behind a dot."""
+    """Explain the marks and words that the table has; then its notes, each after a dot."""
     used = frozenset[str]().union(*(cell.marks for row in sheet.rows for cell in row.cells)) - sheet.common_marks
     lines = [f"{mark.translate(SUPERSCRIPT)}  {text}" for mark, text in MARKS.items() if mark in used]
     words = {cell.word for row in sheet.rows for cell in row.cells}
@@ -70,7 +70,7 @@ def legend(sheet: Sheet) -> list[str]:
 
 
 def blocks_by_group(sheet: Sheet) -> list[list[int]]:
-    """The places of the columns, those of one group together."""
+    """The indices of the columns, group by group."""
     groups = dict.fromkeys(column.group for column in sheet.columns)
     return [[i for i, column in enumerate(sheet.columns) if column.group == group] for group in groups]
 
@@ -103,7 +103,7 @@ def blocks_within(
 
 
 def corner(sheet: Sheet, block: list[int]) -> str:
-    """What heads the names of the rows: the group where all columns of the block are of one."""
+    """The heading above the names of the rows: the group's name where all columns of the block are of one group."""
     groups = {sheet.columns[i].group for i in block}
     return (groups.pop() if len(groups) == 1 else "") or "method"
 

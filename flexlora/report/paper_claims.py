@@ -1,4 +1,4 @@
-"""What the paper's text says of its allocations (sections 5.4 and F), checked on runs, with the numbers behind it."""
+"""Check what the paper's text says about rank allocations (sections 5.4 and F) on runs, with the numbers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ HELD, NOT_HELD, OPEN = "holds", "does not hold", "not to be checked"
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the text, whether it is so in these runs, and the numbers that say it."""
+    """A claim of the text, whether it holds in these runs, and the numbers behind the verdict."""
 
     text: str
     verdict: str
@@ -38,7 +38,7 @@ def check(seeds: Sequence[Allocation]) -> list[Claim]:
 
 
 def energy_entropy_corner(energies: Sequence[float], entropies: Sequence[float]) -> tuple[float, float]:
-    """Where low energy ends and high entropy begins: at the lowest and the highest third of these matrices."""
+    """The limits of low energy (the lowest third of these matrices) and of high entropy (the highest third)."""
     return float(np.quantile(energies, 1 / 3)), float(np.quantile(entropies, 2 / 3))
 
 
@@ -61,7 +61,7 @@ def _change(seeds: Sequence[Allocation], text: str, layers: range, sign: int) ->
 
 
 def _preserved(seeds: Sequence[Allocation], layers: range) -> Claim | None:
-    """Whether the matrices that are named so end above the others of the middle layers; None where there are none."""
+    """Whether the `PRESERVED` matrices end with higher ranks than the others of the middle layers; None without any."""
     first = seeds[0]
     named = np.array([place.kind in PRESERVED for place in first.places]) & _inside(first, layers)
     others = ~named & _inside(first, layers)
@@ -75,7 +75,7 @@ def _preserved(seeds: Sequence[Allocation], layers: range) -> Claim | None:
 
 
 def _corner(seeds: Sequence[Allocation]) -> Claim:
-    """Whether no matrix of low energy and high entropy has a large rank: of the highest third, and above the start."""
+    """Whether no matrix of low energy and high entropy has a large rank: in the highest third, and above the start."""
     text = "no matrix of low energy and high entropy has a large rank"
     held, counts, related = [], [], []
     for one in seeds:
@@ -118,7 +118,7 @@ def _verdict(held: Sequence[bool | np.bool_]) -> str:
 
 
 def _rank_correlation(one: Array, other: Array) -> float:
-    """Spearman's; 0 where a side is constant."""
+    """Spearman's correlation; 0 where one side is constant."""
     return float(spearman(one[None], other[None])[0])
 
 

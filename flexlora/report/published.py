@@ -1,4 +1,4 @@
-"""Numbers as papers print them: `published/<file>.csv`, one line a number, with the table and row it stands in."""
+"""Read numbers as papers print them: `published/<file>.csv`, one line for each number, with its table and row."""
 
 import csv
 from dataclasses import dataclass
@@ -42,13 +42,13 @@ def read_published(name: str) -> tuple[Published, ...]:
 
 
 def lines_of(row: PaperRow, name: str) -> list[Published]:
-    """The lines of one row, those of its first table first."""
+    """The lines of one row, in the order of its tables."""
     lines = [line for line in read_published(name) if line.row == row.row and line.table in row.tables]
     return sorted(lines, key=lambda line: row.tables.index(line.table))
 
 
 def printed_value(lines: list[Published], column: Column) -> float | None:
-    """What the paper prints in this column, in percent; None where it prints nothing there."""
+    """The number that the paper prints in this column; None where it prints none."""
     if column.published is None:
         return None
     wanted = (column.task, column.published)

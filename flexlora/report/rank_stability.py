@@ -1,4 +1,4 @@
-"""How steady what an allocation goes by is: scores from event to event, moves that are taken back, seeds that agree."""
+"""Measure how stable an allocation is: scores from event to event, reversed moves, and agreement between seeds."""
 
 import itertools
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,7 @@ from flexlora.report.bootstrap import spearman
 
 @dataclass(frozen=True)
 class Stability:
-    """Of the runs of one method, variant and task. Correlations are Spearman's, over matrices; NaN: not to be told.
+    """Stability over the runs of one method, variant and task. Correlations are Spearman's over matrices, or NaN.
 
     Attributes:
         following: of an event's scores with those of the next one, each run's mean over its events.
@@ -30,7 +30,7 @@ class Stability:
 
 
 def stability(seeds: Sequence[Allocation]) -> Stability:
-    """Of runs with the same matrices, at least one."""
+    """Measure the stability of at least one run; all have the same matrices."""
     agreements = [[_agreement(a, b) for a, b in itertools.pairwise(one.scores)] for one in seeds]
     told = [[value for value in values if np.isfinite(value)] for values in agreements]
     moves = [_taken_back(one.ranks) for one in seeds]
@@ -44,7 +44,7 @@ def stability(seeds: Sequence[Allocation]) -> Stability:
 
 
 def _agreement(one: Array, other: Array) -> float:
-    """Over the matrices that both have a score of; NaN of fewer than three, or where a side is constant."""
+    """Correlation over the matrices with both scores; NaN for fewer than three, or where one side is constant."""
     both = np.isfinite(one) & np.isfinite(other)
     if both.sum() < 3 or np.ptp(one[both]) == 0 or np.ptp(other[both]) == 0:
         return float("nan")
@@ -52,7 +52,7 @@ def _agreement(one: Array, other: Array) -> float:
 
 
 def _taken_back(ranks: Array) -> tuple[int, int]:
-    """Over each matrix's moves in their order: those of another sign than the one before, and all but the first."""
+    """Count, over each matrix's moves, those that reverse the move before, and all moves but the first."""
     back = of = 0
     for steps in np.diff(ranks, axis=0).T:
         signs = np.sign(steps[steps != 0])
@@ -62,7 +62,7 @@ def _taken_back(ranks: Array) -> tuple[int, int]:
 
 
 def as_text(groups: Sequence[tuple[str, Stability]]) -> str:
-    """Each group's figures under its name."""
+    """The figures of each group, below its name."""
     lines = []
     for name, found in groups:
         back, of = found.taken_back
@@ -80,7 +80,7 @@ def as_text(groups: Sequence[tuple[str, Stability]]) -> str:
 
 
 def _mean(values: Iterable[float]) -> str:
-    """The mean of those that could be told, and of how many where they are several."""
+    """The mean of the defined values, with their number where there are several."""
     told = [value for value in values if np.isfinite(value)]
     if not told:
         return "–"

@@ -1,4 +1,4 @@
-"""Runs that belong together: of one scale and model, of one task, of one method and variant."""
+"""Group the runs of one scale, model, task, method and variant: they differ in the seed only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from flexlora.report.record_values import figure, measures_cost
 from flexlora.results.collect import Run
 
 MOST_ROWS = 12
-"""As many curves can be told apart."""
+"""A figure shows at most so many curves: more cannot be told apart."""
 
 
 @dataclass(frozen=True)
 class Allocated:
-    """The seeds of one method and variant on one task, whose ranks moved."""
+    """The seeds of one method and variant on one task that had rank events."""
 
     seeds: list[Allocation]
 
     @property
     def name(self) -> str:
-        """For a title."""
+        """The name of the group in a title."""
         record = self.seeds[0].run.record
         seeds = ", ".join(str(one.run.record.seed) for one in self.seeds)
         row = row_name(self.seeds[0].run)
@@ -30,24 +30,24 @@ class Allocated:
 
     @property
     def file(self) -> str:
-        """For a file's name."""
+        """The name of the group in a file's name."""
         record = self.seeds[0].run.record
         parts = (record.scale, record.model, record.task.replace("/", "-"), record.method, record.variant)
         return "_".join(part for part in parts if part != "default")
 
 
 class Allocations(NamedTuple):
-    """What was read of the runs whose ranks moved."""
+    """What was read of the runs that had rank events."""
 
     groups: list[Allocated]
     more: int
-    """Groups that may be there beside, unread."""
+    """The number of groups that were not read."""
     broken: list[str]
     """A line for each run with a broken file, which is left out."""
 
 
 def row_name(run: Run) -> str:
-    """Method and variant."""
+    """The method, and its variant where that is not the default."""
     return run.record.method if run.record.variant == "default" else f"{run.record.method} {run.record.variant}"
 
 
@@ -57,7 +57,7 @@ def last_figure(run: Run) -> float | None:
 
 
 def by_place(runs: Sequence[Run]) -> dict[tuple[str, str], dict[str, dict[str, list[Run]]]]:
-    """Runs that are done by (scale, model), then task, then method and variant; figures of two places never compare."""
+    """Group finished runs by (scale, model), then by task, then by method and variant."""
     found: dict[tuple[str, str], dict[str, dict[str, list[Run]]]] = {}
     for run in runs:
         record = run.record
@@ -68,7 +68,7 @@ def by_place(runs: Sequence[Run]) -> dict[tuple[str, str], dict[str, dict[str, l
 
 
 def allocated(runs: Sequence[Run], most: int | None = None) -> Allocations:
-    """Runs that are done and whose ranks moved, the seeds of a method, variant and task together.
+    """Read the finished runs that had rank events, grouped by method, variant and task.
 
     Seeds whose events or matrices are not the first one's (of other data, under one variant's name) are left out.
 
@@ -98,7 +98,7 @@ def allocated(runs: Sequence[Run], most: int | None = None) -> Allocations:
 
 
 def _read_all(runs: Sequence[Run], broken: list[str]) -> list[Allocation]:
-    """The allocations of those runs that have one; what is wrong with a broken file is added to `broken`."""
+    """Read the allocations of the runs that have one. The error of each broken file is added to `broken`."""
     found = []
     for run in runs:
         try:

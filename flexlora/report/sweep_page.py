@@ -1,4 +1,4 @@
-"""One page of a sweep, for a browser: tables, figures, settings, runs and failures in a single file, no network."""
+"""Write one HTML page of a sweep: tables, figures, settings, runs and failures in one file that needs no network."""
 
 import base64
 import html
@@ -39,8 +39,8 @@ td.reason { white-space: normal; min-width: 20em; overflow-wrap: anywhere; text-
 summary { cursor: pointer; }
 """
 
-# A click on a head sorts by its column, a second one the other way. Lines in grey stay below the line they belong to,
-# and groups of rows together; what is no number comes last.
+# A click on a heading sorts by its column, a second click in the other direction. Grey lines stay below their row, and
+# groups of rows stay together. Cells without a number come last.
 SCRIPT = """\
 function key(row, column) {
   const cell = row.cells[column];
@@ -143,7 +143,7 @@ def _section(name: str, content: str) -> str:
 
 
 def _figure(drawing: "Drawing") -> str:
-    """As an image of its own, so that the names inside two figures cannot meet."""
+    """Embed a figure as an image, so that the ids inside two figures cannot collide."""
     content = base64.b64encode(drawing.save("svg")).decode("ascii")
     title = html.escape(drawing.title, quote=True)
     width = round(PIXELS_PER_INCH * drawing.figure.get_figwidth())
@@ -188,7 +188,7 @@ def _run_row(run: Run, root: Path) -> list[str]:
 
 
 def _settings(runs: Sequence[Run]) -> str:
-    """The settings that differ between the runs, each with its values; those that all share, folded."""
+    """The settings that differ between the runs, with their values; below, folded, those that all runs share."""
     values: dict[str, Counter[str]] = {}
     for run in runs:
         for key, value in flat_keys(run.record.config).items():
@@ -219,7 +219,7 @@ def _place(run: Run, root: Path) -> str:
 def _table(
     heads: Sequence[str], rows: Iterable[Sequence[str]], texts: Sequence[int] = (), reasons: Sequence[int] = ()
 ) -> str:
-    """Columns of `texts` are set to the left, those of `reasons` wrap as well; the first is of names."""
+    """An HTML table. Columns in `texts` are aligned left, those in `reasons` also wrap. Names are in the first column."""
     classes: Mapping[int, str] = {**dict.fromkeys(texts, "text"), **dict.fromkeys(reasons, "text reason")}
 
     def line(cells: Sequence[str], tag: str) -> str:

@@ -1,4 +1,4 @@
-"""A sweep over one setting on rows held out of train: each method at its best value, and how many runs it was given."""
+"""Report a sweep over one setting on held-out rows: each method's best value, and the number of its runs."""
 
 import io
 import json
@@ -27,21 +27,21 @@ class Tuned:
     model: str
     method: str
     others: str
-    """The other overrides of its runs; `default` without any."""
+    """The other overrides of its runs; `default` where there are none."""
     metric: str
     cells: dict[Any, Cell]
     runs: int
-    """All that it was given, those that failed or diverged among them."""
+    """The number of its runs, including those that failed or diverged."""
 
     @property
     def best(self) -> Any:
-        """The value with the highest mean, the lowest value of several; None where no run gave a figure."""
+        """The value with the highest mean, the lowest such value in a tie; None where no run has a figure."""
         means = {value: cell.mean for value, cell in self.cells.items() if cell.mean is not None}
         return max(means, key=means.__getitem__, default=None)
 
 
 def tuned(runs: Iterable[Run], key: str) -> list[Tuned]:
-    """One entry for each method, task and model with runs on held-out rows whose setting `key` differs among them."""
+    """Make one entry for each method, task and model that has runs on held-out rows with several values of `key`."""
     by_place: dict[Place, dict[Any, list[Run]]] = {}
     for run in runs:
         record, settings = run.record, flat_keys(run.record.config)
@@ -62,12 +62,12 @@ def tuned(runs: Iterable[Run], key: str) -> list[Tuned]:
 
 
 def _comparable(value: Any) -> Any:
-    """A number or a word as it is, else its JSON: a list (of target modules) is no key."""
+    """The value as a key of a dictionary: a number or text as it is, anything else as JSON."""
     return value if isinstance(value, int | float | str) else json.dumps(value)
 
 
 def _order(value: Any) -> tuple[bool, Any]:
-    """Numbers before words."""
+    """Sort numbers before texts."""
     return isinstance(value, str), value
 
 
@@ -79,7 +79,7 @@ def _cell(runs: Iterable[Run], metric: str) -> Cell:
 
 
 def as_text(entries: Iterable[Tuned], key: str, width: int) -> str:
-    """A table a task and model: a row a method, a column a value, the best one first."""
+    """One table for each task and model, with a row for each method and a column for each value."""
     file = io.StringIO()
     console = Console(file=file, width=width, highlight=False, emoji=False, markup=False)
     groups: dict[tuple[str, str, str, str, str], list[Tuned]] = {}

@@ -1,4 +1,4 @@
-"""Figures of finished runs, by matplotlib: imported here and nowhere else (`pip install 'flexlora[figures]'`)."""
+"""Draw figures of finished runs. Only this folder imports matplotlib (`pip install 'flexlora[figures]'`)."""
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,7 +42,7 @@ class Drawing:
 
 
 def draw_sweeps(runs: Sequence[Run], wanted: Sequence[str] = OF_SWEEPS) -> Iterator[Drawing]:
-    """Learning curves, and figures against active parameters: one figure for each scale and model."""
+    """Draw learning curves, and scores against active parameters: one figure for each scale and model."""
     for (scale, model), tasks in by_place(runs).items():
         shown, more = _first_rows(tasks)
         of = f"{model}, scale={scale}{more}"
@@ -57,7 +57,7 @@ def draw_sweeps(runs: Sequence[Run], wanted: Sequence[str] = OF_SWEEPS) -> Itera
 
 
 def draw_allocations(groups: Sequence[Allocated], wanted: Sequence[str] = OF_ALLOCATIONS) -> Iterator[Drawing]:
-    """What each group's ranks, spectra and scores came to, as far as they were recorded."""
+    """Draw the ranks, singular values and importance of each group, where they were recorded."""
     for group in groups:
         for name in wanted:
             with styled():
@@ -89,7 +89,7 @@ def _importance(one: Allocation) -> str:
 
 
 def _first_rows(tasks: Mapping[str, Mapping[str, list[Run]]]) -> tuple[dict[str, dict[str, list[Run]]], str]:
-    """As many rows as can be told apart, and a word on the others."""
+    """The first `MOST_ROWS` rows, and a note on the number of others."""
     names = list(dict.fromkeys(name for rows in tasks.values() for name in rows))
     kept = set(names[:MOST_ROWS])
     shown = {task: {name: runs for name, runs in rows.items() if name in kept} for task, rows in tasks.items()}

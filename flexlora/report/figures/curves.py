@@ -1,4 +1,4 @@
-"""Figures over whole sweeps, from records alone: learning curves with bands, figures against active parameters."""
+"""Figures of whole sweeps, made from records only: learning curves, and scores against active parameters."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from flexlora.results.collect import Run
 
 COLUMNS = 3
 ROWS = Mapping[str, Sequence[Run]]
-"""Runs by what stands in the legend, the seeds of one method and variant together."""
+"""Runs by their label in the legend: the seeds of one method and variant have one label."""
 
 
 def draw_learning_curves(tasks: Mapping[str, ROWS], title: str) -> Figure:
@@ -70,7 +70,7 @@ def draw_accuracy_parameters(tasks: Mapping[str, ROWS], title: str) -> Figure:
 
 
 def _scale_sizes(panel: Axes, widest: float) -> None:
-    """Logarithmic where the largest size is `widest` times the smallest, but not so near that no tick would be left."""
+    """Make the axis logarithmic where the largest size is `widest` times the smallest, if enough ticks remain."""
     if widest > 5:
         panel.set_xscale("log")
         panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if widest < 50 else (1,)))
@@ -92,7 +92,7 @@ def _panels(tasks: Mapping[str, ROWS], title: str) -> tuple[Figure, list[Axes]]:
 
 
 def _numbers(tasks: Mapping[str, ROWS]) -> dict[str, int]:
-    """Each label's number, the same in all panels."""
+    """The number of each label, which is the same in all panels."""
     return {label: i for i, label in enumerate(dict.fromkeys(label for rows in tasks.values() for label in rows))}
 
 
@@ -101,7 +101,7 @@ def _metric(rows: ROWS) -> str:
 
 
 def _by_epoch(runs: Sequence[Run]) -> dict[float, list[float]]:
-    """The main figure of all seeds at every epoch that one was evaluated after, in percent."""
+    """The main figure of all seeds, in percent, at every epoch after which one was evaluated."""
     found: dict[float, list[float]] = {}
     for run in runs:
         for row in run.record.history:

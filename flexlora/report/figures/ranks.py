@@ -14,11 +14,11 @@ from flexlora.report.figures.style import layer_ticks, light_to_dark, new_figure
 LAYER_HEIGHT = 0.24
 PANEL_WIDTH = 1.35
 ANNOTATED = 40
-"""Numbers stand in the cells up to so many layers."""
+"""The cells have numbers where the model has at most so many layers."""
 
 
 def draw_ranks(seeds: Sequence[Allocation], title: str) -> Figure:
-    """Left the ranks at the end, right their course, a panel for each kind of matrix; means over `seeds`."""
+    """Draw the final ranks (left) and their course (right), a panel for each kind of matrix; means over `seeds`."""
     first = seeds[0]
     kinds, layers = first.kinds, first.layers
     course = np.mean([one.grid(one.ranks) for one in seeds], axis=0)  # (E + 1, kinds, layers)
@@ -93,7 +93,7 @@ def _frame(axes: Axes) -> None:
 
 
 def _mean(grids: Sequence[Array]) -> Array:
-    """The mean over seeds of what is defined; NaN where nothing is."""
+    """The mean over the seeds with a defined value; NaN where no seed has one."""
     stacked = np.stack(grids)
     defined = np.isfinite(stacked)
     total = np.where(defined, stacked, 0.0).sum(0)

@@ -1,4 +1,4 @@
-"""Singular values by matrix (the paper's Figure 3), and energy × entropy × rank, which it is shown for."""
+"""Singular values by matrix (the paper's Figure 3), and energy against entropy and rank."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ from flexlora.report.paper_claims import energy_entropy_corner
 
 
 class _PlainNumbers(LogFormatter):
-    """0.2 for 2e-01, and labels between the powers where the axis is short of them."""
+    """Print 0.2 instead of 2e-01, and label values between the powers of ten where the axis has few of them."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         return f"{x:g}" if super().__call__(x, pos) else ""

@@ -1,4 +1,4 @@
-"""What the figures share: they read in grey, print at their own size, and draw without a screen."""
+"""The style of all figures: readable in grey, printed at their own size, drawn without a screen."""
 
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ RC: dict[Any, Any] = {
     "svg.hashsalt": "flexlora",
 }
 
-# Told apart by dash and marker where colours are lost; colours differ in lightness as well (Okabe and Ito's).
+# Curves differ in dash and marker too, for print without colours. The colours (Okabe and Ito) also differ in lightness.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h", "p")
@@ -34,7 +34,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h", "p")
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Figures made inside look alike."""
+    """Figures that are made inside this context have the same style."""
     with mpl.rc_context(RC):
         yield
 
@@ -49,7 +49,7 @@ def look(number: int) -> dict[str, Any]:
 
 
 def light_to_dark(name: str = "Blues", lightest: float = 0.05) -> Colormap:
-    """A map whose lightness falls all the way: the more, the darker."""
+    """A colour map in which larger values are darker."""
     return ListedColormap(mpl.colormaps[name](np.linspace(lightest, 1, 256)))
 
 

@@ -1,4 +1,4 @@
-"""The formats of a table, one renderer each; another format is another module and another line here."""
+"""The formats of a table, with one renderer for each. A new format is a new module and a line here."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -15,4 +15,4 @@ WRITERS: Mapping[str, Callable[[Sequence[Sheet]], str]] = {
     "latex": as_latex,
     "html": as_html,
 }
-"""All but text, which asks for the terminal's width."""
+"""The writers of all formats except text, which needs the width of the terminal."""

@@ -18,8 +18,11 @@ PAIRED_INTERVAL_COLUMNS = ("paired_low", "paired_high")
 
 
 def as_csv(sheets: Sequence[Sheet]) -> str:
-    """One line a figure. Scores are in percent, parameters in units, costs in the table's own; what is missing is
-    empty, `status` says why."""
+    """Write one line for each figure.
+
+    Scores are in percent, parameters in units, costs in the table's units. A missing figure is empty, and `status`
+    says why.
+    """
     file = io.StringIO()
     cells = [cell for sheet in sheets for row in sheet.rows for cell in row.cells]
     columns = CSV_COLUMNS + (INTERVAL_COLUMNS if any(cell.interval for cell in cells) else ())

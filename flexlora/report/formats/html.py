@@ -61,7 +61,7 @@ def sheet_as_html(sheet: Sheet) -> str:
 
 
 def _html_cell(entry: Entry) -> str:
-    """With the figure that the page's script sorts by; empty where there is none, though a word may start with one."""
+    """A cell with the number by which the page's script sorts; empty where the cell has no figure."""
     value = "" if entry.value is None else f"{entry.value:.10g}"
     text = placed(entry, ("<b>", "</b>"), ("<u>", "</u>"), html.escape(entry.text))
     return f'<td data-value="{value}">{text}</td>'

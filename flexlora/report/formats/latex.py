@@ -8,13 +8,13 @@ from flexlora.report.layout import Entry, blocks_within, corner, printed_lines
 from flexlora.report.sheet import Row, Sheet
 
 LATEX_WIDTH = 76
-"""So many letters of \\footnotesize fit the 345 pt of an article's line; between columns lie three."""
+"""The letters of \\footnotesize that fit the 345 pt of an article's line. A gap between columns is as wide as three."""
 LATEX_HEIGHT = 42
-"""So many of its lines fit a page, with a long caption."""
+"""The lines of that size that fit a page together with a long caption."""
 
 
 def as_latex(sheets: Sequence[Sheet]) -> str:
-    """Each table as a `table` of the booktabs package; what finds no room in it is in others that continue it."""
+    """Write each table with the booktabs package. A table that does not fit a page is continued in further ones."""
     return "% Needs \\usepackage{booktabs}\n" + "\n".join(_latex(sheet) for sheet in sheets)
 
 
@@ -30,7 +30,7 @@ def _latex(sheet: Sheet) -> str:
 
 
 def _latex_table(sheet: Sheet, block: list[int], rows: list[str], caption: str) -> Iterator[str]:
-    """Some columns and rows; without a `caption` it is the table before it, continued."""
+    """One table of these rows and columns; without a `caption` it continues the table before it."""
     yield from (r"\begin{table}", r"\centering\footnotesize")
     if not caption:
         yield r"\addtocounter{table}{-1}"
@@ -66,7 +66,7 @@ def _latex_row(sheet: Sheet, row: Row, block: list[int]) -> Iterator[str]:
 
 
 def _latex_lines(name: str, entries: Sequence[Entry]) -> Iterator[str]:
-    """One line; below it the rest of a name that has several."""
+    """One line of figures; below it the further lines of the row's name."""
     cells = [placed(e, (r"\textbf{", "}"), (r"\underline{", "}"), figure_as_tex(e.text)) for e in entries]
     for i, part in enumerate(name.split("\n")):
         indented = (r"\quad " if part.startswith(" ") else "") + as_tex(part.strip())

@@ -1,4 +1,4 @@
-"""Any text in LaTeX: what pdflatex does not know is spelled out, as an error's reason may hold any character."""
+"""Write any text in LaTeX. Characters that pdflatex does not know are spelled out, as an error may contain any."""
 
 import re
 import unicodedata
@@ -35,18 +35,18 @@ ESCAPED = {
 
 
 def as_tex(text: str) -> str:
-    """The text, letter by letter; two hyphens stay two."""
+    """Escape the text, letter by letter; two hyphens stay two."""
     parts = re.split("(?<=-)(?=-)", text)
     return "{}".join("".join(map(_character, part)) for part in parts)
 
 
 def figure_as_tex(text: str) -> str:
-    """A figure, whose minus is one and no hyphen."""
+    """Escape a number; its hyphen becomes a minus sign."""
     return re.sub(r"-(?=\d)", "$-$", as_tex(text))
 
 
 def breakable(tex: str) -> str:
-    """The same where a line may end in a path or a dotted name, which has no space."""
+    """Allow line breaks inside paths and dotted names, which have no spaces."""
     return re.sub(r"([/.=]|\\_)(?=[^\s\d])", r"\1\\allowbreak{}", tex)
 
 

@@ -28,5 +28,5 @@ def _markdown_line(cells: Sequence[str]) -> str:
 
 
 def _literal(text: str) -> str:
-    """In one line, without what Markdown takes for its own: stars, tags, links; a _ between letters is none of it."""
+    """The text in one line, with Markdown's special characters escaped; a _ between letters is not special."""
     return re.sub(r"[\\`*<>|\[\]~&]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", one_line(text))

@@ -17,7 +17,7 @@ PLACES = ("", "bold", "underline")
 
 
 def as_text(sheets: Sequence[Sheet], width: int, colour: bool = False) -> str:
-    """Tables no wider than `width`: columns of another group, or that find no room, stand below under the same rows."""
+    """Write tables at most `width` wide. Columns that do not fit are printed below, group by group."""
     file = io.StringIO()
     console = Console(file=file, width=width, force_terminal=colour, highlight=False, emoji=False, markup=False)
     for sheet in sheets:
