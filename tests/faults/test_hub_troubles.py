@@ -3,7 +3,7 @@
 import errno
 from pathlib import Path
 
-import huggingface_hub
+import huggingface_hub.constants
 import pytest
 from glue_helpers import settings_of
 from hub_helpers import COMMIT, Repository, hub
@@ -14,7 +14,7 @@ from flexlora.hub import trouble_with
 from flexlora.tasks import load_task
 
 LINES = {
-    "gated": "ask for access on its page there, then log in (hf auth login) or set HF_TOKEN",
+    "gated": "ask for access on its page on the hub, then log in (hf auth login) or set HF_TOKEN",
     "unknown": "check the name, or log in (hf auth login) or set HF_TOKEN",
     "missing": "the hub has no such {kind}, or it is private",
     "refused": "the hub answers with error 403: log in (hf auth login) or set HF_TOKEN",
