@@ -85,7 +85,7 @@ def _middle(values: Array) -> tuple[float, float]:
 
 
 def _score_of(metric: str, splits: list[str]) -> tuple[str, Score] | None:
-    """The split of a figure and the function that computes it. Of several splits, the figure's name begins with its own."""
+    """The split of a figure and the function that computes it; the name of a figure may begin with its split."""
     for split in splits:
         name = metric.removeprefix(f"{split}_")
         if name in SCORES and (name != metric or len(splits) == 1):

@@ -123,7 +123,7 @@ def _set_ratios(rows: Sequence[Row], runs: Sequence[Run], columns: Sequence[Colu
 def _ratio(
     figures: Sequence[Figure], references: Mapping[tuple[str, str], float], circumstances: Mapping[Path, str]
 ) -> Cell | None:
-    """The mean ratio to LoRA's figure in the same round and circumstances; of its variants, the same one is preferred."""
+    """The mean ratio to LoRA's figure in the same round and circumstances; LoRA's same variant comes first."""
     ratios = []
     for one in figures:
         here = circumstances[one.run.path]

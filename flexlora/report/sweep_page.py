@@ -219,7 +219,7 @@ def _place(run: Run, root: Path) -> str:
 def _table(
     heads: Sequence[str], rows: Iterable[Sequence[str]], texts: Sequence[int] = (), reasons: Sequence[int] = ()
 ) -> str:
-    """An HTML table. Columns in `texts` are aligned left, those in `reasons` also wrap. Names are in the first column."""
+    """An HTML table. Columns in `texts` are aligned left, those in `reasons` also wrap; the first has the names."""
     classes: Mapping[int, str] = {**dict.fromkeys(texts, "text"), **dict.fromkeys(reasons, "text reason")}
 
     def line(cells: Sequence[str], tag: str) -> str:
