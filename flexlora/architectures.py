@@ -1,9 +1,9 @@
-"""Which modules of a backbone are adapted and which train whole, by the names that its family gives them.
+"""The modules to adapt and the modules to train fully, for each family of backbones.
 
-Every regular expression is matched against a module's whole name and is anchored to the layers of a transformer, so
-that a pooler's `dense` or a ViT's `patch_embed.proj` is never among them. A method takes one of the places unless its
-`target_modules` says otherwise; a low-rank method takes the architecture's `target_modules`, as the paper does. Only a
-low-rank tuner that is used outside the runner without `target_modules` goes by PEFT's own table.
+Every regular expression is matched against a module's full name and is anchored to the layers of a transformer, so it
+never matches a pooler's `dense` or a ViT's `patch_embed.proj`. A method uses one of the places below by default. A
+low-rank method uses the architecture's `target_modules`, as the paper does. Outside the runner a low-rank tuner without
+`target_modules` uses PEFT's own table.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Family:
-    """Names within one layer, as regular expressions; `layer` is the layer itself."""
+    """The names of modules within one layer, as regular expressions; `layer` matches the layer itself."""
 
     layer: str
     attention_inputs: str
@@ -29,12 +29,12 @@ class Family:
         return self.attention_inputs, self.attention_output, self.mlp_inputs, self.mlp_output
 
 
-# RoBERTa, ELECTRA and DeBERTa have the same names, but for query, key and value, which DeBERTa v1 holds in one linear.
+# RoBERTa, ELECTRA and DeBERTa have the same names, except that DeBERTa v1 has one linear for query, key and value.
 BERT = Family(
     layer=r"encoder\.layer\.\d+",
     attention_inputs=r"attention\.self\.(query|key|value|query_proj|key_proj|value_proj|in_proj)",
     attention_output=r"attention\.output\.dense",
-    mlp="output",  # its second half, which is handed the MLP's input for the residual sum
+    mlp="output",  # its second half, which gets the MLP's input for the residual sum
     mlp_inputs=r"intermediate\.dense",
     mlp_output=r"output\.dense",
     norms=r"(attention\.)?output\.LayerNorm",
@@ -67,8 +67,8 @@ VIT = Family(  # timm's
     norms="norm[12]",
 )
 FAMILIES = (BERT, DISTILBERT, LLAMA, VIT)
-# Norms outside the layers: of BERT's embeddings, and the last one of a LLaMA or a ViT (timm has more norms of that
-# name, most of them empty).
+# Norms outside the layers: that of BERT's embeddings, and the last norm of a LLaMA or a ViT (timm has more norms with
+# that name, most of them empty).
 OTHER_NORMS = (r"embeddings\.LayerNorm", r"(?<!patch_embed\.)(?<!attn\.)(?<!mlp\.)norm|norm_pre|fc_norm")
 
 
@@ -83,13 +83,13 @@ def _in(family: Family, *names: str) -> str:
 # --- places ------------------------------------------------------------------------------------------------------
 
 BEFORE_RESIDUAL = _any_of(*(_in(family, family.attention_output, family.mlp_output) for family in FAMILIES))
-"""The linears whose outputs are added to the residual stream: of the attention, and of the MLP."""
+"""The linears of attention and MLP whose outputs are added to the residual stream."""
 
 AFTER_MLP = _any_of(*(_in(family, family.mlp_output) for family in FAMILIES))
 """The MLP's last linear."""
 
 MLP = _any_of(*(_in(family, family.mlp) for family in FAMILIES))
-"""The MLP as a whole; of the BERT family its second half."""
+"""The whole MLP; in the BERT family its second half."""
 
 ALL_LINEARS = _any_of(*(_in(family, *family.linears) for family in FAMILIES))
 """Every linear of the layers."""
@@ -108,12 +108,12 @@ BLOCKS = _any_of(VIT.layer)
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a low-rank method adapts, and what trains whole beside it.
+    """The modules that a low-rank method adapts, and those that train fully with the adapter.
 
     Attributes:
-        target_modules: matched against a module's whole name.
-        head_modules: last names of what a pretrained checkpoint leaves random, or what the paper trains beside the
-            adapter: pooler and classifier.
+        target_modules: a regular expression for full module names.
+        head_modules: the last parts of the names of modules that a pretrained checkpoint leaves random, or that the
+            paper trains fully: pooler and classifier.
     """
 
     target_modules: str
@@ -130,10 +130,10 @@ ENCODERS = {
     "deberta-v2": Architecture(_BERT_LINEARS, ("pooler", "classifier")),
     "distilbert": Architecture(_any_of(_in(DISTILBERT, *DISTILBERT.linears)), ("pre_classifier", "classifier")),
 }
-"""By the `model_type` of a transformers configuration."""
+"""Maps the `model_type` of a transformers configuration to its architecture."""
 
-# The paper's five of each layer; a language model brings its own head, which stays as it is.
+# The paper's five linears of each layer. A language model keeps its own head.
 CAUSAL_LM = Architecture(_any_of(_in(LLAMA, LLAMA.attention_inputs, r"mlp\.up_proj", LLAMA.mlp_output)), ())
 
 IMAGE_CLASSIFIER = Architecture(_any_of(_in(VIT, *VIT.linears)), ("head",))
-"""timm's ViT; a model with another head has its head's own names."""
+"""timm's ViT. A model with another head uses that head's names."""

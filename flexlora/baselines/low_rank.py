@@ -1,8 +1,8 @@
-"""What the low-rank baselines share: parameters by adapter name, and the tuner that PEFT knows.
+"""The common parts of the low-rank baselines: layers and the PEFT tuner.
 
-A method is one file: a config with its own fields, a layer that says which parameters it holds, how they start and what
-ΔW is, and a model that names both. Adapters are float32 over any base; save, load (also with low_cpu_mem_usage), merge,
-unmerge, disable and several adapters are PEFT's and work for all.
+A method is one file: a config with its own fields, a layer that defines its parameters, their initial values and ΔW,
+and a model that names both. Adapters are float32 for every base. Saving, loading (also with low_cpu_mem_usage),
+merging, unmerging, disabling and several adapters come from PEFT and work for all methods.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class LowRankLayer(DeltaLayer):
                 if not config.init_weights:
                     self._draw_zeros(adapter_name)
 
-    # --- what a method gives -------------------------------------------------------------------------------------
+    # --- defined by a method -------------------------------------------------------------------------------------
 
     def shapes(self, r: int, config: Any) -> Shapes:
         """The shapes of all trainable parameters."""
@@ -71,7 +71,7 @@ class LowRankLayer(DeltaLayer):
     # --- for methods ---------------------------------------------------------------------------------------------
 
     def unused_directions(self, adapter_name: str) -> int:
-        """Parameters of the directions that are not in use: a column of B, a row of A and a coefficient each."""
+        """Count the parameters of inactive directions: each has a column of B, a row of A and a coefficient."""
         return (self.r[adapter_name] - self.rank(adapter_name)) * (self.in_features + self.out_features + 1)
 
     def pretrained_weight(self, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -95,14 +95,14 @@ def kaiming(matrix: torch.Tensor) -> None:
 class LowRankModel(LinearTuner):
     """The tuner of a low-rank baseline.
 
-    A method whose parameters change beside the optimizer's steps (SoRA, LoRA-Dash, LoRI, dynamic-rank DoRA) overrides
+    A method that changes parameters outside the optimizer's steps (SoRA, LoRA-Dash, LoRI, dynamic-rank DoRA) overrides
     `regularise` or `after_step`, which a training loop calls before and after every optimizer step.
     """
 
     prefix = "lora_"
 
     def trained(self) -> Iterator[tuple[str, str, Any, Any]]:
-        """(module, adapter, layer, config) of every layer of every adapter that is not in inference mode."""
+        """Yield (module, adapter, layer, config) for every layer of every adapter that is not in inference mode."""
         for adapter_name, config in self.peft_config.items():
             if not config.inference_mode:
                 for name, module in self.model.named_modules():
@@ -110,5 +110,5 @@ class LowRankModel(LinearTuner):
                         yield plain_name(name), adapter_name, module, config
 
     def ranks_in_use(self) -> dict[str, int]:
-        """Rank in use of every adapted module, by its name in the base model: `ranks` of a method that moves them."""
+        """The number of active directions of every adapted module, by its name in the base model."""
         return {name: layer.rank(adapter_name) for name, adapter_name, layer, _ in self.trained()}

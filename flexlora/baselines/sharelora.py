@@ -43,7 +43,7 @@ class ShareLoraLayer(LowRankLayer):
     kept = (*LowRankLayer.kept, "holders")
     lora_A: nn.ParameterDict
     holders: dict[str, ShareLoraLayer]
-    """The layer whose A an adapter uses; PyTorch does not look into it, so the holder is not a child of this layer."""
+    """The layer whose A an adapter uses. PyTorch does not register it, so the holder is not a child of this layer."""
 
     def look_at(self, holder: ShareLoraLayer, adapter_name: str) -> None:
         """Use the A of `holder`."""

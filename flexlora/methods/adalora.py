@@ -53,8 +53,8 @@ class AdaLoraMethod(PeftMethod):
         for layer in self._layers.values():
             # PEFT stores this constant as a parameter. Moving it to another device or type would make it trainable.
             layer.ranknum[ADAPTER].requires_grad_(False)
-        # PEFT's forward is the base's, and then adds the penalty to `.loss`: in evaluations too, once for every
-        # accumulated batch, and not at all where the output has no loss. `regularise` adds its gradient instead.
+        # PEFT's forward adds the penalty to `.loss`, even in evaluations, once for every accumulated batch, and not at
+        # all if the output has no loss. `regularise` adds the penalty's gradient instead.
         self._adalora.forward = self._adalora.model.forward
         return wrapped
 
@@ -129,7 +129,7 @@ class AdaLoraMethod(PeftMethod):
             energies = [layer.lora_E[ADAPTER].square().sum() for layer in self._layers.values()]
             *energy, error = torch.stack([*energies, orthogonality_error(self._factors())]).tolist()
         return {
-            # init_r is where every module starts, masked directions are meant to come back, the total is meant to fall.
+            # Not meaningful here: every module starts at init_r, masked directions may return, and the total falls.
             **NO_SIGNS,
             "step": step,
             "budget": self._adalora.rankallocator.budget_schedule(step)[0],

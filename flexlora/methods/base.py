@@ -41,7 +41,7 @@ class Method:
     """A way to fine-tune a model. Subclasses implement `wrap` and `save`, and override the hooks they need."""
 
     head_modules: Collection[str] = ()
-    """Last names of the modules that are the head; `build_method` fills them in where a method has none."""
+    """The last parts of the head modules' names. `build_method` sets them if a method has none."""
     schedule: dict[str, Any] | None = None
     """How the windows were scaled to this run, for the record; None if the method has no windows."""
 
@@ -108,10 +108,10 @@ class Method:
         """Clean up after the last step, before the last evaluation."""
 
     def parameters(self, model: nn.Module) -> dict[str, int]:
-        """Trainable parameters: `adapter_active`, `adapter_allocated` and `head`; and `total`, frozen ones included.
+        """Count parameters: `adapter_active`, `adapter_allocated`, `head`, and `total` including frozen ones.
 
-        The first two are all that trains outside the head: of full fine-tuning the whole encoder, so that they mean the
-        same for every method.
+        The first two are all trainable parameters outside the head (for full fine-tuning the whole encoder), so that
+        they mean the same for every method.
         """
         count = flexlora.count_parameters(model, self.head_modules)
         return {

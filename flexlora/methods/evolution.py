@@ -1,8 +1,8 @@
 """NOAH's evolutionary search for a subnet (arXiv 2206.04673, section 3.3), as AutoFormer's, on which it builds.
 
-Where the description leaves room: a module's blocks are the first ones of the ViT, as many as its depth. Mutation draws
-a new depth with `depth_probability` and every size anew with `mutation_probability`, as AutoFormer does; NOAH's code
-(e9c55f3, evolution.py) changes depths alone. Crossover takes each module whole from one of the two parents.
+Details that the paper does not specify: a module of depth n is in the first n blocks of the ViT. Mutation draws a new
+depth with `depth_probability` and each size again with `mutation_probability`, as AutoFormer does. NOAH's code
+(e9c55f3, evolution.py) changes depths only. Crossover takes each complete module from one of the two parents.
 """
 
 import random
@@ -14,7 +14,7 @@ from flexlora.baselines.noah import MODULES, Subnet
 from flexlora.tuner.base_config import Checked, setting
 from flexlora.tuner.checks import number, whole
 
-# Draws for one candidate before a small space counts as searched through.
+# The number of draws for one candidate after which a small space counts as exhausted.
 TRIES = 100
 
 
@@ -64,12 +64,12 @@ class Evolution(Checked):
     """The settings of the search: the published numbers for VTAB-1K."""
 
     generations: int = setting(15, "Generations after the first, which is random.", whole, at_least=0)
-    population: int = setting(50, "Subnets that are scored in a generation.", whole)
-    parents: int = setting(10, "The best so far, of which mutations and crossovers are made.", whole, at_least=0)
+    population: int = setting(50, "Number of subnets that a generation scores.", whole)
+    parents: int = setting(10, "Number of best subnets that mutations and crossovers start from.", whole, at_least=0)
     mutations: int = setting(25, "Mutations of each generation.", whole, at_least=0)
     crossovers: int = setting(25, "Crossovers of each generation.", whole, at_least=0)
-    mutation_probability: float = setting(0.2, "Of a size being drawn anew.", number, at_least=0, at_most=1)
-    depth_probability: float = setting(0.4, "Of a depth being drawn anew.", number, at_least=0, at_most=1)
+    mutation_probability: float = setting(0.2, "Probability of drawing a size again.", number, at_least=0, at_most=1)
+    depth_probability: float = setting(0.4, "Probability of drawing a depth again.", number, at_least=0, at_most=1)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""`method.*` against the classes that declare its fields: names, types, ranges, each refused by what the user typed."""
+"""Checks `method.*` against the classes that declare its fields: names, types and ranges, in the user's terms."""
 
 import contextlib
 import dataclasses
@@ -12,10 +12,10 @@ from flexlora.tuner.checks import FieldError
 
 
 def refuse_unknown(fields: Iterable[str], known: Iterable[str], where: str) -> None:
-    """Refuse the first of `fields` that is not among the `known`.
+    """Check that all `fields` are in `known`. `where` names their owner in the message.
 
     Raises:
-        UserError: there is one; `where` says what has no such field.
+        UserError: a field is not known.
     """
     known = set(known)
     for name in fields:
@@ -25,10 +25,10 @@ def refuse_unknown(fields: Iterable[str], known: Iterable[str], where: str) -> N
 
 
 def refuse_misfits(fields: dict[str, Any], declared: type) -> None:
-    """Refuse a value of another type than the dataclass `declared` gives its field.
+    """Check that each value has the type that the dataclass `declared` gives its field.
 
     Raises:
-        UserError: a value does not fit.
+        UserError: a value has another type.
     """
     hints = typing.get_type_hints(declared)
     for name, value in fields.items():
@@ -37,10 +37,10 @@ def refuse_misfits(fields: dict[str, Any], declared: type) -> None:
 
 
 def take(declared: type, fields: dict[str, Any]) -> Any:
-    """An object of the dataclass `declared` from those of `fields` that are its own; they leave `fields`.
+    """Make an object of the dataclass `declared` from its own fields, and remove them from `fields`.
 
     Raises:
-        UserError: a value is of another type, or refused; or a field without a default is missing.
+        UserError: a value has another type or is invalid, or a field without a default is missing.
     """
     names = [field.name for field in dataclasses.fields(declared)]
     own = {name: fields.pop(name) for name in names if name in fields}
@@ -51,7 +51,7 @@ def take(declared: type, fields: dict[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def by_user_names() -> Iterator[None]:
-    """Make a `UserError` of what a configuration refuses: of one field by its name, of others as a whole.
+    """Convert the exceptions of a configuration to a `UserError`, which names the field if it is known.
 
     Raises:
         UserError: the block raised any other exception.
@@ -67,7 +67,7 @@ def by_user_names() -> Iterator[None]:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value from YAML may be handed to a field annotated `hint`; anything unusual is left to the class."""
+    """Whether a YAML value fits a field annotated `hint`. The class itself checks unusual annotations."""
     if hint is Any:
         return True
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -81,7 +81,7 @@ def fits(value: Any, hint: Any) -> bool:
     if kind is bool:
         return isinstance(value, bool)
     if kind in (int, float):
-        # YAML reads 16 as an integer and 16.0 as a float; PEFT divides by either.
+        # YAML reads 16 as an integer and 16.0 as a float. PEFT can divide by both.
         return (
             isinstance(value, int | float)
             and not isinstance(value, bool)

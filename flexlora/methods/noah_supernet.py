@@ -31,11 +31,13 @@ SUBNET_FILE = "subnet.json"
 
 @dataclass
 class SupernetFields(Checked):
-    """The supernet's own fields; how the search goes is said by [`Evolution`]."""
+    """The supernet's own fields. [`Evolution`] has the fields of the search."""
 
     sizes: list[int]
     depths: list[int]
-    max_parameters: int | None = setting(None, "Most parameters of a subnet, head excluded.", whole, or_none=True)
+    max_parameters: int | None = setting(
+        None, "Largest number of parameters of a subnet, without the head.", whole, or_none=True
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -22,7 +22,7 @@ from flexlora.tuner.checks import number
 class Preconditioning(Checked):
     """The method's own field."""
 
-    reg: float = setting(1e-2, "Added to the diagonals before they are inverted.", number, above=0)
+    reg: float = setting(1e-2, "Value added to the diagonals before the inversion.", number, above=0)
 
 
 class RiemannianMethod(PeftMethod):
@@ -49,10 +49,10 @@ class RiemannianMethod(PeftMethod):
 
 
 def build(fields: dict[str, Any], context: RunContext) -> Method:
-    """A preconditioned method from the settings' fields; `reg` is its own, the others are the tuner's.
+    """Build a preconditioned method from the settings' fields: `reg`, and those of the tuner.
 
     Raises:
-        UserError: as `peft_config`, or `reg` is refused.
+        UserError: as for `peft_config`, or `reg` is invalid.
     """
     fields = dict(fields)
     own = take(Preconditioning, fields)
