@@ -100,7 +100,7 @@ def unpack_state_dict(
                 slots,
             )
         except KeyError as missing:
-            raise ValueError(f"the saved adapter has {key} but lacks {missing}.") from None
+            raise ValueError(f"the saved adapter lacks {missing}, which belongs to {key}.") from None
         except ValueError as error:
             raise ValueError(f"{plain_name(module)}: {error}") from None
         for name, factor in FACTORS.items():

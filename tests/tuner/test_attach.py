@@ -414,7 +414,7 @@ def test_attaching_twice_is_refused() -> None:
     """It would add the penalty twice and count every step twice."""
     model = adapt(make_net(), **settings())
     first = attach(model, optimizer := adamw(model))
-    with pytest.raises(ValueError, match="attached already"):
+    with pytest.raises(ValueError, match="already attached"):
         attach(model, optimizer)
     train(model, optimizer, regression_batches(4))
     assert (first.step, len(first.events)) == (4, 1)

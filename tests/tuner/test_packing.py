@@ -224,7 +224,7 @@ def test_another_width_is_refused_with_the_modules_name():
     model, _ = pair(0)
     state = get_peft_model_state_dict(model)
     state["base_model.model.k.flexlora_Q"] = state["base_model.model.k.flexlora_Q"][:, :-1]
-    with pytest.raises(ValueError, match="k: saved directions have shapes"):
+    with pytest.raises(ValueError, match="k: the saved directions have shapes"):
         set_peft_model_state_dict(model, state)
 
 

@@ -176,7 +176,7 @@ def test_a_resume_equals_never_having_stopped(importance: str, tmp_path: Path) -
 
     again = model_of(importance=importance)
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*is not there.*")
+        warnings.filterwarnings("error", message=".*does not exist.*")
         trainer, resumed = train_with_trainer(tmp_path, again, batches, resume=str(checkpoint), save_strategy="no")
     assert trainer.state.global_step == STEPS
     later = [event for event in straight.events if event.step > CUT]
@@ -206,7 +206,7 @@ def test_a_resume_without_the_state_file_warns_once(tmp_path: Path) -> None:
         UserWarning, match="flexlora_state.safetensors does not exist: rank events continue from"
     ) as caught:
         _, callback = train_with_trainer(tmp_path, model_of(), batches, resume=str(checkpoint))
-    assert len([w for w in caught if "is not there" in str(w.message)]) == 1
+    assert len([w for w in caught if "does not exist" in str(w.message)]) == 1
     assert callback.events[0].step == 15
 
 
@@ -217,7 +217,7 @@ def test_a_checkpoint_that_was_moved_out_of_the_output_folder(tmp_path: Path) ->
     _, straight = train_with_trainer(tmp_path / "a", model, batches, save_strategy="steps", save_steps=CUT)
     shutil.move(tmp_path / "a" / f"checkpoint-{CUT}", tmp_path / "kept")
     again = model_of()
-    with pytest.warns(UserWarning, match="is not there"):
+    with pytest.warns(UserWarning, match="does not exist"):
         _, resumed = train_with_trainer(tmp_path / "b", again, batches, resume=str(tmp_path / "kept"))
     assert moves(resumed.events) == moves([event for event in straight.events if event.step > CUT])
     assert_same(state_of(again), state_of(model))
