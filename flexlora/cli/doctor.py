@@ -4,21 +4,19 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 
 from flexlora.cli.command import FAILED, REFUSED, call_with_settings
 from flexlora.cli.explain import config_folders, method_files
+from flexlora.doctor.method_rows import Described, method_rows
 from flexlora.doctor.run_check import Finding, Mark, check_run
 from flexlora.results.record import Ending
 from flexlora.settings import RunSettings, resolve_method
 from flexlora.settings.sources import sources
 from flexlora.training.progress import is_main_process, show_log
-
-if TYPE_CHECKING:
-    from flexlora.doctor.method_list import Described
 
 PROGRAM = "flexlora-doctor"
 WIDTH = 100
@@ -72,20 +70,16 @@ def _settings(settings: RunSettings, plain: dict[str, Any], overrides: list[str]
 
 def _list_methods(settings: RunSettings, plain: dict[str, Any], overrides: list[str]) -> Ending:
     """Every method of `conf/method` and of a `--config-dir`, on the model of the command line."""
-    from flexlora.doctor.method_list import STEPS, current_backbone, describe
-    from flexlora.training.plan import run_context
-
     files = method_files()
     kept = [item for item in overrides if not item.lstrip("+~").startswith(("method", "hydra"))]
     methods = {name: resolve_method(compose("config", overrides=[*kept, f"method={name}"])) for name in files}
-    backbone = current_backbone(settings)
-    described = describe(methods, files, backbone.model, run_context(settings, backbone, STEPS))
+    described = method_rows(settings, plain, methods, files)
     print(f"Active adapter parameters on {settings.model.name or settings.model.path}, ranks as each method starts.\n")
     print(method_table(described))
     return Ending("ready")
 
 
-def method_table(described: "Sequence[Described]", width: int = WIDTH) -> str:
+def method_table(described: Sequence[Described], width: int = WIDTH) -> str:
     """A row a method; what it is comes last and may take several lines."""
     kinds = [*described[0].backbones]
     rows = [("method", "from", *kinds, "merges", "parameters", "")]

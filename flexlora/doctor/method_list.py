@@ -3,7 +3,7 @@
 import itertools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from flexlora.architectures import CAUSAL_LM, ENCODERS, IMAGE_CLASSIFIER, Architecture
+from flexlora.doctor.method_rows import Described
 from flexlora.errors import UserError
 from flexlora.methods import RunContext
 from flexlora.methods.parameter_budget import count_on_shapes
@@ -18,6 +19,7 @@ from flexlora.methods.peft import WINDOWS, tuner_classes
 from flexlora.models import Backbone, load_backbone, on_hub, outline
 from flexlora.models.random_init import random_init
 from flexlora.settings import MethodSettings, RunSettings
+from flexlora.training.plan import run_context
 
 STEPS = 1000
 # One layer of each of the paper's backbones: linears and head, PEFT's task type.
@@ -26,23 +28,6 @@ BACKBONES: dict[str, tuple[str, Architecture, str | None]] = {
     "LLM": ("llama3_8b", CAUSAL_LM, "CAUSAL_LM"),
     "vision": ("vit_b16", IMAGE_CLASSIFIER, None),
 }
-
-
-@dataclass(frozen=True)
-class Described:
-    """One method of the list."""
-
-    name: str
-    title: str
-    """The first sentence of the comment in its YAML file: name, paper and idea."""
-    source: str
-    """`PEFT`, `ours` (a tuner that PEFT lacks), or `weights` (it trains some of the model's own weights)."""
-    backbones: dict[str, bool]
-    """Whether the method adapts each kind of backbone."""
-    merges: bool | None
-    """Whether the adapter merges into the backbone's weights; None if the method has no adapter."""
-    parameters: int | None
-    """Active adapter parameters on the current model; None if the method cannot adapt it."""
 
 
 def current_backbone(settings: RunSettings) -> Backbone:
@@ -57,9 +42,15 @@ def current_backbone(settings: RunSettings) -> Backbone:
 
 
 def describe(
-    methods: Mapping[str, MethodSettings], files: Mapping[str, Path], model: nn.Module, context: RunContext
+    settings: RunSettings, methods: Mapping[str, MethodSettings], files: Mapping[str, Path]
 ) -> list[Described]:
-    """Describe each method from its settings and its YAML file. `context` and `model` are the current backbone's."""
+    """Describe each method from its settings and its YAML file, on the backbone of `settings`.
+
+    Raises:
+        UserError: the backbone cannot be loaded, or its shapes are not known.
+    """
+    backbone = current_backbone(settings)
+    model, context = backbone.model, run_context(settings, backbone, STEPS)
     small = {kind: random_init(name, layers=1, device="meta") for kind, (name, *_) in BACKBONES.items()}
     context = replace(context, held_out=True)  # the list does not depend on the evaluation split
     contexts = {

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +16,7 @@ from marks import slow_but
 from method_helpers import METHODS
 
 from flexlora.conf_path import conf_dir
+from flexlora.doctor.method_rows import method_rows
 from flexlora.doctor.run_check import Mark, check_run
 from flexlora.results.folder import RunFolder
 from flexlora.results.record import read_record
@@ -286,3 +288,22 @@ def test_every_method_is_listed_with_what_it_trains_here(arguments):
     assert listed["lora"][:6] == ["PEFT", "✓", "✓", "✓", "✓", f"{8 * per_rank:,}"]
     assert listed["vpt_deep"][:6] == ["ours", "–", "–", "✓", "no", "–"]
     assert listed["linear"][:6] == ["weights", "✓", "–", "✓", "–", "0"]
+
+
+def test_the_list_of_methods_is_counted_once(arguments, tmp_path, monkeypatch):
+    """A second call reads what the first one counted; with other settings the methods are counted anew."""
+    monkeypatch.setenv("FLEXLORA_CACHE", str(tmp_path))
+    register_schemas()
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        config = compose("config", overrides=[*arguments, "method=lora"])
+    settings, plain = resolve(config)
+    methods = {"lora": settings.method}
+    files = {"lora": conf_dir() / "method" / "lora.yaml"}
+    first = method_rows(settings, plain, methods, files)
+    assert (first[0].name, first[0].source) == ("lora", "PEFT")
+    monkeypatch.setitem(sys.modules, "flexlora.doctor.method_list", None)  # whose import would fail
+    assert method_rows(settings, plain, methods, files) == first
+    with pytest.raises(ImportError):
+        method_rows(settings, plain | {"seed": 1}, methods, files)
+    with pytest.raises(ImportError):
+        method_rows(settings, plain, {"lora": settings.method.with_fields(r=4)}, files)
