@@ -33,7 +33,7 @@ SETTINGS = {
     "a line break in a folder's name": (["variant='a\nb'"], "variant becomes a folder name; 'a\\nb' is not a valid"),
     "a name longer than a file system takes": ([f"variant={'x' * 300}"], "is not a valid folder name"),
     "a control character": (["task.hub.name='\x85'"], "task.hub.name contains a line break, a control character or"),
-    "bytes that are no UTF-8": (["task.hub.name='\udcff'"], "or what is not UTF-8: \\udcff"),
+    "bytes that are no UTF-8": (["task.hub.name='\udcff'"], "or bytes that are not UTF-8: \\udcff"),
     "the same, overridden again": (["task.hub.name='\udcff'", "task.hub.name=cola"], None),
     "an error of several lines": (["adapter=\r"], "cannot read 'adapter=\\r'"),
     "a path that is too long": ([f"adapter={'x' * 300}"], "adapter is too long for a path: xxx"),
