@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+from compose_helpers import composed
 from marks import slow_but
 from method_helpers import METHODS
 
@@ -20,7 +20,7 @@ from flexlora.doctor.method_rows import method_rows
 from flexlora.doctor.run_check import Mark, check_run
 from flexlora.results.folder import RunFolder
 from flexlora.results.record import read_record
-from flexlora.settings import register_schemas, resolve
+from flexlora.settings import resolve
 from flexlora.testing.commands import COMMAND, run_command
 from flexlora.training import memory
 from flexlora.training.memory import step_memory
@@ -230,10 +230,7 @@ def test_memory_that_does_not_fit(arguments, cola, tiny_bert, tmp_path, monkeypa
 
     monkeypatch.setattr(memory, "step_memory", measured)
     monkeypatch.setattr(memory, "free_memory", lambda device: (int(share * needed.get("bytes", 1)), 2**40))
-    register_schemas()
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        composed = compose("config", overrides=[*arguments, "method=full", "training.eval_batch_size=1"])
-    settings, plain = resolve(composed)
+    settings, plain = resolve(composed(*arguments, "method=full", "training.eval_batch_size=1"))
     findings = check_run(settings, plain, tmp_path / "run")
     marked = [f for f in findings if f.section == "memory" and f.mark in (Mark.problem, Mark.warning)]
     assert [f.mark for f in marked] == ([mark] if mark else [])

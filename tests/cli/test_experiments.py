@@ -2,12 +2,12 @@
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
+from compose_helpers import composed
 from omegaconf import OmegaConf
 
 from flexlora.conf_path import conf_dir
 from flexlora.report.tables import TABLES
-from flexlora.settings import register_schemas, resolve
+from flexlora.settings import resolve
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
 # What has to be given on the command line.
@@ -21,16 +21,14 @@ NEEDED = {
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_first_and_the_last_run_of_an_experiment_compose(name):
-    register_schemas()
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        sweep = compose("config", [f"experiment={name}", *NEEDED.get(name, [])], return_hydra_config=True).hydra
-        assert OmegaConf.select(sweep, "mode").name == "MULTIRUN"
-        params = OmegaConf.to_container(sweep.sweeper.params)
-        assert params
-        for end in (0, -1):
-            chosen = [f"{key}={str(values).split(',')[end]}" for key, values in params.items()]
-            settings, _ = resolve(compose("config", [f"experiment={name}", *NEEDED.get(name, []), *chosen]))
-            assert settings.task.name != "none"
+    sweep = composed(f"experiment={name}", *NEEDED.get(name, []), with_hydra=True).hydra
+    assert OmegaConf.select(sweep, "mode").name == "MULTIRUN"
+    params = OmegaConf.to_container(sweep.sweeper.params)
+    assert params
+    for end in (0, -1):
+        chosen = [f"{key}={str(values).split(',')[end]}" for key, values in params.items()]
+        settings, _ = resolve(composed(f"experiment={name}", *NEEDED.get(name, []), *chosen))
+        assert settings.task.name != "none"
 
 
 def test_every_experiment_says_what_it_is_for():

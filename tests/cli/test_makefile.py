@@ -10,15 +10,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
+from compose_helpers import composed, settings_of_run
 from omegaconf import OmegaConf
 from report_helpers import COMMAND, write_run
-from vtab_helpers import composed
 
 from flexlora.cli.report_commands import FIGURES
 from flexlora.conf_path import conf_dir
 from flexlora.report.tables import TABLES
-from flexlora.settings import register_schemas
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = {
@@ -88,14 +86,12 @@ def test_a_target_names_what_there_is(tmp_path, target):
 def runs_of(sweep: str) -> list[dict[str, object]]:
     """`method.*` of every run of a sweep, by its words after `flexlora-run -m`, on one of its tasks and seeds."""
     (experiment,) = re.findall(r"experiment=\w+", sweep)
-    register_schemas()
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        params = compose("config", [experiment], return_hydra_config=True).hydra.sweeper.params
-        params = {key: str(values) for key, values in OmegaConf.to_container(params).items()}
+    params = composed(experiment, with_hydra=True).hydra.sweeper.params
+    params = {key: str(values) for key, values in OmegaConf.to_container(params).items()}
     params |= dict(re.findall(r"(method\S*)=(\S+)", sweep))
     values = {key: text.split(",")[: 1 if key in ("task", "seed") else None] for key, text in params.items()}
     chosen = itertools.product(*([f"{key}={value}" for value in found] for key, found in values.items()))
-    return [composed(experiment, *overrides).method for overrides in chosen]
+    return [settings_of_run(experiment, *overrides).method for overrides in chosen]
 
 
 @pytest.mark.parametrize("target", [target for target in TARGETS if re.fullmatch(r"table([1-6]|15|16)", target)])

@@ -6,23 +6,17 @@ import typing
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+from compose_helpers import composed
 from omegaconf import OmegaConf
 
 from flexlora.conf_path import conf_dir
 from flexlora.errors import UserError, did_you_mean
 from flexlora.methods import check_method
-from flexlora.settings import Precision, Schedule, flat_keys, register_schemas, resolve
+from flexlora.settings import Precision, Schedule, flat_keys, resolve
 from flexlora.settings.resolve import FOLDER_NAMES, LIMITS, POSITIVE
 
 FILES = sorted(conf_dir().rglob("*.yaml"))
 METHODS = ("flexlora", "lora", "linear")
-
-
-def composed(*overrides: str):
-    register_schemas()
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        return compose("config", overrides=list(overrides))
 
 
 def settings(*overrides: str):

@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from doctor_helpers import check, command, composed, examine
+from doctor_helpers import check, command, config_of, examine
 from fuzz_helpers import fuzz
 from hypothesis import note
 from omegaconf import OmegaConf
@@ -50,7 +50,7 @@ GROUPS = (
 def known(method: str) -> dict[str, tuple[bool, list[str]]]:
     """Every key of `method=<method>`, and every field of PEFT's config class beside them: whether the key is composed
     (an override of another is `++key`), and words that may be meant: its value, and what its comments speak of."""
-    keys = flat_keys(OmegaConf.to_container(composed(["task=glue/cola", f"method={method}"]), resolve=False))
+    keys = flat_keys(OmegaConf.to_container(config_of(["task=glue/cola", f"method={method}"]), resolve=False))
     words = words_of_conf()
     found = {key: (True, [str(value), *words.get(key.rpartition(".")[2], [])]) for key, value in keys.items()}
     if "method.peft_type" in keys:

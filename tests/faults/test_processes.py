@@ -21,14 +21,13 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from hydra import compose, initialize_config_dir
+from compose_helpers import composed
 from process_helpers import start_processes
 from safetensors.torch import load_file
 
-from flexlora.conf_path import conf_dir
 from flexlora.errors import UserError
 from flexlora.results.record import RunRecord, read_record
-from flexlora.settings import register_schemas, resolve
+from flexlora.settings import resolve
 from flexlora.training import batching, distributed, job
 from flexlora.training.checkpoint import Checkpoints
 from flexlora.training.evaluation import Evaluator
@@ -52,9 +51,7 @@ pytestmark = [
 
 def run(arguments: list[str]) -> str:
     """What the command does with a configuration; how it ended, or what it said."""
-    register_schemas()
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        settings, plain = resolve(compose("config", overrides=arguments))
+    settings, plain = resolve(composed(*arguments))
     try:
         ending = job.run_job(settings, plain, arguments)
         return getattr(ending, "status", ending)

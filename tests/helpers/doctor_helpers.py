@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
+from compose_helpers import composed
 from fuzz_helpers import bounded
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 
@@ -36,7 +36,7 @@ def command(job: Job, overrides: list[str]) -> tuple[Ending, str]:
         warnings.simplefilter("ignore")  # a library's are no line of the command's; pytest puts the filters back
         patch.setattr(sys, "argv", [program, *overrides])
         try:
-            config = composed(overrides)
+            config = config_of(overrides)
             ending = Task(program, job)(config)
         except Exception as error:
             line = refusal(error)
@@ -47,9 +47,9 @@ def command(job: Job, overrides: list[str]) -> tuple[Ending, str]:
     return ending, stderr.getvalue()
 
 
-def composed(overrides: list[str]) -> Any:
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        config = compose("config", overrides=overrides, return_hydra_config=True)
+def config_of(overrides: list[str]) -> Any:
+    """The composed config as the command gives it to its job."""
+    config = composed(*overrides, with_hydra=True)
     HydraConfig.instance().set_config(config)
     OmegaConf.set_readonly(config, False)
     with open_dict(config):

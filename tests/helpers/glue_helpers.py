@@ -5,10 +5,9 @@ import json
 from functools import cache
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
+from compose_helpers import settings_of_run
 
-from flexlora.conf_path import conf_dir
-from flexlora.settings import GlueTask, register_schemas, resolve
+from flexlora.settings import GlueTask
 
 TASKS = ("cola", "mnli", "mrpc", "rte", "qnli", "sst2", "stsb", "qqp")
 RTE = {"sentence1": ['A "b.', "Ünï\nc"], "sentence2": ["C,", "D"], "label": [1, 0], "idx": [0, 1]}
@@ -16,9 +15,7 @@ RTE = {"sentence1": ['A "b.', "Ünï\nc"], "sentence2": ["C,", "D"], "label": [1
 
 @cache
 def _composed(task: str) -> GlueTask:
-    register_schemas()
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        return resolve(compose("config", overrides=[f"task=glue/{task}", "method=lora"]))[0].task
+    return settings_of_run(f"task=glue/{task}", "method=lora").task
 
 
 def settings_of(task: str, **changes: object) -> GlueTask:

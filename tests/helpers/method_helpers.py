@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from hydra import compose, initialize_config_dir
+from compose_helpers import composed
 from omegaconf import OmegaConf
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -29,7 +29,7 @@ from flexlora.architectures import CAUSAL_LM, ENCODERS
 from flexlora.conf_path import conf_dir
 from flexlora.methods import Method, RunContext, build_method
 from flexlora.models.random_init import DEBERTA_V3_BASE
-from flexlora.settings import RunSettings, Schedule, register_schemas, resolve
+from flexlora.settings import RunSettings, Schedule, resolve
 from flexlora.tasks import Split, Task
 from flexlora.training.loop import Loop
 
@@ -57,18 +57,16 @@ def settings_of(method: str, *overrides: str, schedule: str = "absolute") -> Run
 
 @cache
 def _composed(method: str, overrides: tuple[str, ...], schedule: str) -> RunSettings:
-    """Once for all tests of a process: Hydra reads dozens of files each time."""
-    register_schemas()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = compose("config", ["task=glue/cola", f"method={method}", f"schedule={schedule}"])
-        for key, value in WINDOWS.items():
-            if key in config.method:
-                config.method[key] = value
-        config.method.update(SECOND_STAGE.get(method, {}))
-        config.training.learning_rate = 0.01
-        config.training.warmup_ratio = 0.0
-        config.training.batch_size = 4
-        config = OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides)))
+    """The settings that `settings_of` copies."""
+    config = composed("task=glue/cola", f"method={method}", f"schedule={schedule}")
+    for key, value in WINDOWS.items():
+        if key in config.method:
+            config.method[key] = value
+    config.method.update(SECOND_STAGE.get(method, {}))
+    config.training.learning_rate = 0.01
+    config.training.warmup_ratio = 0.0
+    config.training.batch_size = 4
+    config = OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides)))
     return resolve(config)[0]
 
 

@@ -5,26 +5,20 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from hydra import compose, initialize_config_dir
+from compose_helpers import settings_of_run
 from PIL import Image
 
 from flexlora.conf_path import conf_dir
-from flexlora.settings import VtabTask, register_schemas, resolve
+from flexlora.settings import VtabTask
 
 TASKS = sorted(path.stem for path in (conf_dir() / "task" / "vtab").glob("*.yaml"))
 CLASSES = 4
 SIZE = 32
 
 
-def composed(*overrides: str):
-    register_schemas()
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        return resolve(compose("config", overrides=list(overrides)))[0]
-
-
 @cache
 def _task(name: str) -> VtabTask:
-    return composed(f"task=vtab/{name}", "method=lora").task
+    return settings_of_run(f"task=vtab/{name}", "method=lora").task
 
 
 def settings_of(name: str = "kitti", **changes: object) -> VtabTask:

@@ -6,12 +6,13 @@ import random
 
 import pytest
 import torch
+from compose_helpers import settings_of_run
 from hypothesis import given
 from hypothesis import strategies as st
 from method_helpers import make_loop, settings_of
 from peft import PeftModel, get_peft_model
 from vit_helpers import Pictures, logits, vit, wrapped
-from vtab_helpers import composed, write_task, write_vit
+from vtab_helpers import write_task, write_vit
 
 import flexlora
 from flexlora.baselines import NoahConfig
@@ -244,7 +245,7 @@ def test_a_killed_search_resumes_with_the_same_result(tmp_path):
 
 def refusal(method: str, *overrides: str) -> str:
     with pytest.raises(UserError) as refused:
-        check_method(composed("task=vtab/kitti", f"method={method}", *overrides))
+        check_method(settings_of_run("task=vtab/kitti", f"method={method}", *overrides))
     assert "\n" not in str(refused.value)
     return str(refused.value)
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from compose_helpers import settings_of_run
 from safetensors.torch import load_file, save_file
-from vtab_helpers import SIZE, VIT, composed, write_vit
+from vtab_helpers import SIZE, VIT, write_vit
 
 from flexlora.errors import UserError
 from flexlora.methods import RunContext, build_method
@@ -32,7 +33,7 @@ def settings(path: object, **changes) -> ModelSettings:
 
 
 def wrapped(backbone, method: str = "lora", **changes) -> torch.nn.Module:
-    run = composed("task=vtab/kitti", f"method={method}")
+    run = settings_of_run("task=vtab/kitti", f"method={method}")
     context = RunContext(
         total_steps=100,
         schedule=Schedule.scaled,
@@ -196,7 +197,7 @@ def test_a_snapshot_in_the_hub_cache_is_loaded_with_its_commit(vit, tmp_path, mo
 
 def test_vit_b16_has_its_exact_shapes_without_the_hub():
     """The parameter counts of the baselines are those of the adapter without the head."""
-    model = composed("task=vtab/cifar100", "method=flexlora").model
+    model = settings_of_run("task=vtab/cifar100", "method=flexlora").model
     counts = {}
     for name in ("lora", "flexlora", "adalora", "adalora_r8", "bitfit", "full", "linear"):
         backbone, source = outline(model, 100)

@@ -4,12 +4,11 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from compose_helpers import settings_of_run
 from glue_helpers import settings_of
-from hydra import compose, initialize_config_dir
 
-from flexlora.conf_path import conf_dir
 from flexlora.errors import UserError
-from flexlora.settings import GlueTask, TsvData, register_schemas, resolve
+from flexlora.settings import GlueTask, TsvData
 from flexlora.tasks import Split, load_task
 from flexlora.tasks.glue import glue
 from flexlora.tasks.glue_tsv import read_tsv
@@ -20,9 +19,7 @@ from flexlora.testing.small_data import write_cola
 @pytest.fixture(scope="module")
 def settings() -> GlueTask:
     """The composed settings of `task=glue/cola`."""
-    register_schemas()
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        return resolve(compose("config", overrides=["task=glue/cola", "method=lora"]))[0].task
+    return settings_of_run("task=glue/cola", "method=lora").task
 
 
 def write(path: Path, content: bytes) -> Path:

@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
+from compose_helpers import settings_of_run
 from scipy.sparse import hstack
 from scipy.stats import pearsonr
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -12,7 +12,6 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from flexlora.conf_path import conf_dir
 from flexlora.errors import UserError
-from flexlora.settings import register_schemas, resolve
 from flexlora.tasks import load_task
 from flexlora.tasks.glue import Glue
 from flexlora.tiny.english import TASKS, VOCABULARY, corpus, generate
@@ -22,9 +21,7 @@ every_task = pytest.mark.parametrize("name", TASKS)
 
 
 def settings(*overrides: str):
-    register_schemas()
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        return resolve(compose("config", overrides=["scale=tiny", *overrides]))[0]
+    return settings_of_run("scale=tiny", *overrides)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 import torch
-from vtab_helpers import composed
+from compose_helpers import settings_of_run
 
 from flexlora.errors import UserError
 from flexlora.models import load_backbone
@@ -37,7 +37,7 @@ def kind(word: str) -> str:
 
 
 def task(*overrides: str):
-    return load(composed(*TINY, *overrides).task)
+    return load(settings_of_run(*TINY, *overrides).task)
 
 
 def test_every_thing_has_one_quality():
@@ -150,7 +150,7 @@ def short(monkeypatch, tmp_path):
 
 
 def test_the_small_llama_has_a_token_for_every_word(short):
-    backbone = load_backbone(composed(*TINY).model, None)
+    backbone = load_backbone(settings_of_run(*TINY).model, None)
     assert type(backbone.model).__name__ == "LlamaForCausalLM"
     assert sum(p.numel() for p in backbone.model.parameters()) < 300_000
     assert backbone.revision == tiny_llama.content_hash(SHORT)
@@ -184,7 +184,7 @@ def test_the_hash_covers_everything_that_determines_the_language_model(monkeypat
 def test_pretraining_lowers_the_loss_and_restores_the_random_state(short, tmp_path):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    load_backbone(composed(*TINY).model, None)
+    load_backbone(settings_of_run(*TINY).model, None)
     assert torch.equal(torch.get_rng_state(), before)
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -211,7 +211,7 @@ def test_unsupported_settings_are_refused(overrides, said):
 
 
 def test_a_local_model_is_refused():
-    settings = composed(*TINY).model
+    settings = settings_of_run(*TINY).model
     settings.path = "somewhere"
     with pytest.raises(UserError, match="scale=tiny makes its own small model"):
         load_backbone(settings, None)
@@ -219,7 +219,7 @@ def test_a_local_model_is_refused():
 
 def unadapted_average() -> float:
     """The average score of the pretrained model on the test questions, before any training."""
-    settings = composed(*TINY)
+    settings = settings_of_run(*TINY)
     backbone, made = load_backbone(settings.model, None), task()
     made.preprocess(backbone.processor)
     scores: dict[str, float] = {}

@@ -6,8 +6,9 @@ from functools import cache
 
 import numpy as np
 import pytest
+from compose_helpers import settings_of_run
 from PIL import Image
-from vtab_helpers import TASKS, composed
+from vtab_helpers import TASKS
 
 from flexlora.errors import UserError
 from flexlora.models import load_backbone
@@ -29,7 +30,7 @@ PUBLISHED = {
 
 @cache
 def task(name: str, *overrides: str):
-    return load(composed(f"task={name}", *TINY, *overrides).task)
+    return load(settings_of_run(f"task={name}", *TINY, *overrides).task)
 
 
 def test_every_vtab_task_has_a_small_relative():
@@ -103,7 +104,7 @@ def test_a_task_without_a_small_relative_is_refused():
 
 
 def test_a_local_model_is_refused():
-    settings = composed(f"task={TASK}", *TINY).model
+    settings = settings_of_run(f"task={TASK}", *TINY).model
     settings.path = "somewhere"
     with pytest.raises(UserError, match="scale=tiny makes its own small model"):
         load_backbone(settings, 10)

@@ -14,9 +14,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from commonsense_helpers import write_llama, write_rows
+from compose_helpers import settings_of_run
 from marks import slow_but
 from runner_helpers import one_line
-from vtab_helpers import composed
 
 from flexlora.models import Backbone, outline
 from flexlora.report.published import read_published
@@ -194,7 +194,7 @@ COUNTS |= {f"{method} method.r=32": count for method, count in AT_RANK_32.items(
 def llama3_8b() -> Backbone:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
-        return outline(composed("task=commonsense170k", "method=lora").model, None)[0]
+        return outline(settings_of_run("task=commonsense170k", "method=lora").model, None)[0]
 
 
 # The slow set counts every method; the counts on smaller backbones (tests/methods) are in `make test`.
@@ -203,7 +203,7 @@ COUNTED = {"lora", "full", "adalora", "flexlora", "flexlora method.r=32"}
 
 @pytest.mark.parametrize("words", slow_but(COUNTED, COUNTS))
 def test_the_counts_of_llama3_8b(words):
-    settings = composed("task=commonsense170k", *f"method={words}".split())
+    settings = settings_of_run("task=commonsense170k", *f"method={words}".split())
     backbone = copy.deepcopy(llama3_8b())
     if words == "full":
         backbone.model.float()
@@ -235,7 +235,7 @@ def test_the_counts_are_those_that_table_2_prints(row, words):
 
 
 def test_the_recipe_is_table_9():
-    run = composed("task=commonsense170k", "method=flexlora")
+    run = settings_of_run("task=commonsense170k", "method=flexlora")
     training, method = run.training, run.method.fields
     assert (training.learning_rate, training.batch_size, training.epochs, training.warmup_steps) == (3e-4, 16, 3, 100)
     assert (method["r"], method["lora_alpha"], method["lora_dropout"], method["init_b"]) == (8, 16, 0.05, 4)

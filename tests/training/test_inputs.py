@@ -1,12 +1,10 @@
 """A folder that a run would read is refused at once where it is missing, and only where that is certain."""
 
 import pytest
-from hydra import compose, initialize_config_dir
+from compose_helpers import settings_of_run
 from runner_helpers import one_line
 
-from flexlora.conf_path import conf_dir
 from flexlora.errors import UserError
-from flexlora.settings import register_schemas, resolve
 from flexlora.training.inputs import refuse_missing_inputs
 
 LOCAL = ["model=local", "model.path={here}"]
@@ -30,11 +28,8 @@ PRESENT = {
 
 
 def refuse(overrides: list[str], here: object) -> None:
-    register_schemas()
     spelled = [override.format(here=here) for override in overrides]
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        config = compose("config", ["task=glue/cola", "method=flexlora", "training.learning_rate=1e-3", *spelled])
-    refuse_missing_inputs(resolve(config)[0])
+    refuse_missing_inputs(settings_of_run("task=glue/cola", "method=flexlora", "training.learning_rate=1e-3", *spelled))
 
 
 @pytest.mark.parametrize("case", MISSING)

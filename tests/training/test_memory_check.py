@@ -2,7 +2,7 @@
 
 import pytest
 from commonsense_helpers import write_llama, write_rows
-from vtab_helpers import composed
+from compose_helpers import settings_of_run
 
 from flexlora.errors import UserError
 from flexlora.models import causal_lm, load_backbone, sketch
@@ -16,7 +16,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("memory")
     llama, data = write_llama(folder / "llama"), write_rows(folder / "data")
     task = ["task=commonsense170k", "task.test_sets=[boolq,winogrande]", f"task.data_dir={data}"]
-    return composed(*task, "method=lora", "model=local", f"model.path={llama}")
+    return settings_of_run(*task, "method=lora", "model=local", f"model.path={llama}")
 
 
 def free(monkeypatch, count: int) -> None:

@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from compose_helpers import settings_of_run
 from fault_helpers import strike
 from runner_helpers import one_line
-from vtab_helpers import CLASSES, TASKS, composed, write_task, write_vit
+from vtab_helpers import CLASSES, TASKS, write_task, write_vit
 
 from flexlora.conf_path import conf_dir
 from flexlora.results.predictions import LAST, read_answers
@@ -88,7 +89,7 @@ def test_what_was_saved_is_the_model(arguments, tmp_path, flexlora_run):
 
     result = flexlora_run(*arguments, "method=flexlora", f"output_root={tmp_path}")
     assert result.returncode == 0, result.stderr
-    run = composed(*arguments, "method=flexlora")
+    run = settings_of_run(*arguments, "method=flexlora")
     backbone = load_backbone(run.model, 4)
     task = load_task(run.task)
     task.preprocess(backbone.processor)
@@ -195,7 +196,7 @@ def test_the_doctor(arguments, tmp_path):
 
 
 def test_settings_are_table_11s():
-    run = composed("task=vtab/dmlab", "method=flexlora")
+    run = settings_of_run("task=vtab/dmlab", "method=flexlora")
     training, method = run.training, run.method.fields
     assert (training.learning_rate, training.batch_size, training.epochs) == (1e-3, 32, 100)
     assert [method[name] for name in ("init_b", "tinit", "tfinal", "deltaT")] == [4, 500, 500, 100]
@@ -204,18 +205,18 @@ def test_settings_are_table_11s():
 
 
 def test_table_16_is_an_experiment():
-    runs = [composed("experiment=vtab_table16", "task=vtab/dtd", f"method={method}") for method in METHODS]
+    runs = [settings_of_run("experiment=vtab_table16", "task=vtab/dtd", f"method={method}") for method in METHODS]
     assert {(run.training.learning_rate, run.training.weight_decay, run.variant) for run in runs} == {
         (2e-3, 1e-3, "table16")
     }
-    assert composed("experiment=vtab", "task=vtab/dtd", "method=lora").training.learning_rate == 1e-3
+    assert settings_of_run("experiment=vtab", "task=vtab/dtd", "method=lora").training.learning_rate == 1e-3
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_has_a_recipe(method):
     """Composed whole for each task."""
     for task in (TASKS[0], TASKS[-1]):
-        assert composed(f"task=vtab/{task}", f"method={method}").training.learning_rate > 0
+        assert settings_of_run(f"task=vtab/{task}", f"method={method}").training.learning_rate > 0
 
 
 def test_the_experiment_is_all_19_tasks():
