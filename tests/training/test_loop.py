@@ -43,6 +43,16 @@ def test_half_a_cosine_after_a_warmup_in_steps():
     assert method.rates == pytest.approx(expected)
 
 
+def test_a_logged_loss_is_the_mean_of_the_steps_since_the_last_line():
+    each, every_second = (
+        dict(loop(Regression(12, [0.0] * 9), Sgd(), 6, log_every=log_every).run().losses) for log_every in (1, 2)
+    )
+    assert list(each) == [1, 2, 3, 4, 5, 6]
+    assert list(every_second) == [2, 4, 6]
+    for step, loss in every_second.items():
+        assert loss == pytest.approx((each[step - 1] + each[step]) / 2, rel=1e-5)
+
+
 def test_evaluations_at_the_end_only():
     task = Regression(12, [0.5])
     outcome = loop(task, Sgd(), 7, eval_every=0).run()
