@@ -3,7 +3,7 @@
 import pytest
 
 from flexlora.conf_path import conf_dir
-from flexlora.report.published import lines_of, read_published
+from flexlora.report.published import read_published
 from flexlora.report.tables import TABLES
 
 METHODS = {path.stem for path in (conf_dir() / "method").glob("*.yaml")}
@@ -20,12 +20,8 @@ def test_every_published_row_names_an_existing_method(name):
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_a_table_names_the_methods_as_its_file_does(name):
-    """A row of the table finds its lines, and they are of its method."""
-    table = TABLES[name]
-    for row in table.paper_rows:
-        assert {line.method for line in lines_of(row, table.published)} == {row.method}, row
-    assert {*table.methods} - METHODS <= NOT_HERE
+def test_the_methods_of_a_table_exist(name):
+    assert {*TABLES[name].methods} - METHODS <= NOT_HERE
 
 
 def test_every_published_row_is_in_a_table():
