@@ -28,10 +28,11 @@ def require_task(config: DictConfig) -> list[Path]:
         The folders of YAML files, the strongest last.
 
     Raises:
-        UserError: `task` is still the placeholder, or a YAML of the user's own does not say what it is, or a recipe of
-            the method or the scale is wrong.
+        UserError: `task` is still the placeholder, or a YAML of the user's own does not say what it is or has the name
+            of one of ours, or a recipe of the method or the scale is wrong.
     """
     folders = config_folders()
+    _refuse_hidden_files(folders)
     for group, kind in {"task": "family", "method": "kind", "model": "kind"}.items():
         chosen = config.get(group)
         if not isinstance(chosen, DictConfig) or not {"name", kind} <= {str(key) for key in chosen}:
@@ -42,6 +43,18 @@ def require_task(config: DictConfig) -> list[Path]:
     method, scale = (HydraConfig.get().runtime.choices[group] for group in ("method", "scale"))
     _check_recipes_once(method, scale, tuple(folders))
     return folders
+
+
+def _refuse_hidden_files(folders: list[Path]) -> None:
+    """Refuse a file of the user's own that Hydra would pass over in silence, because ours has the same name."""
+    for group, name in HydraConfig.get().runtime.choices.items():
+        files = [folder / group / f"{name}.yaml" for folder in folders]
+        hidden, *used = [file for file in files if group in GROUPS and file.is_file()] or [None]
+        if used:
+            raise UserError(
+                f"{hidden} has the name of a {group} of the package, which would be used instead: rename it "
+                f"(a file may inherit from ours: 'defaults: [{name}, _self_]')"
+            )
 
 
 @cache
@@ -68,7 +81,7 @@ def choices(group: str, folders: list[Path]) -> list[str]:
 
 
 def method_files() -> dict[str, Path]:
-    """The YAML of every method by its name; one of the user's own takes the place of ours."""
+    """The YAML of every method by its name, ours and those of `--config-dir`."""
     found = {name: folder / "method" / f"{name}.yaml" for folder in _folders() for name in choices("method", [folder])}
     return dict(sorted(found.items()))
 

@@ -102,3 +102,13 @@ def test_an_error_in_a_users_method_is_one_line(name, message, flexlora_run, fol
     result = run(flexlora_run, folder, arguments, tmp_path, f"method={name}", *rate)
     assert result.returncode == 2
     assert one_line(result).startswith(message)
+
+
+def test_a_file_with_the_name_of_one_of_ours_is_refused(flexlora_run, arguments, tmp_path):
+    """Hydra takes ours and passes over the user's without a word."""
+    (tmp_path / "conf" / "method").mkdir(parents=True)
+    file = tmp_path / "conf" / "method" / "lora.yaml"
+    file.write_text(YAML["my_vera"], encoding="utf-8")
+    result = flexlora_run("--config-dir", str(tmp_path / "conf"), *arguments, "method=lora", f"output_root={tmp_path}")
+    assert result.returncode == 2
+    assert one_line(result).startswith(f"{file} has the name of a method of the package, which would be used instead")
