@@ -290,10 +290,7 @@ def test_every_method_is_listed_with_what_it_trains_here(arguments):
 def test_the_list_of_methods_is_counted_once(arguments, tmp_path, monkeypatch):
     """A second call reads what the first one counted; with other settings the methods are counted anew."""
     monkeypatch.setenv("FLEXLORA_CACHE", str(tmp_path))
-    register_schemas()
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        config = compose("config", overrides=[*arguments, "method=lora"])
-    settings, plain = resolve(config)
+    settings, plain = resolve(composed(*arguments, "method=lora"))
     methods = {"lora": settings.method}
     files = {"lora": conf_dir() / "method" / "lora.yaml"}
     first = method_rows(settings, plain, methods, files)
