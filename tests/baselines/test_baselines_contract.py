@@ -214,7 +214,7 @@ def test_a_saved_configuration_loads_unchanged(method, tmp_path):
     settings.save_pretrained(str(tmp_path))
     again = type(settings).from_pretrained(str(tmp_path))
     assert again == settings
-    assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == settings.method.upper()
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == settings.peft_type.value
 
 
 def test_gradient_checkpointing_keeps_the_gradients() -> None:

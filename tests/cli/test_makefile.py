@@ -100,8 +100,8 @@ def test_a_table_s_target_runs_every_row_that_can_be_run(tmp_path, target):
     sweeps = re.findall(r"flexlora-run (.*?) \|\| code", make(tmp_path, "-n", target).stdout)
     runs = [run for sweep in sweeps for run in runs_of(sweep)]
     for row in TABLES[TARGETS[target]].paper_rows:
-        beside = [run for run in runs if run["name"] == row.method]
-        beside = [run for run in beside if all(run.get(name) in allowed for name, allowed in row.settings)]
+        beside = [run for run in runs if run.name == row.method]
+        beside = [run for run in beside if all(run.fields.get(name) in allowed for name, allowed in row.settings)]
         assert beside or row.method in NOT_RUN.get(target, ()), row
 
 

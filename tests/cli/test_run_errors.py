@@ -44,7 +44,7 @@ BAD_SETTINGS = {
     "no such data": (["task=glue/cola", "task.data_dir=nowhere"], r"there is no folder nowhere"),
     "no such PEFT field": (["{run}", "method=lora", "+method.use_rslra=true"], r"Did you mean method.use_rslora?"),
     "a PEFT field's type": (["{run}", "method=lora", "+method.rank_pattern=3"], r"method.rank_pattern: 3 is not"),
-    "a refused value": (["{run}", "method=flexlora", "method.importance=size"], r"`importance` is 'size'"),
+    "a refused value": (["{run}", "method=flexlora", "method.importance=size"], r"method.importance must be one of "),
     "no event can fire": (["{run}", "method=flexlora", "schedule=absolute"], r"no rank event is possible"),
     "no such head": (
         ["{run}", "method=lora", "method.modules_to_save=[poolr]"],
@@ -126,7 +126,7 @@ def test_every_run_of_a_sweep_says_what_is_wrong_with_its_data(flexlora_run, arg
     train, dev = ((cola / "CoLA" / name).read_text() for name in ("train.tsv", "dev.tsv"))
     folders: dict[str, tuple[dict[str, str], str]] = {
         "empty": ({}, "has a train.tsv (the classic GLUE download) or a train.parquet, .json, .jsonl or .csv"),
-        "split": ({"train.tsv": train}, "there is no {}/dev.tsv: the task needs train.tsv and dev.tsv"),
+        "split": ({"train.tsv": train}, "there is no file {}/dev.tsv: the task needs train.tsv and dev.tsv"),
         "line": ({"train.tsv": f"{train}made\t1\tno star .\n", "dev.tsv": dev},
                  "{}/train.tsv, line 65: 3 tab-separated columns where 4 are expected"),
         "label": ({"train.tsv": train, "dev.tsv": f"made\t2\t\ta .\n{dev}"},
@@ -176,7 +176,7 @@ def test_help_lists_what_can_be_chosen_and_version_is_our_own(flexlora_run):
     assert tasks.startswith("task: commonsense170k, glue/cola, glue/mnli, glue/mrpc, glue/qnli, glue/qqp, glue/rte, ")
     assert tasks.endswith(", vtab/svhn")
     assert "scale: paper, tiny" in lines
-    assert not [line for line in lines if line.startswith(("schema", "benchmark"))]
+    assert not [line for line in lines if line.startswith("schema")]
     assert flexlora_run("--version").stdout == f"flexlora-run {version('flexlora')}\n"
 
 

@@ -89,8 +89,13 @@ def nonsense(plain: dict[str, Any]) -> Iterator[str]:
 def zero_as_shipped() -> frozenset[str]:
     """Last names of the keys that some YAML sets to 0, such as a dropout."""
     shipped = (flat_keys(yaml.safe_load(file.read_text(encoding="utf-8")) or {}) for file in conf_dir().rglob("*.yaml"))
-    zeros = (key for keys in shipped for key, value in keys.items() if value == 0 and value is not False)
+    zeros = (key for keys in shipped for key, value in keys.items() if _is_zero(value))
     return frozenset(key.rpartition(".")[2] for key in zeros) - {"learning_rate", "epochs", "batch_size"}
+
+
+def _is_zero(value: Any) -> bool:
+    """Whether a YAML's value is 0, or the default of a recipe's interpolation is."""
+    return (value == 0 and value is not False) or str(value).endswith((",0.0}", ",0}"))
 
 
 def check(settings: RunSettings, plain: dict[str, Any], typed: list[str]) -> Ending:

@@ -275,8 +275,8 @@ def test_a_setting_out_of_range_is_refused_in_one_line(case):
 def test_the_command_refuses_before_it_loads_anything(tmp_path):
     result = subprocess.run(
         [
-            COMMAND, "task=glue/cola", "method=adalora", "model=local", "model.path=/nowhere", "task.data_dir=/nowhere",
-            "method.target_r=20", f"output_root={tmp_path}",
+            COMMAND, "task=glue/cola", "method=adalora", "model=local", f"model.path={tmp_path}",
+            f"task.data_dir={tmp_path}", "method.target_r=20", f"output_root={tmp_path}",
         ],
         capture_output=True, text=True, check=False,
     )  # fmt: skip

@@ -171,10 +171,10 @@ def test_each_mode_gives_the_answers_of_the_protocols_loop(backbone, mode):
 
 def test_fast_mode_stops_when_every_row_has_an_answer(backbone, monkeypatch):
     """It does not stop earlier: a row without an answer continues to the last token."""
-    from flexlora.tasks import answers
+    from flexlora.tasks import language_model
 
     widths = []
-    generate = answers.generate
+    generate = language_model.generate
 
     def counted(*arguments, **options):
         output = generate(*arguments, **options)
@@ -307,7 +307,7 @@ def test_missing_bitsandbytes_is_refused(folder, monkeypatch):
 
 def test_a_method_that_trains_nothing_is_refused(backbone):
     message = refused(lambda: MaskMethod([], []).wrap(backbone.model))
-    assert message == "this method trains a fresh head, but this model has none: choose train"
+    assert message == "this method trains a fresh head, but this model has none: choose another method"
     message = refused(lambda: MaskMethod([r".*\.bias"], []).wrap(backbone.model))
     assert message.startswith(r"method.trainable: '.*\.bias' does not match the full name of any parameter")
     backbone.model.requires_grad_(True)
