@@ -48,11 +48,12 @@ def require_task(config: DictConfig) -> list[Path]:
 def _refuse_hidden_files(folders: list[Path]) -> None:
     """Refuse a file of the user's own that Hydra would pass over in silence, because ours has the same name."""
     for group, name in HydraConfig.get().runtime.choices.items():
-        files = [folder / group / f"{name}.yaml" for folder in folders]
-        hidden, *used = [file for file in files if group in GROUPS and file.is_file()] or [None]
-        if used:
+        if group not in GROUPS:
+            continue
+        files = [file for folder in folders if (file := folder / group / f"{name}.yaml").is_file()]
+        if len(files) > 1:
             raise UserError(
-                f"{hidden} has the name of a {group} of the package, which would be used instead: rename it "
+                f"{files[0]} has the name of a {group} of the package, which would be used instead: rename it "
                 f"(a file may inherit from ours: 'defaults: [{name}, _self_]')"
             )
 
