@@ -17,9 +17,12 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig
+
+from flexlora.settings import register_schemas
 
 T = TypeVar("T")
 
@@ -40,7 +43,7 @@ class CachedLoader(ConfigLoaderImpl):
 
     def __reduce__(self) -> Any:
         """Pickle no cache: launchers send the loader to every process that runs a job."""
-        return CachedLoader, (self.config_search_path,)
+        return _loader_of, (self.config_search_path,)
 
     def get_group_options(
         self,
@@ -107,6 +110,13 @@ class CachedLoader(ConfigLoaderImpl):
             if line not in self._parsed:
                 (self._parsed[line],) = parser.parse_overrides([line])
         return [self._parsed[line] for line in overrides]
+
+
+def _loader_of(config_search_path: ConfigSearchPath) -> CachedLoader:
+    """The loader in a process that a launcher has started, where nothing has registered sources and schemas yet."""
+    Plugins.instance()
+    register_schemas()
+    return CachedLoader(config_search_path)
 
 
 class _Repository(ConfigRepository):

