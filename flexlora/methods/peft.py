@@ -230,6 +230,8 @@ def scale_windows(fields: dict[str, Any], context: RunContext) -> dict[str, Any]
     for name, value in before.items():
         # Checked here, because a scaled window is rounded to an allowed value.
         lowest = 1 if name == "deltaT" else 0
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise UserError(f"method.{name} must be a whole number of at least {lowest}, not {value!r}")
         if value < lowest:
             raise UserError(f"method.{name} must be at least {lowest}, not {value}")
     factor = context.total_steps / context.paper_steps if scaled and context.paper_steps else 1.0

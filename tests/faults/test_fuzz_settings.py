@@ -51,6 +51,8 @@ def known(method: str) -> dict[str, tuple[bool, list[str]]]:
     """Every key of `method=<method>`, and every field of PEFT's config class beside them: whether the key is composed
     (an override of another is `++key`), and words that may be meant: its value, and what its comments speak of."""
     keys = flat_keys(OmegaConf.to_container(config_of(["task=glue/cola", f"method={method}"]), resolve=False))
+    # The tables of recipes are no settings: nobody types them, and almost every change of one is refused.
+    keys = {key: value for key, value in keys.items() if not key.startswith(("recipes", "method.recipes", "benchmark"))}
     words = words_of_conf()
     found = {key: (True, [str(value), *words.get(key.rpartition(".")[2], [])]) for key, value in keys.items()}
     if "method.peft_type" in keys:
