@@ -2,7 +2,7 @@
 
 A setting that takes its value from a recipe is declared as `tinit: ${recipe:method.tinit}`, or with a default as
 `r: ${recipe:method.r,32}`. The resolver of this module replaces it by the value in the first row that has one.
-`row_names` gives the order: rows of the current scale come before others, a task's rows before its benchmark's, and a
+`look_up` gives the order: rows of the current scale come before others, a task's rows before its benchmark's, and a
 row that names the backbone (`glue/cola@roberta_base`) before one that does not. The command line and an experiment
 replace the interpolation itself, so they always win.
 """
@@ -53,22 +53,14 @@ def _resolve(key: str, *default: Any, _root_: DictConfig) -> Any:
     raise Missing(key)
 
 
-def row_names(config: Mapping[str, Any]) -> list[str]:
-    """Return the names of the rows that count for a composed config, the strongest first. Not all of them exist.
-
-    Example:
-        `tiny/glue/cola@deberta_v3_base`, `tiny/glue/cola`, `tiny/glue@deberta_v3_base`, `tiny/glue`, ...,
-        `glue/cola@deberta_v3_base`, `glue/cola`, `glue@deberta_v3_base`, `glue`.
-    """
-    return [*_at_scale(config), *_at_any_scale(config)]
-
-
 def _at_scale(config: Mapping[str, Any]) -> list[str]:
+    """Return the names of this scale's rows, the strongest first: `tiny/glue/cola@roberta_base`, ..., `tiny`."""
     scale = config["scale"]
     return [*(f"{scale}/{name}" for name in _at_any_scale(config)), *_with_backbone([scale], config)]
 
 
 def _at_any_scale(config: Mapping[str, Any]) -> list[str]:
+    """Return the names of the rows without a scale, the strongest first: `glue/cola@roberta_base`, ..., `glue`."""
     places = dict.fromkeys((config["task"]["name"], config.get("benchmark")))
     return _with_backbone([place for place in places if place is not None], config)
 

@@ -77,7 +77,6 @@ def resolve(config: DictConfig, folders: Sequence[Path] | None = None) -> tuple[
     Raises:
         UserError: no schema has a key, a value is missing, or a value has the wrong type or is out of range.
     """
-    recipes.register_resolver()  # a process that a launcher has started does not have it yet
     folders = folders or [conf_dir()]
     try:
         _refuse_missing(config, folders)

@@ -259,11 +259,16 @@ def write(folder: Path, recipes: str, name: str = "mine", fields: str = "r: ${re
     (folder / "method" / f"{name}.yaml").write_text(text + recipes, encoding="utf-8")
 
 
-def rank(folder: Path, *overrides: str) -> int:
+def resolved(folder: Path, *overrides: str):
+    """The settings of `method=mine` with the files of `folder`, typed and plain. The files change: none is cached."""
     register_schemas()
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         config = compose("config", overrides=[f"hydra.searchpath=[{folder}]", "method=mine", *overrides])
-        return resolve(config, [conf_dir(), folder])[0].method.fields["r"]
+    return resolve(config, [conf_dir(), folder])
+
+
+def rank(folder: Path, *overrides: str) -> int:
+    return resolved(folder, *overrides)[0].method.fields["r"]
 
 
 # Each row is stronger than those after it.
@@ -289,10 +294,7 @@ def test_rows_of_another_scale_backbone_or_task_do_not_count(folder):
 
 def test_a_key_that_a_row_lacks_is_looked_for_in_the_next(folder):
     write(folder, "  glue/cola: {method.r: 7}\n  glue: {training.learning_rate: 0.25}\n")
-    register_schemas()
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        config = compose("config", overrides=[f"hydra.searchpath=[{folder}]", "method=mine", "task=glue/cola"])
-    run = resolve(config, [conf_dir(), folder])[0]
+    run = resolved(folder, "task=glue/cola")[0]
     assert (run.method.fields["r"], run.training.learning_rate) == (7, 0.25)
 
 
@@ -312,15 +314,12 @@ def test_a_null_in_a_row_is_a_value(folder):
 
 def test_recipes_are_no_part_of_the_record(folder):
     """Another task's row may change without making a finished run another run."""
-    register_schemas()
     hashes = set()
     for other in ("0.1", "0.2"):
         write(
             folder, f"  glue/cola: {{training.learning_rate: 0.25}}\n  glue/rte: {{training.learning_rate: {other}}}\n"
         )
-        with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-            config = compose("config", overrides=[f"hydra.searchpath=[{folder}]", "method=mine", "task=glue/cola"])
-        plain = resolve(config, [conf_dir(), folder])[1]
+        plain = resolved(folder, "task=glue/cola")[1]
         assert not [key for key in flat_keys(plain) if "recipe" in key or key == "benchmark"]
         hashes.add(config_hash(plain))
     assert len(hashes) == 1
