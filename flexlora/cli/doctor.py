@@ -4,15 +4,18 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 
-from flexlora.cli.command import FAILED, REFUSED, call_with_settings
+from flexlora.cli.command import FAILED, REFUSED, call_with_settings, say
 from flexlora.cli.explain import config_folders, method_files
 from flexlora.doctor.method_rows import Described, method_rows
 from flexlora.doctor.run_check import Finding, Mark, check_run
+from flexlora.doctor.tree_check import check_tree
+from flexlora.errors import UserError
 from flexlora.results.record import Ending
 from flexlora.settings import RunSettings, resolve_method
 from flexlora.settings.sources import sources
@@ -26,6 +29,7 @@ HEADER = f"""{PROGRAM} says whether a run could start here, and what it would do
   {PROGRAM} task=glue/cola method=flexlora
   {PROGRAM} task=glue/cola method=lora model=local model.path=DIR task.data_dir=DIR
   {PROGRAM} methods                      # every method, and what it trains on the model
+  {PROGRAM} outputs                      # are all finished runs in this folder what their records say?
 """
 FOOTER = "Exit code: 0 if the run could start; 1 if not; 2 where the settings are refused."
 
@@ -35,6 +39,8 @@ def main() -> None:
 
     1 where one could not, 2 where the settings themselves are refused.
     """
+    if _names_a_tree(sys.argv[1:]):
+        sys.exit(_check_tree(Path(sys.argv[-1])))
     job = _examine
     if sys.argv[1:2] == ["methods"]:
         job = _list_methods
@@ -46,6 +52,21 @@ def main() -> None:
         endings = call_with_settings(PROGRAM, job, [f"hydra.{key}='{value}'" for key, value in ours.items()])
     bad = {ending.status for ending in endings} - {"ready"}
     sys.exit(0 if not bad else REFUSED if "refused" in bad else FAILED)
+
+
+def _names_a_tree(arguments: Sequence[str]) -> bool:
+    """Whether the command is `outputs`, `outputs DIR`, or any folder: `outputs` is the default of `output_root`."""
+    return arguments[:1] == ["outputs"] or (len(arguments) == 1 and Path(arguments[0]).is_dir())
+
+
+def _check_tree(root: Path) -> int:
+    try:
+        report = check_tree(root)
+    except UserError as error:
+        say(PROGRAM, error)
+        return REFUSED
+    print(report)
+    return 0 if report.is_whole else FAILED
 
 
 def _examine(settings: RunSettings, plain: dict[str, Any], overrides: list[str]) -> Ending:

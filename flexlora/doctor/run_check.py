@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from flexlora.errors import UserError, one_line, printable
 from flexlora.paths import existing_folder
 from flexlora.results import environment
-from flexlora.results.folder import RunFolder, cannot_write, checkpoint_folders, held_by
+from flexlora.results.checkpoint_files import checkpoint_folders
+from flexlora.results.folder import RunFolder, cannot_write, held_by
 from flexlora.results.record import read_record
 from flexlora.settings import LrScheduler, Precision, RunSettings
 from flexlora.training.memory_check import largest_batch, refuse_what_cannot_fit
@@ -341,8 +342,11 @@ class _RunCheck:
         holder = folder.holder()
         if holder is not None:
             raise UserError(held_by(self.path, holder))
-        if folder.is_finished():
+        unknown = folder.finished()
+        if unknown is not None:
             self._say("folder", "state", "contains this run, finished: it is skipped", Mark.good)
+            for line in unknown:
+                self._say("folder", "state", line, Mark.warning)
         elif folder.can_resume():
             newest = next(iter(checkpoint_folders(self.path)))
             self._say(

@@ -59,9 +59,41 @@ def hardware(device: str, processes: int) -> dict[str, Any]:
         "processes": processes,
         "machine": platform.machine(),
         "system": platform.system(),
+        "cpu": _cpu_name(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cpu_count": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
     }
+
+
+def session(first_step: int, started: str | None, hardware: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts about this process on which the results of a training depend, for `sessions` of the record."""
+    return {
+        "first_step": first_step,
+        "started": started,
+        "versions": dict(versions()),
+        "git": dict(git_state()),
+        "hardware": dict(hardware),
+    }
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return what differs between two sessions of one run, such as `torch 2.8.0 → 2.9.0`."""
+    pairs = []
+    for part in ("versions", "git", "hardware"):
+        old, new = before[part], now[part]
+        names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        prefix = "commit " if part == "git" else ""
+        pairs += [f"{prefix}{name} {old.get(name)} → {new.get(name)}" for name in names]
+    return pairs
+
+
+def _cpu_name() -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
 
 
 def reset_peak_memory() -> None:

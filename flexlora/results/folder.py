@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -19,10 +20,14 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from flexlora.errors import UserError, one_line
+from flexlora.results.checkpoint_files import CHECKPOINTS, checkpoint_folders
 from flexlora.results.files import to_json, write_text
 from flexlora.results.predictions import BEST, LAST
-from flexlora.results.record import read_record
+from flexlora.results.record import RunRecord, read_record
+from flexlora.results.whole import NOUNS, first_of, look
 from flexlora.settings import flat_keys
+
+log = logging.getLogger("flexlora")
 
 # Settings that change where a run is written or whether it runs, and not its results.
 LOCATION_KEYS = frozenset({"output_root", "task.token_cache", "dry"})
@@ -39,8 +44,6 @@ PATH_KEYS = LOCATION_KEYS | {
     "task.data_dir",
 }
 LEFTOVERS = ("result.json", "metrics.jsonl", "ranks.jsonl", LAST, BEST, "config.yaml", "log.txt")
-CHECKPOINTS = "checkpoints"
-NAME = re.compile(r"step-([0-9]+)")
 # Statuses of a run that is not run again. A failed, interrupted or killed run continues from its newest checkpoint.
 KEPT = ("done", "diverged")
 
@@ -82,12 +85,6 @@ def cannot_write(path: Path, error: OSError) -> UserError:
 def held_by(path: Path, holder: str) -> str:
     """Return the message for a run's folder that another process is using."""
     return f"{path} is in use by {holder}: wait until it ends, or give variant=NAME."
-
-
-def checkpoint_folders(path: Path) -> dict[int, Path]:
-    """Return the checkpoint folders of the run in `path` by step, the newest first; some may be damaged."""
-    named = ((NAME.fullmatch(folder.name), folder) for folder in (path / CHECKPOINTS).glob("step-*"))
-    return dict(sorted(((int(name[1]), folder) for name, folder in named if name), reverse=True))
 
 
 class RunFolder:
@@ -142,27 +139,51 @@ class RunFolder:
         return None
 
     def is_finished(self) -> bool:
-        """Return whether the run with this config is done.
+        """Return whether the run with this config is done, see `finished`."""
+        return self.finished() is not None
+
+    def finished(self) -> list[str] | None:
+        """Return None where the run with this config is not done, else what of it cannot be compared, a line each.
+
+        The files of the folder and the files that the run read are compared with the record. A file is read only where
+        its time of change differs from the record's.
 
         Raises:
-            UserError: the folder has a finished run of another config (the message names the keys that differ), or its
-                record cannot be read.
+            UserError: the folder has a finished run of another config (the message names the keys that differ), its
+                record cannot be read, a file of the run is missing or damaged, or the run read other data or weights.
         """
         path = self.path / "result.json"
         if not path.is_file():
-            return False
+            return None
         try:
             record = read_record(path)
         except ValueError as error:
             raise UserError(f"{error}. Move the folder away, or give variant=NAME.") from error
         if record.status not in KEPT:
-            return False
+            return None
         if record.config_hash != config_hash(self.config):
             raise UserError(
                 f"{self.path} holds a finished run of another config ({_differences(record.config, self.config)}): "
                 "move it away, or give variant=NAME."
             )
-        return record.status == "done"
+        return self._compared(record) if record.status == "done" else None
+
+    def _compared(self, record: RunRecord) -> list[str] | None:
+        found = look(self.path, record)
+        for group, lines in found.changed.items():
+            raise UserError(
+                f"{self.path} is finished, but its {NOUNS[group]} changed since: {first_of(lines)}. Move the folder "
+                "away to run it again, or give variant=NAME."
+            )
+        if found.damaged and not checkpoint_folders(self.path):
+            raise UserError(
+                f"{self.path} is finished, but {first_of(found.damaged)}. Move the folder away to run it again, or "
+                "give variant=NAME."
+            )
+        if found.damaged:
+            log.warning("%s is not whole: %s. Its checkpoint is used.", self.path, first_of(found.damaged))
+            return None
+        return found.unknown
 
     def can_resume(self) -> bool:
         """Return whether the folder has checkpoints of an unfinished run with this config.

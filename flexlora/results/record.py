@@ -1,17 +1,22 @@
 """`result.json`: the record of one run. A value that was not measured is null."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import UnionType
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from flexlora.errors import UserError
 from flexlora.results.files import to_json, write_text
+from flexlora.results.stamps import FILE, FOLDER, is_stamp
 
 SCHEMA_VERSION = 1
 STATUSES = ("done", "failed", "interrupted", "diverged")
+
+INPUTS = ("data", "images", "model", "adapter", "ranks")
+"""What a run reads: files of data, folders of images, files of the model, an initial adapter, a source of ranks."""
 
 
 class Ending(NamedTuple):
@@ -62,6 +67,11 @@ class RunRecord:
     adapter_bytes: int | None = None
     adapter_sha256: dict[str, str] = field(default_factory=dict)
     """SHA-256 of each file of weights in `adapter/`, by name."""
+    files: dict[str, Any] = field(default_factory=dict)
+    """The stamp of each file of the folder that this record vouches for (flexlora/results/stamps.py), by its path in
+    the folder."""
+    inputs: dict[str, Any] = field(default_factory=dict)
+    """The stamps of the files that the run read, by path, for each of `INPUTS`."""
     rank_events: dict[str, Any] | None = None
     """Number of events, first and last step, final ranks and alarms. `ranks.jsonl` has the events."""
 
@@ -80,6 +90,8 @@ class RunRecord:
     git: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     hardware: dict[str, Any] = field(default_factory=dict)
+    sessions: list[dict[str, Any]] = field(default_factory=list)
+    """Each process that trained a part of this run: its first step, versions, commit and hardware."""
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -135,7 +147,21 @@ def record_of(values: dict[str, Any]) -> RunRecord:
     for name, value in values.items():
         if not isinstance(value, _types()[name]):
             raise ValueError(f"its {name!r} cannot be {str(value)[:40]!r}")
+    _check_stamps(values)
     return RunRecord(**values)
+
+
+def _check_stamps(values: Mapping[str, Any]) -> None:
+    for name, value in values.get("files", {}).items():
+        path = PurePosixPath(name)
+        if not is_stamp(value) or path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"its 'files' has no valid stamp of {name[:40]!r}")
+    for group, files in values.get("inputs", {}).items():
+        if group not in INPUTS or not isinstance(files, dict):
+            raise ValueError(f"its 'inputs' cannot have {group[:40]!r}")
+        for name, value in files.items():
+            if not is_stamp(value, FOLDER if group == "images" else FILE) or "\0" in name:
+                raise ValueError(f"its 'inputs' has no valid stamp of {name[:40]!r}")
 
 
 @cache

@@ -1,7 +1,8 @@
 """The interface between the training loop and a task."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,6 +47,10 @@ class Task:
     def preprocess(self, processor: Any) -> None:
         """Turn the raw rows into examples with the backbone's tokenizer or image settings; called once."""
         raise NotImplementedError
+
+    def image_files(self) -> Iterator[Path]:
+        """Yield the files of the splits beside those whose hashes `provenance` has; only image tasks have such."""
+        yield from ()
 
     def train_examples(self, seed: int, epoch: int) -> Sequence[dict[str, Any]]:
         """The training examples of epoch `epoch`. Augmentation is a function of (seed, epoch, index)."""

@@ -1,7 +1,7 @@
 """The VTAB-1K family: an image in, a class out. The 19 tasks differ only in their YAML files."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,10 @@ class Vtab(Task):
             raise UserError(f"task.data_dir: {_listed(problems)} in {self.provenance['path']}")
         self.train = splits.pop("train")
         self.evaluation = list(splits.values())
+
+    def image_files(self) -> Iterator[Path]:
+        for rows in (self.train_rows, *self.evaluation_rows.values()):
+            yield from (image for image in rows.images if isinstance(image, Path))
 
     def train_examples(self, seed: int, epoch: int) -> Sequence[dict[str, Any]]:
         if self._augmentation is None:

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import itertools
-import json
 import logging
 import os
 import random
@@ -20,13 +19,12 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from flexlora.errors import one_line
-from flexlora.results.files import file_sha256, to_json, write_text
-from flexlora.results.folder import CHECKPOINTS, checkpoint_folders
+from flexlora.results.checkpoint_files import CHECKPOINTS, MANIFEST, STATE, TENSORS, checkpoint_folders, verify
+from flexlora.results.files import to_json, write_text
 
 log = logging.getLogger("flexlora")
 
 KEPT = 2
-TENSORS, STATE, MANIFEST = "trained.safetensors", "state.pt", "manifest.json"
 
 
 class Checkpoints:
@@ -81,7 +79,7 @@ class Checkpoints:
         folders = list(checkpoint_folders(self.run).values())
         for folder, older in itertools.zip_longest(folders, folders[1:]):
             try:
-                _verify(folder)
+                verify(folder)
                 tensors = load_file(folder / TENSORS)
                 return tensors, torch.load(folder / STATE, weights_only=True, map_location="cpu")
             except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
@@ -89,17 +87,6 @@ class Checkpoints:
                 log.warning("%s is damaged (%s): %s", folder, one_line(error), instead)
                 self._damaged.append(folder)
         return None
-
-
-def _verify(folder: Path) -> None:
-    """Raise ValueError where a file is not what the manifest says."""
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    hashes = manifest.get("sha256") if isinstance(manifest, dict) else None
-    if not isinstance(hashes, dict) or set(hashes) != {TENSORS, STATE}:
-        raise ValueError(f"{MANIFEST} is not a checkpoint's")
-    for name, expected in hashes.items():
-        if file_sha256(folder / name) != expected:
-            raise ValueError(f"{name} is not what was written")
 
 
 def _sync(path: Path) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flexlora.results.folder import RunFolder, checkpoint_folders
+from flexlora.results.checkpoint_files import checkpoint_folders
+from flexlora.results.folder import RunFolder
 from flexlora.results.record import Ending, read_record
 from flexlora.training.progress import duration
 
@@ -31,8 +32,9 @@ class DryRun:
         holder = folder.holder()
         if holder is not None:
             return Ending("running", f"held by {holder}")
-        if folder.is_finished():
-            return Ending("done")
+        unknown = folder.finished()
+        if unknown is not None:
+            return Ending("done", "; ".join(unknown) or None)
         return self._unfinished(path, resumes=folder.can_resume())
 
     def _unfinished(self, path: Path, resumes: bool) -> Ending:

@@ -13,19 +13,14 @@ from typing import TYPE_CHECKING, Any
 from flexlora.errors import UserError, one_line
 from flexlora.paths import existing_folder
 from flexlora.results import environment
+from flexlora.results.checkpoint_files import checkpoint_folders
 from flexlora.results.files import file_sha256
-from flexlora.results.folder import (
-    KEPT,
-    RunFolder,
-    cannot_write,
-    checkpoint_folders,
-    config_hash,
-    variant_name,
-)
+from flexlora.results.folder import KEPT, RunFolder, cannot_write, config_hash, variant_name
 from flexlora.results.record import Ending, RunRecord
+from flexlora.results.whole import vouched_files
 from flexlora.settings import RunSettings
-from flexlora.training.distributed import begin_together, ends_together, launched_alone
-from flexlora.training.inputs import refuse_missing_inputs
+from flexlora.training.distributed import begin_together, ends_together, launched_alone, shared_failure
+from flexlora.training.inputs import contents, refuse_missing_inputs, stamp_inputs
 from flexlora.training.memory_check import refuse_what_cannot_fit
 from flexlora.training.plan import make_method, plan_steps, windows_line
 from flexlora.training.progress import is_main_process
@@ -34,6 +29,7 @@ from flexlora.training.trackers import require_trackers, tracked
 
 if TYPE_CHECKING:
     from flexlora.training.loop import Loop
+    from flexlora.training.outcome import Outcome
 
 log = logging.getLogger("flexlora")
 
@@ -85,10 +81,10 @@ def _open(folder: RunFolder, stack: contextlib.ExitStack) -> str | UserError:
         try:
             stack.enter_context(folder)
         except UserError:
-            if folder.is_finished():  # and may lie where nothing can be written any more
+            if _is_finished(folder):  # and may lie where nothing can be written any more
                 return "skipped"
             raise
-        if folder.is_finished():
+        if _is_finished(folder):
             folder.drop_checkpoints()  # it was killed just before it did so itself
             return "skipped"
         resume = folder.can_resume()
@@ -100,6 +96,14 @@ def _open(folder: RunFolder, stack: contextlib.ExitStack) -> str | UserError:
     except OSError as error:
         return cannot_write(folder.path, error)
     return "resumed" if resume else "begun"
+
+
+def _is_finished(folder: RunFolder) -> bool:
+    """Whether the run is finished; what of it cannot be compared with its record is a line of the log."""
+    unknown = folder.finished()
+    for line in unknown or ():
+        log.warning("%s: %s", folder.path, line)
+    return unknown is not None
 
 
 def _open_together(folder: RunFolder, stack: contextlib.ExitStack) -> str | UserError:
@@ -192,9 +196,11 @@ class _Job:
         return Ending(record.status, record.error)
 
     def _write(self) -> None:
-        self.record.total_seconds = round(time.perf_counter() - self.began, 3)
+        record = self.record
+        record.total_seconds = round(time.perf_counter() - self.began, 3)
         if self.main:
-            self.record.write(self.path / "result.json")
+            record.files = vouched_files(self.path) if record.status in KEPT else {}
+            record.write(self.path / "result.json")
 
     def _write_if_possible(self) -> None:
         """Write the record of a run that something else is to be said of than that this was not possible."""
@@ -247,6 +253,11 @@ class _Job:
             "revision": backbone.revision,
             "dtype": settings.model.dtype.value,
         }
+        with shared_failure():
+            if self.main:
+                record.inputs = stamp_inputs(settings, task.provenance, backbone.revision, task.image_files())
+        found = contents(record.inputs)
+        record.backbone["sha256"] = found.get("model")
         record.hardware = environment.hardware(str(accelerator.device), processes)
         log.info("%s", steps)
 
@@ -282,10 +293,12 @@ class _Job:
                 data_seed=settings.data_seed,
                 journal=journal,
                 checkpoints=checkpoints,
+                identity={"config": record.config_hash, "model revision": backbone.revision, **found},
             )
             if saved is not None:
                 _restore(loop, saved, self.path)
                 log.info("resumed after step %d", loop.outcome.steps)
+            self._begin_session(loop.outcome)
             try:
                 loop.run()
             finally:
@@ -299,6 +312,14 @@ class _Job:
             files = save_adapter(method, model, self.path)
             record.adapter_bytes = sum(file.stat().st_size for file in files)
             record.adapter_sha256 = {file.name: file_sha256(file) for file in files}
+
+    def _begin_session(self, outcome: "Outcome") -> None:
+        """Add this process to the sessions of the run. One line says how it differs from the process before."""
+        session = environment.session(outcome.steps, self.record.started, self.record.hardware)
+        changed = environment.changes(outcome.sessions[-1], session) if outcome.sessions else []
+        if changed:
+            log.warning("the run continues with %s: its results may differ in the last digits", ", ".join(changed))
+        outcome.sessions = [*outcome.sessions, session]
 
 
 def _restore(loop: "Loop", saved: tuple[dict[str, Any], dict[str, Any]], path: Path) -> None:

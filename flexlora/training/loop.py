@@ -3,8 +3,7 @@
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
-from dataclasses import fields
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -27,9 +26,10 @@ from flexlora.training.checkpoint import (
 from flexlora.training.clock import TrainingClock
 from flexlora.training.distributed import largest, shared_failure
 from flexlora.training.evaluation import Evaluator
+from flexlora.training.inputs import refuse_other
 from flexlora.training.journal import Journal
 from flexlora.training.loader import TaskLoader
-from flexlora.training.outcome import IN_FILES, Diverged, Outcome
+from flexlora.training.outcome import Diverged, Outcome
 from flexlora.training.plan import warmup_steps
 from flexlora.training.progress import Progress
 from flexlora.training.running_loss import RunningLoss
@@ -58,6 +58,7 @@ class Loop:
         data_seed: int,
         journal: Journal | None = None,
         checkpoints: Checkpoints | None = None,
+        identity: Mapping[str, Any] | None = None,
     ) -> None:
         self.task = task
         self.method = method
@@ -67,6 +68,7 @@ class Loop:
         self.outcome = Outcome()
         self._journal = journal or Journal()
         self._checkpoints = checkpoints
+        self._identity = {"data": task.provenance, **(identity or {})}
         self._stop = StopRequest()
         self._clock = TrainingClock(self.outcome, accelerator.device)
         self.loader = TaskLoader(task, settings, accelerator, data_seed)
@@ -346,7 +348,7 @@ class Loop:
     def state_dict(self) -> dict[str, Any]:
         """All but the model that the steps to come depend on, and the outcome so far. Every process must ask.
 
-        The lines of `metrics.jsonl` and `ranks.jsonl` are not in it, only where the files end.
+        Of `metrics.jsonl` and `ranks.jsonl` it has only where the files end.
         """
         scaler = self.accelerator.scaler
         return {
@@ -360,16 +362,16 @@ class Loop:
             "evaluation_due": self._evaluation_due,
             "sums": gather_object([self._loss.state_dict()]),  # each process sums its own share of the batches
             "tokens": gather_object([self._tokens]),
-            "data": self.task.provenance,
+            "identity": self._identity,
             "files": self._journal.positions(),
-            "outcome": {f.name: getattr(self.outcome, f.name) for f in fields(Outcome) if f.name not in IN_FILES},
+            "outcome": self.outcome.kept(),
         }
 
     def load_state_dict(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken; `tensors` are the model's that training changes.
 
         Raises:
-            UserError: it was taken with another number of processes, or on other data.
+            UserError: it was taken with another number of processes, of other settings, or on other data or weights.
             ValueError: it is of another model.
         """
         mine, processes = self.accelerator.process_index, self.accelerator.num_processes
@@ -378,8 +380,9 @@ class Loop:
                 f"the run was stopped on {len(state['random'])} processes and cannot go on with {processes}: "
                 "start it as before, or give variant=NAME"
             )
-        if state["data"] != self.task.provenance:
-            raise UserError("the data is not what it was when the run was stopped: begin a new one with variant=NAME")
+        with shared_failure():
+            if self.accelerator.is_main_process:
+                refuse_other(state["identity"], self._identity)
         restore_tensors(self.adapted, tensors)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
@@ -391,7 +394,6 @@ class Loop:
         self._evaluation_due = state["evaluation_due"]
         self._loss.load_state_dict(state["sums"][mine])
         self._tokens = state["tokens"][mine]
-        for name in {f.name for f in fields(Outcome)} - set(IN_FILES):
-            setattr(self.outcome, name, state["outcome"][name])
+        self.outcome.take(state["outcome"])
         self._journal.read_back(self.outcome)
         self.outcome.resumed_at = [*self.outcome.resumed_at, self.outcome.steps]

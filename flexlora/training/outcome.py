@@ -1,6 +1,7 @@
 """What a training came to, and the error of one that diverged."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 REMEDY = "lower training.learning_rate, or take training.precision=fp32 or bf16, and model.dtype=float32"
@@ -38,6 +39,8 @@ class Outcome:
     """All rank events."""
     resumed_at: list[int] = field(default_factory=list)
     """Steps after which the training went on from a checkpoint."""
+    sessions: list[dict[str, Any]] = field(default_factory=list)
+    """The processes that trained a part of the run (`environment.session`), the last one is this process."""
     losses: list[tuple[int, float]] = field(default_factory=list)
     """(step, mean training loss since the one before), as logged."""
 
@@ -49,6 +52,19 @@ class Outcome:
         if is_best:
             self.best = result
         return is_best
+
+    def kept(self) -> dict[str, Any]:
+        """Return what a checkpoint holds of it: all but `IN_FILES`."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in IN_FILES}
+
+    def take(self, kept: Mapping[str, Any]) -> None:
+        """Take over what `kept` returned.
+
+        Raises:
+            KeyError: a value is missing.
+        """
+        for name in {f.name for f in fields(self)} - set(IN_FILES):
+            setattr(self, name, kept[name])
 
 
 IN_FILES = ("history", "events", "losses")

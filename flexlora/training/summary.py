@@ -16,7 +16,7 @@ def fill_in(record: RunRecord, outcome: Outcome) -> None:
     """Put the outcome of a training into the run's record."""
     record.status, record.error = outcome.status, outcome.error
     record.steps, record.train_loss = outcome.steps, outcome.train_loss
-    record.resumed_at = outcome.resumed_at
+    record.resumed_at, record.sessions = outcome.resumed_at, outcome.sessions
     record.metrics = {"last": outcome.last, "best": outcome.best}
     record.history = outcome.history
     record.epochs = None if not outcome.history else outcome.history[-1]["epoch"]

@@ -1,0 +1,33 @@
+"""The folders of a run's checkpoints, and whether a checkpoint is whole. What is in it, only the training knows."""
+
+import json
+import re
+from pathlib import Path
+
+from flexlora.results.files import file_sha256
+
+CHECKPOINTS = "checkpoints"
+NAME = re.compile(r"step-([0-9]+)")
+TENSORS, STATE, MANIFEST = "trained.safetensors", "state.pt", "manifest.json"
+
+
+def checkpoint_folders(path: Path) -> dict[int, Path]:
+    """Return the checkpoint folders of the run in `path` by step, the newest first; some may be damaged."""
+    named = ((NAME.fullmatch(folder.name), folder) for folder in (path / CHECKPOINTS).glob("step-*"))
+    return dict(sorted(((int(name[1]), folder) for name, folder in named if name), reverse=True))
+
+
+def verify(folder: Path) -> None:
+    """Check that a checkpoint is whole.
+
+    Raises:
+        OSError: a file is missing or cannot be read.
+        ValueError: a file is not what the manifest says.
+    """
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    hashes = manifest.get("sha256") if isinstance(manifest, dict) else None
+    if not isinstance(hashes, dict) or set(hashes) != {TENSORS, STATE}:
+        raise ValueError(f"{MANIFEST} is not a checkpoint's")
+    for name, expected in hashes.items():
+        if file_sha256(folder / name) != expected:
+            raise ValueError(f"{name} is not what was written")
