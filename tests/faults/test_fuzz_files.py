@@ -1,6 +1,6 @@
 """Random damage to every file that a run reads: a clear line or a correct run, never a traceback or another answer.
 
-What "correct" means is decided by an oracle that shares no code with the reader: readers of this file's own for data,
+What "correct" means is decided by an oracle that shares no code with the reader: `strict_readers` for data,
 the tensors and tokens as they were made for what has a checksum. Where damage cannot be told from other content of the
 same kind (a letter of a sentence, a figure of a record, a weight of a model that came without a checksum), the test
 says so and asserts what is left: the hash in the record is another, the values are of the kind that they must be.
@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,10 +18,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from damage_helpers import answer, damaged
 from fuzz_helpers import bounded, fuzz
 from glue_helpers import TASKS, settings_of, write, write_download
 from hypothesis import note
 from report_helpers import write_run
+from strict_readers import (
+    READERS,
+    Refused,
+    strict_label,
+    unlike,
+)
 from transformers import AutoTokenizer
 
 from flexlora.errors import UserError
@@ -33,55 +39,12 @@ from flexlora.report.tables import TABLES
 from flexlora.results.collect import collect
 from flexlora.results.files import JsonLines
 from flexlora.results.folder import LOCATION_KEYS, RunFolder, config_hash
-from flexlora.settings import Dtype, GlueTask, ModelSettings, flat_keys
+from flexlora.settings import Dtype, ModelSettings, flat_keys
 from flexlora.tasks import load_task
 from flexlora.tasks.tokens import TokenCache, Tokens, tokenize
 from flexlora.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.fuzz
-
-# --- damage -----------------------------------------------------------------------------------------------------------
-
-
-def damaged(draw: Random, content: bytes, other: bytes) -> bytes:
-    """`content` after one to three accidents; `other` is what a file that was swapped for it holds."""
-    for _ in range(draw.choice([1, 1, 1, 2, 3])):
-        content = _damaged_once(draw, content, other)
-    return content
-
-
-def _damaged_once(draw: Random, content: bytes, other: bytes) -> bytes:
-    start = draw.randint(0, len(content))
-    block = content[start : start + draw.choice([1, 1, 4, 16, 64, 512])]
-    before, after = content[:start], content[start + len(block) :]
-    kind = draw.randint(0, 12)
-    if kind < 3:
-        flipped = bytes(byte ^ (1 << draw.randint(0, 7)) for byte in block[:1])
-        return before + flipped + content[start + 1 :]
-    if kind == 3:
-        return before + draw.randbytes(len(block)) + after
-    if kind == 4:
-        return before + bytes(len(block)) + after
-    if kind == 5:
-        return before + block + block + after
-    if kind == 6:
-        return before + after
-    if kind == 7:
-        return draw.choice([before, after])
-    if kind == 8:
-        return before + draw.choice(INSERTED) + draw.choice([block + after, after])
-    if kind < 12:
-        return before + bytes(draw.choices(LIKELY, k=1)) + content[start + 1 :]
-    return draw.choice([other, content + other, b""])
-
-
-LIKELY = b"0123456789.-eE+\"',:{}[]\t\n\r ntf"
-INSERTED = [
-    b"\n", b"\r", b"\r\n", b"\t", b'"', b"\\", b"\0", b"\xff", b"\xef\xbb\xbf", b",", b"[", b"]", b"{", b"}", b"null",
-    b"NaN", b"1e999", b"-1", b"2", b"9" * 30, b"9" * 5000, b"\\ud800", b"\xed\xa0\x80", "\u2028\x85\x0b".encode(),
-    b"true", b"${", b"${x}", b"[" * 5000, b'{"a":' * 3000, b"<<: *a", b"&a [*a]", b"!!binary aaaa", b"2001-01-01",
-    b"? [a]", b"---\n", b"\x1b[2J", b'"label": 1, ', b'"status": "done", ', b"0x10", b"1_0", b"\xd9\xa1", b" 1",
-]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -90,148 +53,7 @@ def quiet(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL, "flexlora")
 
 
-def answer(read: Callable[..., Any], *arguments: Any) -> Any:
-    """What `read` gives, or its refusal: one line that says something."""
-    refusal = None
-    try:
-        with bounded():
-            return read(*arguments)
-    except UserError as error:
-        refusal = error
-    assert str(refusal).isprintable()
-    assert len(str(refusal)) > 20
-    return refusal
-
-
 # --- data -------------------------------------------------------------------------------------------------------------
-
-Table = tuple[list[tuple[str, ...]], list[Any]]
-
-
-class Refused(Exception):
-    """By a reader of this file's."""
-
-
-def must(fact: object) -> None:
-    if not fact:
-        raise Refused
-
-
-def unlike(read: str) -> bool:
-    """Whether a text holds half letters, which no tokenizer takes."""
-    return any(0xD800 <= ord(letter) <= 0xDFFF for letter in read)
-
-
-def strict_text(content: bytes) -> str:
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise Refused from error
-
-
-def strict_tsv(content: bytes, task: GlueTask) -> Table:
-    """The rows of a classic file, by splitting all of it at once."""
-    lines = strict_text(content.removeprefix(b"\xef\xbb\xbf")).split("\n")
-    rows = [line.removesuffix("\r").split("\t") for line in (lines if lines[-1] else lines[:-1])]
-    names = rows.pop(0) if task.tsv.header and rows else list(range(task.tsv.width or 0))
-    must(rows)
-    wanted = [task.tsv.label, *task.tsv.text]
-    must(all(names.count(name) == 1 for name in wanted))
-    whole = [row for row in rows if len(row) == len(names)]
-    must(whole and len(rows) - len(whole) <= task.tsv.broken_rows)
-    label, *texts = (names.index(name) for name in wanted)
-    return [tuple(row[at] for at in texts) for row in whole], [strict_label(row[label], task, False) for row in whole]
-
-
-def strict_label(value: Any, task: GlueTask, is_hub: bool) -> int | float:
-    if task.num_labels == 1:
-        must(isinstance(value, str | int | float) and not isinstance(value, bool))
-        try:
-            number = float(value)
-        except (ValueError, OverflowError) as error:
-            raise Refused from error
-        must(task.label_range[0] <= number <= task.label_range[1])  # type: ignore[index]
-        return number
-    if isinstance(value, str):
-        if is_hub and value.isascii() and value.isdigit() and value not in task.labels:
-            must(len(value) < 4000 and int(value) < task.num_labels)
-            return int(value)
-        must(value in task.labels)
-        return task.labels.index(value)
-    must(isinstance(value, int) and not isinstance(value, bool) and 0 <= value < task.num_labels)
-    return int(value)
-
-
-def strict_columns(rows: list[dict[str, Any]], task: GlueTask) -> Table:
-    must(rows)
-    for row in rows:
-        for column in task.text:
-            must(isinstance(row.get(column), str) and not unlike(row[column]))
-    return [tuple(row[c] for c in task.text) for row in rows], [
-        strict_label(row.get("label"), task, True) for row in rows
-    ]
-
-
-def strict_json(content: bytes, task: GlueTask) -> Table:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        must(len({key for key, _ in pairs}) == len(pairs))
-        return dict(pairs)
-
-    text = strict_text(content).removeprefix("\ufeff")
-    try:
-        if text.lstrip().startswith("["):
-            rows = json.loads(text, object_pairs_hook=once)
-        else:
-            rows = [json.loads(line, object_pairs_hook=once) for line in text.split("\n") if line.strip()]
-    except (ValueError, RecursionError) as error:
-        raise Refused from error
-    must(all(isinstance(row, dict) for row in rows))
-    return strict_columns(rows, task)
-
-
-def strict_csv(content: bytes, task: GlueTask) -> Table:
-    """RFC 4180 letter by letter, with any of the three line ends, and a quote inside an unquoted field as itself."""
-    text = strict_text(content).removeprefix("\ufeff")
-    rows: list[list[str]] = []
-    at, row = 0, []
-    while at < len(text):
-        if text[at] == '"':
-            field, at = "", at + 1
-            while True:
-                end = text.find('"', at)
-                must(end >= 0)
-                field, at = field + text[at:end], end + 1
-                if text[at : at + 1] != '"':
-                    break
-                field, at = field + '"', at + 1
-            must(at == len(text) or text[at] in ",\r\n")
-        else:
-            ends = [text.find(mark, at) for mark in ",\r\n"]
-            end = min((place for place in ends if place >= 0), default=len(text))
-            field, at = text[at:end], end
-        must(len(field) <= 131072)
-        row.append(field)
-        if text[at : at + 1] == ",":
-            at += 1
-            if at == len(text):
-                row.append("")
-                break
-            if text[at] in "\r\n":
-                row.append("")
-            else:
-                continue
-        at += 2 if text[at : at + 2] == "\r\n" else 1
-        rows.append(row)
-        row = []
-    rows += [row] if row else []
-    must(rows)
-    header, *rest = rows
-    rest = [row for row in rest if row != [""]]
-    must(rest and len(set(header)) == len(header) and all(len(row) == len(header) for row in rest))
-    return strict_columns([dict(zip(header, row, strict=True)) for row in rest], task)
-
-
-READERS = {".tsv": strict_tsv, ".json": strict_json, ".jsonl": strict_json, ".csv": strict_csv}
 
 
 def write_columns(folder: Path, suffix: str, task: str) -> None:

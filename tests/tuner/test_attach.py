@@ -5,11 +5,11 @@ from __future__ import annotations
 import gc
 import warnings
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from attach_helpers import STEPS, adamw, settings
 from peft import PeftModel, get_peft_model, inject_adapter_in_model
 from torch import nn
 from training_helpers import (
@@ -27,17 +27,7 @@ from training_helpers import (
     twin,
 )
 
-from flexlora import FlexLoraConfig, RankEvent, attach, module_ranks, parameter_groups
-
-STEPS = 20
-
-
-def settings(**changes: Any) -> dict[str, Any]:
-    return {"total_step": STEPS, "deltaT": 3} | changes
-
-
-def adamw(model: nn.Module) -> torch.optim.AdamW:
-    return torch.optim.AdamW(trainable(model), lr=0.02)
+from flexlora import FlexLoraConfig, RankEvent, attach, parameter_groups
 
 
 @pytest.fixture(scope="module")
@@ -258,66 +248,6 @@ def test_custom_parameter_groups_work(plain: tuple) -> None:
     assert moves(attachment.events) == plain[0]
 
 
-# --- PEFT's own call ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("importance", ["entropy", "nuclear", "random"])
-def test_update_and_allocate_gives_the_same_ranks(importance: str) -> None:
-    """The loop is that of PEFT's AdaLoRA, but a separate call adds the penalty, which AdaLoRA has in its loss."""
-    changes = settings(importance=importance)
-    reference = adapt(make_net(), **changes)
-    attachment = attach(reference, optimizer := adamw(reference))
-    batches = regression_batches(STEPS)
-    train(reference, optimizer, batches)
-
-    model = adapt(make_net(), **changes)
-    optimizer, events = adamw(model), []
-    for step, (x, y) in enumerate(batches, start=1):
-        nn.functional.mse_loss(model(x), y).backward()
-        model.base_model.add_orthogonality_gradient()
-        optimizer.step()
-        events.append(model.base_model.update_and_allocate(step, optimizer))
-        optimizer.zero_grad()
-    held = [event for event in events if event is not None]
-    assert moves(held) == moves(attachment.events)
-    assert_same(state_of(model), state_of(reference))
-
-
-@pytest.mark.parametrize("importance", ["entropy", "sensitivity"])
-def test_attach_and_update_and_allocate_change_ranks_once(importance: str) -> None:
-    changes = settings(importance=importance)
-    reference = adapt(make_net(), **changes)
-    attachment = attach(reference, optimizer := adamw(reference))
-    batches = regression_batches(STEPS)
-    train(reference, optimizer, batches)
-
-    model = adapt(make_net(), **changes)
-    both = attach(model, optimizer := adamw(model))
-    train(model, optimizer, batches, lambda step: model.base_model.update_and_allocate(step, optimizer))
-    assert moves(both.events) == moves(attachment.events)
-    assert_same(state_of(model), state_of(reference))
-
-
-def test_repeated_update_and_allocate_changes_ranks_once() -> None:
-    model = adapt(make_net(), **settings())
-    optimizer = adamw(model)
-    found = []
-    for step, (x, y) in enumerate(regression_batches(4), start=1):
-        optimizer.zero_grad()
-        nn.functional.mse_loss(model(x), y).backward()
-        optimizer.step()
-        found.append([model.base_model.update_and_allocate(step, optimizer) is not None for _ in range(3)])
-    assert found == [[False] * 3, [False] * 3, [True, False, False], [False] * 3]
-
-
-def test_update_and_allocate_without_an_optimizer_moves_ranks() -> None:
-    model = adapt(make_net(), **settings())
-    optimizer = adamw(model)
-    before = module_ranks(model)
-    train(model, optimizer, regression_batches(STEPS), model.base_model.update_and_allocate)
-    assert module_ranks(model) != before
-
-
 # --- what it refuses ---------------------------------------------------------------------------------------------
 
 
@@ -437,185 +367,3 @@ def test_two_adapted_models_in_one_are_refused() -> None:
         optimizer.step()
     assert [attachment.step for attachment in attachments] == [STEPS, STEPS]
     assert all(any(event.pruned for event in attachment.events) for attachment in attachments)
-
-
-# --- optimizers whose state is not element-wise --------------------------------------------------------------------
-
-
-class Eight(torch.optim.Optimizer):
-    """Like bitsandbytes' 8-bit Adam: a state of bytes and a code book, neither a plain moment."""
-
-    def __init__(self, parameters: Any, lr: float) -> None:
-        super().__init__(parameters, {"lr": lr})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["state1"] = torch.full(parameter.shape, 7, dtype=torch.uint8)
-                    state["qmap1"] = torch.linspace(-1, 1, 256)
-                parameter -= group["lr"] * parameter.grad
-
-
-class Flattened(torch.optim.Optimizer):
-    """An optimizer with flattened momentum, which keeps changing pruned directions. No output may change by it."""
-
-    def __init__(self, parameters: Any, lr: float) -> None:
-        super().__init__(parameters, {"lr": lr})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    state = self.state[parameter]
-                    if not state:
-                        state["momentum"] = torch.zeros(2, parameter.numel(), dtype=parameter.dtype)
-                    state["momentum"][0].mul_(0.9).add_(parameter.grad.flatten())
-                    parameter -= group["lr"] * state["momentum"][0].view_as(parameter)
-
-
-def transformers_adafactor(parameters: Any) -> torch.optim.Optimizer:
-    from transformers import Adafactor
-
-    return Adafactor(parameters, lr=0.02, scale_parameter=False, relative_step=False, warmup_init=False)
-
-
-UNUSUAL = {
-    "eight-bit": lambda parameters: Eight(parameters, lr=0.05),
-    "flattened": lambda parameters: Flattened(parameters, lr=0.05),
-    "adafactor": transformers_adafactor,
-    "torch-adafactor": lambda parameters: torch.optim.Adafactor(parameters, lr=0.02),
-}
-
-
-@pytest.mark.parametrize("name", UNUSUAL)
-def test_unusual_state_keeps_the_outputs_exact_and_warns_once(name: str) -> None:
-    model = adapt(make_net(), **settings())
-    optimizer = UNUSUAL[name](trainable(model))
-    attachment = attach(model, optimizer)
-    changes = watch_outputs(attachment, model)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        train(model, optimizer, regression_batches(STEPS))
-    assert [str(w.message) for w in caught if "not element-wise" in str(w.message)] == [
-        f"{type(optimizer).__name__} keeps state that is not element-wise (factored, quantised or flattened): "
-        "outputs stay exact at rank events, but the optimizer state of changed directions is not reset."
-    ]
-    assert sum(len(event.pruned) for event in attachment.events) >= 4
-    assert max(changes) <= 1e-12
-    x = regression_batches(1, seed=98)[0][0]
-    with torch.no_grad():
-        found = model(x)
-        left = 0.0
-        for _, layer in adapted(model):  # whatever an inactive slot holds, it is not there
-            spare = ~layer.flexlora_active["default"]
-            left += layer.flexlora_lambda["default"][spare].abs().sum().item()
-            layer.flexlora_lambda["default"][spare] = 0.0
-        assert torch.equal(model(x), found)
-    assert (left > 0) == (name == "flattened")
-
-
-def watch_outputs(attachment: Any, model: nn.Module) -> list[float]:
-    """How far each event changed the output beyond removing the pruned directions; filled as events happen."""
-    x, found = regression_batches(1, seed=99)[0][0], []
-    original = attachment.allocator.hold_event
-
-    def spy(*args: Any, **kwargs: Any) -> Any:
-        with torch.no_grad():
-            old_masks, old = masks(model), state_of(model)
-            event = original(*args, **kwargs)
-            after = model(x)
-            new = state_of(model)
-            for name, layer in adapted(model):  # by hand: the old directions but for the pruned ones
-                for slot in set(old_masks[name]) - set(masks(model)[name]):
-                    old[f"{name}.lambda"][slot] = 0.0
-                for part in ("P", "lambda", "Q", "active"):
-                    getattr(layer, f"flexlora_{part}")["default"].copy_(old[f"{name}.{part}"])
-            expected = model(x)
-            for name, layer in adapted(model):
-                for part in ("P", "lambda", "Q", "active"):
-                    getattr(layer, f"flexlora_{part}")["default"].copy_(new[f"{name}.{part}"])
-            found.append((after - expected).abs().max().item())
-        return event
-
-    attachment.allocator.hold_event = spy
-    return found
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        adamw,
-        lambda model: torch.optim.SGD(trainable(model), lr=0.1),
-        lambda model: torch.optim.SGD(trainable(model), lr=0.1, momentum=0.9),
-        lambda model: torch.optim.AdamW(trainable(model), lr=0.02, fused=True, amsgrad=True),
-        lambda model: torch.optim.NAdam(trainable(model), lr=0.02),
-        lambda model: torch.optim.RAdam(trainable(model), lr=0.02),
-        lambda model: torch.optim.Adagrad(trainable(model), lr=0.02),
-        lambda model: torch.optim.Adadelta(trainable(model)),
-        lambda model: torch.optim.Adamax(trainable(model), lr=0.02),
-        lambda model: torch.optim.ASGD(trainable(model), lr=0.1),
-        lambda model: torch.optim.RMSprop(trainable(model), lr=0.005, momentum=0.9),
-    ],
-    ids=["adamw", "sgd", "momentum", "amsgrad", "nadam", "radam", "adagrad", "adadelta", "adamax", "asgd", "rmsprop"],
-)
-def test_element_wise_optimizers_are_reset_without_a_warning(make: Callable) -> None:
-    model = adapt(make_net(), **settings())
-    optimizer = make(model)
-    attachment = attach(model, optimizer)
-    changes = watch_outputs(attachment, model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        train(model, optimizer, regression_batches(STEPS))
-    assert max(changes) <= 1e-12
-    assert sum(len(event.pruned) for event in attachment.events) >= 4
-    for _, layer in adapted(model):
-        spare = ~layer.flexlora_active["default"]
-        for part, dim in (("P", 1), ("lambda", 0), ("Q", 0)):
-            parameter = getattr(layer, f"flexlora_{part}")["default"]
-            for key, value in optimizer.state[parameter].items():
-                if torch.is_tensor(value) and value.shape == parameter.shape:
-                    left = value.index_select(dim, spare.nonzero().flatten())
-                    assert not (left.abs() > 1e-7).any(), key  # Adamax keeps its eps there
-
-
-class Unused(nn.Module):
-    """A module that a forward pass never reaches."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = make_net()
-        self.five = nn.Linear(7, 7).double()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.net(x)
-
-
-@pytest.mark.parametrize("weight", [0.0, 0.1])
-def test_a_module_without_gradients_is_no_unusual_state(weight: float) -> None:
-    model = adapt(
-        Unused(), target_modules=[*TARGETS, "five"], **settings(importance="random", orth_reg_weight=weight, init_b=4)
-    )
-    attachment = attach(model, optimizer := adamw(model))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        train(model, optimizer, regression_batches(STEPS))
-    assert any("five" in (*event.pruned, *event.grown) for event in attachment.events)
-
-
-def test_a_diverged_training_changes_no_ranks_and_records_why() -> None:
-    model = adapt(make_net(), **settings())
-    attachment = attach(model, optimizer := adamw(model))
-    batches = regression_batches(4)
-    batches[2] = (batches[2][0] * torch.nan, batches[2][1])
-    train(model, optimizer, batches)
-    (event,) = attachment.events
-    assert event.skipped == "λ or its sensitivity is not finite"
-    assert not event.pruned
-    assert not event.grown
-    assert all(slots == [0, 1, 2] for slots in masks(model).values())
