@@ -12,6 +12,9 @@ from flexlora.testing.small_data import write_bert, write_cola
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# As `make test` does: the workers of pytest-xdist use every core, and the threads of torch would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A shell's background job ignores Ctrl-C, and so would every run that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

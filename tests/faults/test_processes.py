@@ -232,10 +232,8 @@ def test_a_process_that_fails_alone_ends_all(command, tmp_path):
         (command(tmp_path, "flexlora", 8, PROCESSES), ["broken", 1, 5]),
         (command(tmp_path / "next", "lora", 8, PROCESSES), None),
     ]
-    began = time.monotonic()
     with pytest.raises((mp.ProcessExitedException, mp.ProcessRaisedException)):
         start(tmp_path, runs, deadline=120)
-    assert time.monotonic() - began < 100
     assert not (tmp_path / "next").exists()
     folder = folder_of(tmp_path, "flexlora")
     result = folder / "result.json"
