@@ -224,6 +224,8 @@ class _RunCheck:
         if self.backbone is None:
             self._say("parameters", "adapter", "unknown without the model")
             return
+        from flexlora.methods.base import refuse_half_precision
+
         total = self.settings.training.max_steps or self.settings.paper_steps
         if self.steps is not None:
             total = self.steps.total
@@ -237,6 +239,7 @@ class _RunCheck:
             self.backbone.model.to("meta")  # shapes are enough
         try:
             model = method.wrap(self.backbone.model)
+            refuse_half_precision(model)
             self._start(method, model)
             count = method.parameters(model)
         except NotImplementedError as error:  # the method needs the weights' values

@@ -13,6 +13,7 @@ import flexlora
 from flexlora.errors import UserError
 from flexlora.settings import Schedule
 from flexlora.tuner.events import PlannedEvents
+from flexlora.tuner.precision import half_precision
 
 Batch = dict[str, torch.Tensor]
 
@@ -135,3 +136,17 @@ class Method:
     def save(self, model: nn.Module, folder: Path) -> None:
         """Save the trained parameters as safetensors in the existing, empty `folder`."""
         raise NotImplementedError
+
+
+def refuse_half_precision(model: nn.Module) -> None:
+    """Check that an adapted model trains float32 parameters only.
+
+    Raises:
+        UserError: a trainable parameter is float16 or bfloat16.
+    """
+    half = half_precision(model.named_parameters())
+    if half is not None:
+        raise UserError(
+            f"{half[1]}, and small steps vanish in half precision: set model.dtype=float32 "
+            "(training.precision=bf16 makes the computation equally fast)"
+        )

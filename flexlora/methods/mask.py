@@ -39,7 +39,7 @@ class MaskMethod(Method):
         """Set `requires_grad`.
 
         Raises:
-            UserError: a pattern matches no parameter, nothing would train, or a trainable parameter is not float32.
+            UserError: a pattern matches no parameter, or nothing would train.
         """
         names = [name for name, _ in model.named_parameters()]
         for pattern in self.patterns:
@@ -50,12 +50,6 @@ class MaskMethod(Method):
                 )
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(self._in_head(name) or any(pattern.fullmatch(name) for pattern in self.patterns))
-            if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
-                dtype = str(parameter.dtype).removeprefix("torch.")
-                raise UserError(
-                    f"this method trains the model's own weights, and small steps vanish on {dtype} weights: "
-                    "set model.dtype=float32 (training.precision=bf16 makes the computation equally fast)"
-                )
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise UserError("this method trains a fresh head, but this model has none: choose another method")
         return model

@@ -31,6 +31,7 @@ from flexlora.settings.resolve import MAX_WIDTH
 from flexlora.tuner.base import Tuner
 from flexlora.tuner.checks import number, probability, whole
 from flexlora.tuner.events import PlannedEvents
+from flexlora.tuner.precision import train_in_float32
 
 log = logging.getLogger("flexlora")
 
@@ -67,6 +68,8 @@ class PeftMethod(Method):
         if not any(parameter.requires_grad for parameter in wrapped.parameters()):
             raise UserError("method: these settings train no parameter: check method.target_modules")
         self._tuner = wrapped.base_model if isinstance(wrapped.base_model, Tuner) else None
+        if self._tuner is None:  # PEFT's own tuners train the head in the model's type
+            train_in_float32(wrapped)
         return wrapped
 
     def parameter_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:

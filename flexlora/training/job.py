@@ -220,6 +220,7 @@ class _Job:
         from accelerate.utils import set_seed
 
         from flexlora.methods import check_method
+        from flexlora.methods.base import refuse_half_precision
         from flexlora.models import check_model, load_backbone
         from flexlora.tasks import load_task
         from flexlora.training.accelerator import make_accelerator
@@ -266,6 +267,7 @@ class _Job:
         if method.schedule is not None:
             log.info("%s", windows_line(method.schedule))
         model = method.wrap(backbone.model)
+        refuse_half_precision(model)
         if settings.adapter is not None:
             adapter = existing_folder("adapter", settings.adapter)
             refuse_damaged(adapter)

@@ -15,6 +15,7 @@ from .allocator import RankAllocator
 from .config import FlexLoraConfig
 from .events import RankEvent
 from .packing import flexlora_configs, flexlora_layers
+from .precision import half_precision
 
 _attachments: WeakSet[Attachment] = WeakSet()
 
@@ -127,8 +128,8 @@ def attach(
 
     Raises:
         ValueError: the model has no trainable FlexLoRA adapter, or contains several adapted models; or the optimizer
-            does not train the adapter (it was made before the model was adapted), is already attached, or is LBFGS,
-            whose step evaluates the gradients several times.
+            does not train the adapter (it was made before the model was adapted), is already attached, trains float16
+            parameters, or is LBFGS, whose step evaluates the gradients several times.
         TypeError: `optimizer` is not a torch optimizer.
     """
     while not isinstance(optimizer, torch.optim.Optimizer) or hasattr(optimizer, "accelerator_state"):
@@ -161,6 +162,7 @@ def attach(
             "step would count twice. To attach again, first call remove() on the existing attachment."
         )
     _check_lambda_lr_ratio(optimizer, allocator)
+    _check_precision(optimizer, model)
     for module in root.modules():
         if hasattr(type(module), "rank_allocator"):  # a FlexLoraModel
             module.rank_allocator = allocator  # type: ignore[assignment]  # update_and_allocate must not rerun an event
@@ -187,6 +189,24 @@ def _trainable_adapter(model: nn.Module) -> tuple[nn.Module, FlexLoraConfig, str
     if len(found) > 1:
         raise ValueError(f"the model contains {len(found)} models that FlexLoRA adapts: attach each one separately.")
     return next(iter(found.values()))
+
+
+def _check_precision(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Check that the optimizer trains no parameter in half precision. bfloat16 gives a warning only.
+
+    Raises:
+        ValueError: it trains a float16 parameter.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    half = half_precision((names.get(id(parameter), "not in the model"), parameter) for parameter in trained)
+    if half is None:
+        return
+    dtype, found = half
+    remedy = "load the model with dtype=torch.float32, or convert them with .float() before the optimizer is made."
+    if dtype == torch.float16:
+        raise ValueError(f"{found}, in which the first step of Adam gives NaN: {remedy}")
+    warnings.warn(f"{found}, in which small steps vanish: {remedy}", stacklevel=3)
 
 
 def _check_lambda_lr_ratio(optimizer: torch.optim.Optimizer, allocator: RankAllocator) -> None:

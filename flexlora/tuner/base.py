@@ -15,6 +15,7 @@ from .base_config import TunerConfig
 from .events import PlannedEvents, RankEvent
 from .names import plain_name
 from .peft_type import register_tuner
+from .precision import half_precision, train_in_float32
 
 
 class Tuner(BaseTuner):
@@ -29,7 +30,8 @@ class Tuner(BaseTuner):
 
     Raises:
         NoMatchingPeftModuleError: an entry of `target_modules` matches no module.
-        ValueError: the tuner cannot adapt this model or a target, or PEFT has another tuner with this name.
+        ValueError: the tuner cannot adapt this model or a target, parameters of the base would train in half precision,
+            or PEFT has another tuner with this name.
     """
 
     tuner_layer_cls: type[AdapterLayer]
@@ -64,6 +66,10 @@ class Tuner(BaseTuner):
             if unmatched:
                 raise NoMatchingPeftModuleError(f"target_modules: {', '.join(unmatched)} match no module.")
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+        train_in_float32(model, adapter_name)
+        half = half_precision(model.named_parameters())
+        if half is not None and not self.peft_config[adapter_name].inference_mode:
+            raise ValueError(f"{half[1]}: load the model with dtype=torch.float32, or take bias='none'.")
 
     def place(self, adapter_name: str, config: Any, name: str) -> dict[str, Any]:
         """The facts, beyond the configuration, that the layer for the module `name` needs."""

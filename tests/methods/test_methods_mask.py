@@ -71,4 +71,4 @@ def test_patterns_without_a_match_are_refused(patterns, message):
 def test_the_command_refuses_weights_of_half_precision(flexlora_run, arguments, tmp_path):
     result = flexlora_run(*arguments, "method=full", "model.dtype=bfloat16", f"output_root={tmp_path}")
     assert result.returncode == 2
-    assert result.stderr.strip().splitlines()[-1].startswith("flexlora-run: this method trains the model's own weights")
+    assert result.stderr.strip().splitlines()[-1].startswith("flexlora-run: 41 of 41 trainable parameters are bfloat16")
