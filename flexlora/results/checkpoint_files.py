@@ -7,14 +7,17 @@ from pathlib import Path
 from flexlora.results.files import file_sha256
 
 CHECKPOINTS = "checkpoints"
-NAME = re.compile(r"step-([0-9]+)")
+# A checkpoint of the same step that a new one is about to replace.
+REPLACED = "~"
+NAME = re.compile(rf"step-([0-9]+)({REPLACED}?)")
 TENSORS, STATE, MANIFEST = "trained.safetensors", "state.pt", "manifest.json"
 
 
 def checkpoint_folders(path: Path) -> dict[int, Path]:
     """Return the checkpoint folders of the run in `path` by step, the newest first; some may be damaged."""
     named = ((NAME.fullmatch(folder.name), folder) for folder in (path / CHECKPOINTS).glob("step-*"))
-    return dict(sorted(((int(name[1]), folder) for name, folder in named if name), reverse=True))
+    found = sorted((int(name[1]), not name[2], folder) for name, folder in named if name)
+    return dict(sorted({step: folder for step, _, folder in found}.items(), reverse=True))
 
 
 def verify(folder: Path) -> None:

@@ -38,6 +38,35 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
         os.fsync(file.fileno())
 
 
+def sync(path: Path) -> None:
+    """Have the system write a file, or the entries of a folder, to the disk before what follows.
+
+    Raises:
+        OSError: the disk fails, or is full.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(folder: Path, leave_out: str = "") -> None:
+    """Have the system write all files and folders under `folder` to the disk, but the entry `leave_out`.
+
+    Raises:
+        OSError: the disk fails, or is full.
+    """
+    for path in folder.iterdir():
+        if path.is_symlink() or path.name == leave_out:
+            continue
+        if path.is_dir():
+            sync_tree(path)
+        elif path.is_file():
+            sync(path)
+    sync(folder)
+
+
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file, which is read in pieces."""
     with path.open("rb") as file:

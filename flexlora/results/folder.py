@@ -21,7 +21,7 @@ from yaml import YAMLError
 
 from flexlora.errors import UserError, one_line
 from flexlora.results.checkpoint_files import CHECKPOINTS, checkpoint_folders
-from flexlora.results.files import to_json, write_text
+from flexlora.results.files import sync, sync_tree, to_json, write_text
 from flexlora.results.predictions import BEST, LAST
 from flexlora.results.record import RunRecord, read_record
 from flexlora.results.whole import NOUNS, first_of, look
@@ -44,6 +44,9 @@ PATH_KEYS = LOCATION_KEYS | {
     "task.data_dir",
 }
 LEFTOVERS = ("result.json", "metrics.jsonl", "ranks.jsonl", LAST, BEST, "config.yaml", "log.txt")
+# Folders above a run's that the run may have made: output_root, scale, task (of two parts), model, method, variant, and
+# the one that output_root is in.
+PARENTS = 8
 # Statuses of a run that is not run again. A failed, interrupted or killed run continues from its newest checkpoint.
 KEPT = ("done", "diverged")
 
@@ -210,8 +213,24 @@ class RunFolder:
             "move it away, or give variant=NAME."
         )
 
+    def sync(self) -> None:
+        """Have the system write the files of the run to the disk, and the names of the folder and of its parents.
+
+        Raises:
+            OSError: the disk fails, or is full.
+        """
+        sync_tree(self.path, leave_out=CHECKPOINTS)
+        for parent in self.path.absolute().parents[:PARENTS]:
+            with contextlib.suppress(OSError):  # not all folders above the runs may be open to this user
+                sync(parent)
+
     def drop_checkpoints(self) -> None:
-        """Delete the checkpoints: a finished run needs none."""
+        """Delete the checkpoints: a finished run needs none, as soon as its record is on the disk.
+
+        Raises:
+            OSError: the disk fails.
+        """
+        sync(self.path)
         shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
 
     def begin(self) -> None:
@@ -221,6 +240,7 @@ class RunFolder:
         for name in ("adapter", "tensorboard", CHECKPOINTS):
             shutil.rmtree(self.path / name, ignore_errors=True)
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(self.config))))
+        self.sync()
 
     def _describe_holder(self) -> str:
         try:

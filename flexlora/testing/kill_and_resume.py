@@ -9,8 +9,8 @@ after a rank event was written, after a step, at the beginning of an evaluation.
 once. A run takes up to four kills, so that some of them hit it while it resumes. The exit code is 0 if every run ended
 with the results of the run that was never interrupted.
 
-The script cannot test a power failure, after which the file system may lack what was written. It generates model and
-data, needs no network, and takes a few seconds a kill.
+A power failure, after which the file system may lack what was written, is tested by scripts/power_cut.sh. This script
+generates model and data, needs no network, and takes a few seconds a kill.
 """
 
 import argparse

@@ -4,7 +4,6 @@ import hashlib
 import io
 import itertools
 import logging
-import os
 import random
 import shutil
 from collections.abc import Iterable, Mapping
@@ -19,8 +18,16 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from flexlora.errors import one_line
-from flexlora.results.checkpoint_files import CHECKPOINTS, MANIFEST, STATE, TENSORS, checkpoint_folders, verify
-from flexlora.results.files import to_json, write_text
+from flexlora.results.checkpoint_files import (
+    CHECKPOINTS,
+    MANIFEST,
+    REPLACED,
+    STATE,
+    TENSORS,
+    checkpoint_folders,
+    verify,
+)
+from flexlora.results.files import sync, to_json, write_text
 
 log = logging.getLogger("flexlora")
 
@@ -32,7 +39,8 @@ class Checkpoints:
 
     Each holds `trained.safetensors` (parameters that train, and every buffer: masks too), `state.pt` (optimizer,
     schedule, random generators, position in the data, the method's own state; read with `weights_only=True`) and
-    `manifest.json` with the SHA-256 of both, written last. A folder gets its name when it is whole.
+    `manifest.json` with the SHA-256 of both, written last. A folder gets its name when it is whole and on the disk.
+    Only then are older ones deleted.
     """
 
     def __init__(self, run: Path) -> None:
@@ -56,16 +64,22 @@ class Checkpoints:
             hashes = {}
             for name, content in ((TENSORS, save(dict(tensors))), (STATE, archive.getbuffer())):
                 (part / name).write_bytes(content)
-                _sync(part / name)
+                sync(part / name)
                 hashes[name] = hashlib.sha256(content).hexdigest()
             write_text(part / MANIFEST, to_json({"step": step, "sha256": hashes}))
+            sync(part)
             target = self.folder / f"step-{step:09d}"
+            if target.exists():  # it stays until the new one is on the disk
+                replaced = target.with_name(f"{target.name}{REPLACED}")
+                shutil.rmtree(replaced, ignore_errors=True)
+                target.replace(replaced)
+            part.replace(target)
+            sync(self.folder)
+            sync(self.run)
             # Damaged ones too: newer than this one, they would be kept in its place.
-            for old in (target, *self._damaged):
+            for old in {*self._damaged, *self.folder.glob(f"step-*{REPLACED}")} - {target}:
                 shutil.rmtree(old, ignore_errors=True)
             self._damaged.clear()
-            part.replace(target)
-            _sync(self.folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)
         for old in list(checkpoint_folders(self.run).values())[KEPT:]:
@@ -87,15 +101,6 @@ class Checkpoints:
                 log.warning("%s is damaged (%s): %s", folder, one_line(error), instead)
                 self._damaged.append(folder)
         return None
-
-
-def _sync(path: Path) -> None:
-    """Have the system write `path` to the disk before what follows."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def changing_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -198,9 +198,12 @@ class _Job:
     def _write(self) -> None:
         record = self.record
         record.total_seconds = round(time.perf_counter() - self.began, 3)
-        if self.main:
-            record.files = vouched_files(self.path) if record.status in KEPT else {}
-            record.write(self.path / "result.json")
+        if not self.main:
+            return
+        record.files = vouched_files(self.path) if record.status in KEPT else {}
+        if record.status in KEPT:
+            self.folder.sync()  # what the record vouches for is on the disk before the record is
+        record.write(self.path / "result.json")
 
     def _write_if_possible(self) -> None:
         """Write the record of a run that something else is to be said of than that this was not possible."""

@@ -1,0 +1,95 @@
+#!/bin/sh
+# Cuts the power of a disk: after a run, or in the middle of it, everything that was not written to the disk is lost.
+#
+#     sudo scripts/power_cut.sh            # one cut, 8 seconds after a run ended with exit code 0
+#     sudo scripts/power_cut.sh 20         # and 20 cuts at random moments of runs, each resumed by the same command
+#
+# The disk is an ext4 file system in a file (a loop device). The cut is ext4's own: the ioctl that stops the file system
+# without writing what is still in memory. Then the disk is mounted again, and the same command is given until it says
+# that the run is done. The exit code is 0 if every run ended with the results of a run that met no cut. Model and data
+# are generated. Needs root, mkfs.ext4 and Linux; a cut takes about ten seconds.
+set -eu
+
+cuts=${1:-0}
+here=$(cd "$(dirname "$0")/.." && pwd)
+python=${PYTHON:-$here/.venv/bin/python}
+export PYTHONPATH="$here" PYTHONSAFEPATH=1 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+[ "$(id -u)" = 0 ] || { echo "power_cut.sh: mounting a disk needs root"; exit 2; }
+command -v mkfs.ext4 > /dev/null || { echo "power_cut.sh: there is no mkfs.ext4"; exit 2; }
+
+work=$(mktemp -d)
+disk=$work/disk
+export FLEXLORA_CACHE="$work/cache"
+mkdir "$disk"
+trap 'umount "$disk" 2> /dev/null || true; rm -rf "$work"' EXIT
+
+"$python" -c "
+import sys, pathlib
+from flexlora.testing.small_data import write_bert, write_cola
+write_cola(pathlib.Path(sys.argv[1], 'glue')), write_bert(pathlib.Path(sys.argv[1], 'bert'))" "$work" 2> /dev/null
+
+run() {  # run OUTPUT_ROOT: the last line of what the command says is in $work/said
+    "$python" -m flexlora.cli.run task=glue/cola model=local "model.path=$work/bert" "task.data_dir=$work/glue" \
+        method=flexlora variant=cut training.epochs=3 training.batch_size=8 training.learning_rate=5e-3 \
+        training.checkpoint_every=2 training.log_every=2 "output_root=$1" > "$work/said" 2>&1
+}
+
+new_disk() {
+    umount "$disk" 2> /dev/null || true
+    truncate -s 0 "$work/image" && truncate -s 64M "$work/image"
+    mkfs.ext4 -q "$work/image"
+    mount -o loop "$work/image" "$disk"
+}
+
+stop_disk() {  # what was not written to the disk is lost
+    "$python" -c "
+import fcntl, os, struct, sys
+SHUTDOWN, WITHOUT_THE_LOG = 0x8004587D, 2
+fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), SHUTDOWN, struct.pack('I', WITHOUT_THE_LOG))" "$disk"
+}
+
+start_disk() {
+    umount "$disk"
+    mount -o loop "$work/image" "$disk"
+}
+
+check() {  # every finished run is what its record says, and has the results of the run without a cut
+    "$python" -c "
+import sys, pathlib
+from flexlora.doctor.tree_check import check_tree
+from flexlora.testing.comparing import differences
+report = check_tree(pathlib.Path(sys.argv[1]))
+(whole,), (other,) = (list(pathlib.Path(root).rglob('seed0')) for root in sys.argv[2:])
+found = differences(whole, other)
+print(report, *found, sep='\n')
+sys.exit(bool(found) or not report.is_whole)" "$disk" "$work/whole" "$disk"
+}
+
+fail() { echo "power_cut.sh: $1"; cat "$work/said"; exit 1; }
+
+began=$(date +%s%N)
+run "$work/whole" || fail "the run without a cut failed"
+took=$((($(date +%s%N) - began) / 1000000))
+
+new_disk
+run "$disk" || fail "the run failed"
+sleep 8
+stop_disk
+start_disk
+run "$disk" || fail "8 s after the end: the same command fails"
+echo "8 s after the end: $(tail -n 1 "$work/said")"
+check || exit 1
+
+for number in $(seq "$cuts"); do
+    new_disk
+    wait=$("$python" -c "import random, sys; print(random.Random(int(sys.argv[1])).uniform(0.3, 1.1) * int(sys.argv[2]) / 1000)" "$number" "$took")
+    run "$disk" &
+    process=$!
+    sleep "$wait"
+    stop_disk
+    wait "$process" || true  # it cannot write any more, and ends with a line
+    start_disk
+    run "$disk" || fail "cut $number after $wait s: the same command fails"
+    echo "cut $number after $wait s: $(grep -o 'resumed after step [0-9]*\|is finished: skipped' "$work/said" | head -n 1)"
+    check || exit 1
+done
