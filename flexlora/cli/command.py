@@ -32,14 +32,16 @@ REFUSED, FAILED = 2, 1
 PRINTS = ("-h", "--h", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")  # options that print and run nothing
 
 Job = Callable[[RunSettings, dict[str, Any], list[str]], Ending]
+Finished = Callable[[RunSettings, dict[str, Any], list[str]], bool]
 
 
 class Task:
     """What Hydra calls for every run of the command line, in this process or in one that a launcher starts."""
 
-    def __init__(self, program: str, job: Job) -> None:
+    def __init__(self, program: str, job: Job, finished: Finished | None = None) -> None:
         self.program = program
         self.job = job
+        self.finished = finished
         self.show_tracebacks = bool(os.environ.get("HYDRA_FULL_ERROR"))
         self.endings: list[Ending] = []
 
@@ -58,8 +60,24 @@ class Task:
         self.endings.append(ending)
         return ending
 
+    def is_finished(self, config: DictConfig) -> bool:
+        """Return whether the run of a composed config, with Hydra's own part, is finished on the disk."""
+        before = HydraConfig.instance().cfg
+        HydraConfig.instance().set_config(config)
+        try:
+            own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+            settings, plain = resolve(own, require_task(own))
+            overrides = _as_sweeps_spell(HydraConfig.get().overrides.task)
+            return self.finished is not None and self.finished(settings, plain, overrides)
+        except UserError:
+            return False
+        finally:
+            HydraConfig.instance().cfg = before
 
-def call_with_settings(program: str, job: Job, overrides: Sequence[str] = ()) -> list[Ending]:
+
+def call_with_settings(
+    program: str, job: Job, overrides: Sequence[str] = (), finished: Finished | None = None
+) -> list[Ending]:
     """Call `job(settings, the same as plain data, the command line's overrides)` for every run of the command line.
 
     `job` imports what is heavy itself, so that a bad setting is answered before. Settings that cannot be composed, and
@@ -69,6 +87,7 @@ def call_with_settings(program: str, job: Job, overrides: Sequence[str] = ()) ->
         program: what lines on stderr begin with.
         job: returns how it ended; a `UserError` of its own becomes a line on stderr and the ending `refused`.
         overrides: Hydra's, of the program itself, such as what `--help` says.
+        finished: whether a run is finished on the disk, for the runs of a sweep that was stopped before it met them.
 
     Returns:
         How each run ended, in order.
@@ -82,7 +101,7 @@ def call_with_settings(program: str, job: Job, overrides: Sequence[str] = ()) ->
     config_loader.install()
     OmegaConf.register_new_resolver("choices", list_choices, replace=True)
     signal.signal(signal.SIGTERM, raise_interrupted)
-    task = Task(program, job)
+    task = Task(program, job, finished)
     # Hydra then hands its errors on instead of printing them its own way and leaving.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # Wherever they were typed: Hydra takes its overrides in one row.

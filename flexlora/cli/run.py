@@ -7,6 +7,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from flexlora.cli.command import FAILED, REFUSED, call_with_settings
+from flexlora.results.folder import RunFolder
 from flexlora.results.record import Ending
 from flexlora.settings import RunSettings
 from flexlora.training.dry_run import DryRun
@@ -32,12 +33,18 @@ def main() -> None:
             return ending
         return run_job(settings, plain, overrides)
 
-    endings = call_with_settings("flexlora-run", run)
+    endings = call_with_settings("flexlora-run", run, finished=_is_finished)
     bad = {ending.status for ending in endings} - {"done", "skipped"}
     if dry_run.asked:
         print(dry_run)
         sys.exit(REFUSED if "refused" in bad else 0)
     sys.exit(0 if not bad else REFUSED if bad == {"refused"} else FAILED)
+
+
+def _is_finished(settings: RunSettings, plain: dict[str, Any], overrides: list[str]) -> bool:
+    from flexlora.training.job import run_path
+
+    return RunFolder(run_path(settings, overrides), plain).is_finished()
 
 
 if __name__ == "__main__":  # for `accelerate launch -m flexlora.cli.run`

@@ -4,9 +4,11 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import shlex
 import shutil
 import sys
+import time
 import traceback
 import uuid
 from collections import Counter
@@ -23,7 +25,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from flexlora.errors import UserError, one_line
-from flexlora.results.files import to_json, write_text
+from flexlora.results.files import lock, to_json, write_text
 from flexlora.results.record import Ending
 from flexlora.training.progress import is_main_process
 
@@ -34,6 +36,11 @@ DIED = Ending("interrupted", "its process died: killed, perhaps for memory; the 
 STOPPED = Ending("interrupted", "the sweep was stopped before it ended; the same command goes on with it")
 LEFT = Ending("running", "the sweep was stopped and did not wait for it")
 NOT_STARTED = Ending("not started")
+# Endings that say nothing of the run's folder.
+UNKNOWN = ("interrupted", "not started", "running")
+# Seconds in which the folders of such runs are looked at. Composing the settings of a run takes a part of a second.
+PATIENCE = 10.0
+LOCK = ".lock"
 
 Job = tuple[str, ...]
 """The overrides of one run, without Hydra's own: `("task=glue/cola", "method=lora")`."""
@@ -62,6 +69,7 @@ class ListingSweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra before `sweep`."""
+        self._hydra_context = hydra_context
         self._config = config
         self._task = task_function
         # In the sweep's folder, which a cluster's machines share.
@@ -83,9 +91,14 @@ class ListingSweeper(Sweeper):
     def _finish(self) -> None:
         if not self._launcher.began:
             return  # refused before anything ran
-        jobs = dict.fromkeys(job_of(overrides) for batch in self._sweeper.overrides for overrides in batch)
+        jobs = {job_of(overrides): overrides for batch in self._sweeper.overrides for overrides in batch}
         endings = {job: self._launcher.ending(job) for job in jobs}
-        shutil.rmtree(self._journal.folder, ignore_errors=True)
+        self._journal.end()
+        end = time.monotonic() + PATIENCE
+        for job, overrides in jobs.items():
+            # A run may be finished of an earlier sweep, or its process may have died after it was done.
+            if endings[job].status in UNKNOWN and time.monotonic() < end and self._is_finished(overrides):
+                endings[job] = Ending("done")
         self._task.endings[:] = endings.values()  # type: ignore[attr-defined]
         hydra = self._config.hydra
         folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
@@ -98,6 +111,11 @@ class ListingSweeper(Sweeper):
             words = {job: [*start, *sorted(run, key=lambda item: item in common)] for job, run in runs.items()}
             print(page({shlex.join(words[job]): ending for job, ending in endings.items()}))
 
+    def _is_finished(self, overrides: Sequence[str]) -> bool:
+        loader = self._hydra_context.config_loader
+        config = loader.load_sweep_config(master_config=self._config, sweep_overrides=list(overrides))
+        return bool(self._task.is_finished(config))  # type: ignore[attr-defined]
+
 
 class Journal:
     """What each job of one sweep said of itself, a file each, for where its process cannot tell the sweep."""
@@ -105,10 +123,25 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def begin(self) -> None:
+        """Create the folder, which is locked until this process ends, and delete those of sweeps that were killed."""
+        with contextlib.suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock(os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
+            for other in self.folder.parent.glob(".sweep-*"):
+                with contextlib.suppress(OSError):
+                    handle = os.open(other / LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+                    if lock(handle):
+                        shutil.rmtree(other, ignore_errors=True)
+                    os.close(handle)
+
+    def end(self) -> None:
+        """Delete the folder. A job that is still running then has nobody to tell how it ended."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
     def write(self, job: Job, ending: Ending | None) -> None:
         """Note that `job` has begun (None), or how it ended. A disk that is full does not stop a job over it."""
         with contextlib.suppress(OSError):
-            self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self._file(job), to_json(ending))
 
     def has_begun(self, job: Job) -> bool:
@@ -170,6 +203,8 @@ class PatientLauncher(Launcher):
             UserError: the launcher did not get one job to begin.
         """
         waiting = list(job_overrides)
+        if not self.began:
+            self.journal.begin()
         while waiting:
             try:
                 with self._patience():

@@ -1,28 +1,74 @@
 """Writes files in one move, so that none is ever half written; reads and writes JSON."""
 
+import contextlib
 import hashlib
 import json
 import math
 import os
-import tempfile
+import re
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+# Part of the name of every file that `replacing` makes: no file of others is deleted.
+MADE_HERE = "flexlora-"
+PART = re.compile(rf"\..+\.{MADE_HERE}[0-9a-f]{{8}}\.part")
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a file to write to, which then replaces `path` in one move; it is removed if an error occurs."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    part = Path(name)
+    """Yield an empty file to write to, which then replaces `path` in one move; it is removed if an error occurs.
+
+    The file is locked while it is written. A file that a killed process left in this folder has no lock: it is deleted.
+    """
+    with contextlib.suppress(OSError):
+        _remove_left_behind(path.parent)
+    handle, part = _new_part(path)
     try:
         yield part
-        part.chmod(0o644)  # mkstemp's 0600 would hide the file from other users of a shared folder
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _new_part(path: Path) -> tuple[int, Path]:
+    """Create and lock the file that shall replace `path`. Its mode is that of any new file of this user."""
+    while True:
+        part = path.with_name(f".{path.name}.{MADE_HERE}{secrets.token_hex(4)}.part")
+        handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        # Another process may have found the file before it was locked, and deletes it.
+        if lock(handle) is not False and os.fstat(handle).st_nlink > 0:
+            return handle, part
+        os.close(handle)
+
+
+def _remove_left_behind(folder: Path) -> None:
+    with os.scandir(folder) as entries:
+        left = [entry.path for entry in entries if PART.fullmatch(entry.name)]
+    for part in left:
+        with contextlib.suppress(OSError):
+            handle = os.open(part, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                if lock(handle):
+                    Path(part).unlink()
+            finally:
+                os.close(handle)
+
+
+def lock(handle: int) -> bool | None:
+    """Lock an open file until it is closed: False where another process has the lock, None where locks do not work."""
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (OSError, ImportError):  # this file system, or this operating system, has no such locks
+        return None
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

@@ -26,10 +26,10 @@ from flexlora.tasks.image_lists import ImageRows
 log = logging.getLogger("flexlora")
 
 # The version of the file format, part of every file's name. Increase it whenever the content changes.
-FORMAT = 1
+FORMAT = 2
 # Number of images that all threads together decode at a time.
 CHUNK = 256
-# Bytes at the end of a file: the CRC-32 of all bytes before, in hexadecimal.
+# Bytes at the end of a file: the CRC-32 of its name and of all bytes before, in hexadecimal.
 CHECKSUM = 8
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -171,7 +171,7 @@ class ImageCache:
                 if len(rows) > CHUNK:
                     log.info("decoding %d images; the next run reads them from %s", len(rows), path.parent)
                 with replacing(path) as part, part.open("wb") as file:
-                    self._write(file, rows, pool, {})
+                    self._write(file, rows, pool, {}, name=path.name)
                 array = _mapped(path, shape)
         if array is None:
             raise OSError(f"{path.name} differs from what was written")
@@ -189,9 +189,11 @@ class ImageCache:
                 "task.image_cache=DIR sets another folder"
             ) from error
 
-    def _write(self, file: BinaryIO, rows: ImageRows, pool: ThreadPoolExecutor, bad: dict[int, str]) -> None:
+    def _write(
+        self, file: BinaryIO, rows: ImageRows, pool: ThreadPoolExecutor, bad: dict[int, str], name: str = ""
+    ) -> None:
         """Decode all images into `file` and append a checksum. Images in `bad` are already known to be unreadable."""
-        problems, crc = dict(bad), 0
+        problems, crc = dict(bad), zlib.crc32(name.encode())
         for first in range(0, len(rows), CHUNK):
             chunk = [i for i in range(first, min(first + CHUNK, len(rows))) if i not in bad]
             for index, image in zip(chunk, pool.map(lambda i: self._decoded(rows, i), chunk), strict=True):
@@ -241,7 +243,7 @@ def _mapped(path: Path, shape: tuple[int, ...], warn: bool = False) -> Array | N
             if os.fstat(file.fileno()).st_size == size + CHECKSUM:
                 array = np.asarray(np.memmap(file, dtype=np.uint8, mode="r", shape=shape))
                 file.seek(size)
-                if file.read() == f"{_crc(array):08x}".encode():
+                if file.read() == f"{_crc(array, path.name):08x}".encode():
                     return array
     except FileNotFoundError:
         return None
@@ -250,8 +252,8 @@ def _mapped(path: Path, shape: tuple[int, ...], warn: bool = False) -> Array | N
     return None
 
 
-def _crc(array: Array) -> int:
-    crc = 0
+def _crc(array: Array, name: str) -> int:
+    crc = zlib.crc32(name.encode())
     for part in _parts(array.reshape(-1), 1 << 26):
         crc = zlib.crc32(part.data, crc)
     return crc

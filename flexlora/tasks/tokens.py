@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from flexlora.cache import cache_dir
+from flexlora.cache import cache_dir, trusted
 from flexlora.results.files import replacing
 
 log = logging.getLogger("flexlora")
@@ -127,7 +127,7 @@ def cache_folder(setting: str | None) -> Path | None:
     """The folder that `task.token_cache` names; None means that tokens are not cached."""
     if setting is None:
         return None
-    return cache_dir("tokens") if setting == DEFAULT_CACHE else Path(setting).expanduser()
+    return cache_dir("tokens") if setting == DEFAULT_CACHE else trusted(Path(setting).expanduser())
 
 
 class TokenCache:
@@ -219,16 +219,12 @@ def _read(path: Path) -> Tokens | None:
 
 
 def _write(path: Path, tokens: Tokens) -> None:
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {**tokens.columns, OFFSETS: tokens.offsets}
-    try:
-        with replacing(path) as part:
-            save_file(arrays, part, metadata={"crc32": _checksum(path, arrays)})
-    except SafetensorError as error:  # safetensors raises SafetensorError when the disk is full
-        raise OSError(str(error)) from error
+    with replacing(path) as part:  # a killed process would leave the temporary file of safetensors' own `save_file`
+        part.write_bytes(save(arrays, metadata={"crc32": _checksum(path, arrays)}))
 
 
 def _checksum(path: Path, arrays: dict[str, Array]) -> str:

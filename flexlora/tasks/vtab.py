@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from flexlora.cache import cache_dir
+from flexlora.cache import cache_dir, trusted
 from flexlora.errors import UserError
 from flexlora.settings import Interpolation, Normalization, VtabTask, evaluates_held_out
 from flexlora.tasks.base import Split, Task
@@ -180,7 +180,7 @@ def _preprocessing(settings: VtabTask, processor: Any) -> tuple[Form, tuple[floa
 def _cache_folder(setting: str | None) -> Path | None:
     if setting is None:
         return None
-    return cache_dir("images") if setting == DEFAULT_CACHE else Path(setting).expanduser()
+    return cache_dir("images") if setting == DEFAULT_CACHE else trusted(Path(setting).expanduser())
 
 
 def _listed(problems: list[str]) -> str:

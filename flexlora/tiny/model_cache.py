@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import json
 import logging
+import secrets
 import shutil
 import tempfile
 import time
@@ -125,9 +126,9 @@ def ensure(folder: Path, name: str, build: Build) -> None:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether every file of `folder` exists and matches its checksum."""
+    """Whether `folder` is the model that it is named after, and every file matches its checksum."""
     try:
-        return bool(json.loads((folder / CHECKSUM).read_text(encoding="utf-8")) == _checksums(folder))
+        return bool(json.loads((folder / CHECKSUM).read_text(encoding="utf-8")) == _identity(folder, folder.name))
     except (OSError, ValueError):
         return False
 
@@ -136,19 +137,33 @@ def _build_in(folder: Path, name: str, build: Build) -> None:
     """Build in a temporary folder beside `folder`, then move it there. Damaged and half-built folders are deleted."""
     if folder.exists():
         log.warning("%s is damaged: making it again", folder)
-    for left_behind in folder.parent.glob(f".{folder.name}.*.part"):
-        shutil.rmtree(left_behind, ignore_errors=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+    _remove_left_behind(folder)
+    part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
+    part.mkdir()
+    mode = part.stat().st_mode & 0o666  # as of any new file of this user; safetensors makes files for this user only
     try:
         _announced(name, build, part)
-        (part / CHECKSUM).write_text(json.dumps(_checksums(part)), encoding="utf-8")
-        part.chmod(0o755)
+        (part / CHECKSUM).write_text(json.dumps(_identity(part, folder.name)), encoding="utf-8")
         for file in part.iterdir():
-            file.chmod(0o644)
+            file.chmod(mode)
         shutil.rmtree(folder, ignore_errors=True)
         part.replace(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _remove_left_behind(folder: Path) -> None:
+    """Delete what killed processes left half-built beside `folder`, whose lock this process has."""
+    for part in folder.parent.glob(".*.part"):
+        name = part.name[1:].rpartition(".")[0].rpartition(".")[0]
+        lock = FileLock(folder.with_name(f".{name}.lock"), timeout=0)
+        try:
+            if name != folder.name:
+                lock.acquire()
+        except Timeout:  # another process builds it
+            continue
+        shutil.rmtree(part, ignore_errors=True)
+        lock.release()
 
 
 def _announced(name: str, build: Build, folder: Path) -> None:
@@ -158,6 +173,7 @@ def _announced(name: str, build: Build, folder: Path) -> None:
     log.info("pretrained in %.0f s", time.perf_counter() - began)
 
 
-def _checksums(folder: Path) -> dict[str, str]:
+def _identity(folder: Path, name: str) -> dict[str, Any]:
+    """Return which model a folder holds, and the SHA-256 of its files."""
     files = sorted(file for file in folder.iterdir() if file.name != CHECKSUM)
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    return {"name": name, "files": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}}

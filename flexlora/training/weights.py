@@ -51,8 +51,9 @@ def save_adapter(method: "Method", model: nn.Module, path: Path) -> list[Path]:
     part.mkdir()
     try:
         method.save(model, part)
+        mode = part.stat().st_mode  # of a new folder of this user
         for file in part.rglob("*"):
-            file.chmod(0o644)  # safetensors writes 0600, hidden from whoever shares the results
+            file.chmod(mode if file.is_dir() else mode & 0o666)  # safetensors writes 0600, whatever the umask is
         shutil.rmtree(adapter, ignore_errors=True)  # of a run that was killed before its record was written
         part.replace(adapter)
     except SafetensorError as error:  # its own word for any failure of the file system

@@ -264,7 +264,7 @@ def test_tokens_half_kept_by_a_killed_process_are_nobodys(run, unbroken, of, tmp
     assert [file.suffix for file in (cache / "tokens").iterdir()] == [".part"]
     again = run(FLEXLORA_CACHE=str(cache))
     assert again.returncode == 0, again.stdout + again.stderr
-    assert len(list((cache / "tokens").glob("[!.]*.safetensors"))) == 2
+    assert len(list((cache / "tokens").glob("[!.]*.safetensors"))) == len(list((cache / "tokens").iterdir())) == 2
     assert differences(unbroken, of(tmp_path / "out")) == []
 
 

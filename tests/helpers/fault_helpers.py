@@ -74,14 +74,16 @@ def strike(place: str, signals: Sequence[signal.Signals], number: int = 1) -> No
 
 def killed_while_it_keeps_tokens() -> None:
     """The process is killed when it has written half of the tokens' file."""
-    from safetensors import numpy
+    write = Path.write_bytes
 
-    def half(arrays: dict[str, Any], path: Path, metadata: dict[str, str]) -> None:
-        content = numpy.save(arrays, metadata)
-        path.write_bytes(content[: len(content) // 2])
+    def half(path: Path, content: bytes) -> int:
+        if ".safetensors." not in path.name:
+            return write(path, content)
+        write(path, content[: len(content) // 2])
         os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
 
-    numpy.save_file = half
+    Path.write_bytes = half
 
 
 def backward_clock(start: str) -> None:
