@@ -65,7 +65,7 @@ class Task:
         before = HydraConfig.instance().cfg
         HydraConfig.instance().set_config(config)
         try:
-            own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+            own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
             settings, plain = resolve(own, require_task(own))
             overrides = _as_sweeps_spell(HydraConfig.get().overrides.task)
             return self.finished is not None and self.finished(settings, plain, overrides)
