@@ -23,10 +23,11 @@ ROOMS = (
     ("models",),
     ("baselines",),
     ("tuner",),
+    ("saved_adapter",),
     ("results",),
     ("settings",),
     ("archives",),
-    ("hub", "paths", "plugins"),
+    ("hub", "paths", "plugins", "text_files"),
     ("architectures", "cache", "conf_path", "errors", "import_hook", "source_hash"),
 )
 DEPTH = {room: depth for depth, rooms in enumerate(ROOMS) for room in rooms}

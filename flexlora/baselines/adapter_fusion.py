@@ -19,17 +19,16 @@ Details that the description does not specify follow AdapterHub's code:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from peft import PeftConfig
-from peft.utils import CONFIG_NAME, load_peft_weights
 from torch import nn
 from torch.nn import functional
 
 from flexlora import architectures
+from flexlora.saved_adapter import checked_record, read_config, read_weights
 from flexlora.tuner.checks import number, require
 
 from .base import BaselineConfig, BaselineLayer, BaselineModel, setting
@@ -157,12 +156,12 @@ class AdapterFusionModel(BaselineModel, name="adapter_fusion", config=AdapterFus
 
 
 def _read(folder: str) -> tuple[PfeifferConfig, dict[str, torch.Tensor]]:
-    if not (Path(folder) / CONFIG_NAME).is_file():  # otherwise PEFT would search the hub
-        raise ValueError(f"{folder} is not the folder of a saved adapter: it has no {CONFIG_NAME}.")
-    config = PeftConfig.from_pretrained(folder)
-    if not isinstance(config, PfeifferConfig):
-        raise ValueError(f"{folder} has a {config.peft_type.value} adapter: AdapterFusion needs Pfeiffer adapters.")
-    return config, load_peft_weights(folder, device="cpu")
+    values = read_config(Path(folder))
+    if values["peft_type"] != PfeifferConfig.type_name.value:
+        raise ValueError(f"{folder} has a {values['peft_type']} adapter: AdapterFusion needs Pfeiffer adapters.")
+    checked_record(Path(folder))
+    known = {field.name for field in fields(PfeifferConfig) if field.init}
+    return PfeifferConfig(**{k: v for k, v in values.items() if k in known}), read_weights(Path(folder))
 
 
 def near_identity(value: torch.Tensor) -> None:

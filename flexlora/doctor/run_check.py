@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flexlora.errors import UserError, one_line, printable
-from flexlora.paths import existing_folder
 from flexlora.results import environment
 from flexlora.results.checkpoint_files import checkpoint_folders
 from flexlora.results.folder import RunFolder, cannot_write, held_by
@@ -259,10 +258,15 @@ class _RunCheck:
         """Load the initial adapter as the run will: the shapes of its tensors show whether it fits."""
         if self.settings.adapter is None or self.backbone is None:
             return
+        from flexlora.training.weights import load_start
+
         if self.backbone.processor is None:
             self._say("model", "start", f"{self.settings.adapter}, not checked without the model", Mark.warning)
             return
-        method.load(model, existing_folder("adapter", self.settings.adapter))
+        if self.task is None:
+            self._say("model", "start", f"{self.settings.adapter}, not checked without the data", Mark.warning)
+            return
+        load_start(method, model, self.settings.adapter, self.task.labels)
         self._say("model", "start", f"from the adapter in {self.settings.adapter}", Mark.good)
         model.to("meta")
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from flexlora.errors import UserError, did_you_mean, one_line
 from flexlora.methods.base import Method, RunContext
 from flexlora.methods.fields import refuse_unknown, take
+from flexlora.saved_adapter import log_kept_head
 
 log = logging.getLogger("flexlora")
 
@@ -77,6 +78,7 @@ class MaskMethod(Method):
                     log.info("adapter: %s has another shape in the saved adapter and is initialised again", name)
                 else:
                     raise UserError(f"adapter: {folder} is of another model: the shape of {name} differs")
+        log_kept_head(name for name, p in held.items() if self._in_head(name) and saved[name].shape == p.shape)
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Save a fully trained model for `from_pretrained`, or otherwise only the trained parameters."""

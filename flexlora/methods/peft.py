@@ -13,12 +13,9 @@ from peft import (
     PeftModel,
     get_peft_model,
     get_peft_model_state_dict,
-    load_peft_weights,
     set_peft_model_state_dict,
 )
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
-from peft.utils import CONFIG_NAME
-from safetensors import SafetensorError
 from torch import nn
 
 from flexlora.errors import UserError, did_you_mean, one_line
@@ -26,6 +23,7 @@ from flexlora.methods.base import Method, RunContext
 from flexlora.methods.fields import by_user_names, refuse_misfits, refuse_unknown
 from flexlora.methods.transplant import final_ranks
 from flexlora.plugins import import_named
+from flexlora.saved_adapter import log_kept_head, read_config, read_weights, refuse_other_update
 from flexlora.settings import Schedule
 from flexlora.settings.resolve import MAX_WIDTH
 from flexlora.tuner.base import Tuner
@@ -120,24 +118,24 @@ class PeftMethod(Method):
 
     def load(self, model: nn.Module, folder: Path) -> None:
         assert isinstance(model, PeftModel)
-        if not (folder / CONFIG_NAME).is_file():
-            raise UserError(f"adapter: {folder} is not an adapter saved by PEFT: it has no {CONFIG_NAME}")
         try:
-            theirs, ours = PeftConfig.from_pretrained(str(folder)).peft_type, self.config.peft_type
-            if theirs != ours:
-                raise UserError(f"adapter: {folder} has a {theirs.value} adapter, but this method is {ours.value}")
-            weights = load_peft_weights(str(folder), device="cpu")
+            refuse_other_update(read_config(folder), self.config, folder)
+            weights = read_weights(folder)
+        except ValueError as error:
+            raise UserError(f"adapter: {error}") from error
+        try:
             held = get_peft_model_state_dict(model, save_embedding_layers=False)
             strange = sorted(weights.keys() ^ held.keys())
             if strange:
                 raise UserError(f"adapter: {folder} is of another model or other modules: {strange[0]}")
-            for name in weights:
-                in_head = not set(self.config.modules_to_save or ()).isdisjoint(name.split("."))
-                if in_head and weights[name].shape != held[name].shape:
+            head = [n for n in weights if not set(self.config.modules_to_save or ()).isdisjoint(n.split("."))]
+            for name in head:
+                if weights[name].shape != held[name].shape:
                     log.info("adapter: %s has another shape in the saved adapter and is initialised again", name)
                     weights[name] = held[name]
+            log_kept_head(name for name in head if weights[name] is not held[name])
             set_peft_model_state_dict(model, weights)
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        except (ValueError, RuntimeError, KeyError, TypeError) as error:
             raise UserError(f"adapter: cannot load {folder}: {one_line(error)}") from error
 
     def save(self, model: nn.Module, folder: Path) -> None:

@@ -39,6 +39,8 @@ class Task:
     """The metric that selects the best checkpoint; higher is better."""
     num_labels: int | None
     """Outputs of a fresh head; None if the backbone brings its own head."""
+    labels: Sequence[str] = ()
+    """The names of the classes in the order of the head's outputs; empty if there are none."""
     provenance: dict[str, Any]
     """The source of the data, for the record."""
     subset: bool

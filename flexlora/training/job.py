@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flexlora.errors import UserError, one_line
-from flexlora.paths import existing_folder
 from flexlora.results import environment
 from flexlora.results.checkpoint_files import checkpoint_folders
 from flexlora.results.files import file_sha256
@@ -230,7 +229,7 @@ class _Job:
         from flexlora.training.checkpoint import Checkpoints
         from flexlora.training.journal import Journal
         from flexlora.training.loop import Loop
-        from flexlora.training.weights import refuse_damaged, refuse_not_finite, save_adapter
+        from flexlora.training.weights import load_start, refuse_not_finite, save_adapter
 
         accelerator = make_accelerator(settings, self.path)
         self.main = accelerator.is_main_process
@@ -272,11 +271,7 @@ class _Job:
         model = method.wrap(backbone.model)
         refuse_half_precision(model)
         if settings.adapter is not None:
-            adapter = existing_folder("adapter", settings.adapter)
-            refuse_damaged(adapter)
-            method.load(model, adapter)
-            refuse_not_finite(model, f"adapter: {settings.adapter}")
-            log.info("starting from %s", settings.adapter)
+            load_start(method, model, settings.adapter, task.labels, found.get("model"))
         record.parameters = dict(method.parameters(model))
 
         checkpoints = Checkpoints(self.path)

@@ -1,19 +1,23 @@
 """A run's weights on the disk: damaged ones are refused, and the adapter is saved whole or not at all."""
 
+import logging
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
 
 from flexlora.errors import UserError, one_line
-from flexlora.results.files import file_sha256
-from flexlora.results.record import read_record
+from flexlora.paths import existing_folder
+from flexlora.saved_adapter import checked_record
 
 if TYPE_CHECKING:
     from flexlora.methods import Method
+
+log = logging.getLogger("flexlora")
 
 
 def refuse_not_finite(model: nn.Module, what: str) -> None:
@@ -28,20 +32,53 @@ def refuse_not_finite(model: nn.Module, what: str) -> None:
             raise UserError(f"{what} has values in {name} that are not finite: the file is damaged")
 
 
-def refuse_damaged(adapter: Path) -> None:
-    """Refuse the adapter of a finished run whose weights are no longer those that the run wrote.
+def load_start(
+    method: "Method", model: nn.Module, folder: str, labels: Sequence[str], base: Mapping[str, str] | None = None
+) -> None:
+    """Load the adapter in `folder`, the value of the setting `adapter`, into the adapted model.
+
+    One line warns of an adapter that was trained on other weights than this run's: they decide what its update means.
+
+    Args:
+        method: the run's method.
+        model: the model that it wrapped.
+        folder: the folder of the adapter.
+        labels: the names of the task's classes, in order.
+        base: the SHA-256 of the model's files by name, as the record has it; None if it is not known.
 
     Raises:
-        UserError: a file differs from its run's record. An adapter from elsewhere has no record and is not refused.
+        UserError: there is no such folder, a file of it is not what its run wrote, its head has the task's classes in
+            another order, its values are not finite, or it does not fit (`Method.load`).
     """
+    adapter = existing_folder("adapter", folder)
     try:
-        written = read_record(adapter.resolve().parent / "result.json").adapter_sha256
-    except ValueError:
-        return
-    for name, sha256 in written.items():
-        file = adapter / name
-        if file.is_file() and file_sha256(file) != sha256:
-            raise UserError(f"adapter: {file} is not what its run wrote: it is damaged, or was changed since")
+        record = checked_record(adapter)
+    except ValueError as error:
+        raise UserError(f"adapter: {error}") from error
+    if record is not None:
+        _refuse_other_order((record.config.get("task") or {}).get("labels"), list(labels), folder)
+        other = _other_weights(record.backbone.get("sha256"), base)
+        if other is not None:
+            log.warning("adapter: %s was trained on another model than this run's: %s differs", folder, other)
+    method.load(model, adapter)
+    refuse_not_finite(model, f"adapter: {folder}")
+    log.info("starting from %s", folder)
+
+
+def _refuse_other_order(theirs: Any, ours: list[str], folder: str) -> None:
+    if isinstance(theirs, list) and theirs != ours and sorted(map(str, theirs)) == sorted(ours):
+        raise UserError(
+            f"adapter: the head in {folder} has the classes in the order {', '.join(map(str, theirs))}, "
+            f"but task.labels has {', '.join(ours)}"
+        )
+
+
+def _other_weights(theirs: Any, ours: Mapping[str, str] | None) -> str | None:
+    """Return the name of the first file of weights whose hash differs; None where none does or it is not known."""
+    if not isinstance(theirs, dict) or ours is None:
+        return None
+    weights = (name for name in sorted(theirs.keys() & ours.keys()) if Path(name).suffix in (".safetensors", ".bin"))
+    return next((name for name in weights if theirs[name] != ours[name]), None)
 
 
 def save_adapter(method: "Method", model: nn.Module, path: Path) -> list[Path]:

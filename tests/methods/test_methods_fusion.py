@@ -90,7 +90,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(adapters, tmp_path):
         (["{a}"], r"method.adapters must be the folders of at least two saved Pfeiffer adapters"),
         (
             ["{a}", "{a}/nothing"],
-            r"method: .*/nothing is not the folder of a saved adapter: it has no adapter_config\.json",
+            r"method: .*/nothing is not an adapter saved by PEFT: it has no adapter_config\.json",
         ),
     ],
 )
