@@ -183,6 +183,9 @@ class _RunCheck:
         else:
             text = f"from {model.path}" if model.path else f"{model.name}, ours, revision {self.backbone.revision}"
         self._say("model", "backbone", text, Mark.good)
+        head = None if self.task is None else self.backbone.match_classes(self.task.labels)
+        if head is not None:
+            self._say("model", "head", head.removeprefix("head: "))
 
     def _tokens(self) -> None:
         if self.task is None or self.backbone is None or self.backbone.processor is None:

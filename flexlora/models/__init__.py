@@ -1,7 +1,7 @@
 """Backbones from the hub or from a folder. `model.kind` names the file of a kind of model."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,20 @@ class Backbone:
     task_type: str | None
     revision: str | None
     """The hub's commit of the model; None for a folder."""
+    dropout: dict[str, float] = field(default_factory=dict, kw_only=True)
+    """The dropout of the layers while training, by its names in the model's configuration."""
+
+    def match_classes(self, labels: Sequence[str]) -> str | None:
+        """Bring a head of the checkpoint to the task's classes; return one line about the head. The head is new here.
+
+        Args:
+            labels: the names of the task's classes, in the order of the head's outputs; empty if they have none.
+        """
+        return None
+
+    def facts(self) -> dict[str, Any]:
+        """What the record says about the loaded model."""
+        return {"dropout": self.dropout}
 
     def logits(self, model: Any, batch: "Mapping[str, torch.Tensor]") -> "torch.Tensor":
         """Compute the logits of `model` (this backbone with an adapter) for a batch without labels."""

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ from flexlora.architectures import CAUSAL_LM
 from flexlora.errors import UserError, one_line
 from flexlora.hub import is_cached, trouble_with
 from flexlora.models import Backbone
-from flexlora.models.pretrained import pretrained
+from flexlora.models.leftovers import reset_config, reset_tokenizer
+from flexlora.models.pretrained import pretrained, refuse_misfits
 from flexlora.settings import ModelSettings, Quantization
 
 if TYPE_CHECKING:
@@ -75,7 +77,8 @@ def _load(source: str, where: dict[str, Any], settings: ModelSettings) -> Backbo
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     config = AutoConfig.from_pretrained(source, **where)
-    tokenizer = _tokenizer(source, where, settings, config.get_text_config().vocab_size)
+    dropout = reset_config(config, {}, settings)
+    tokenizer = _tokenizer(source, where, settings, config.get_text_config())
     packed = _packed(settings)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         source,
@@ -88,37 +91,31 @@ def _load(source: str, where: dict[str, Any], settings: ModelSettings) -> Backbo
         **where,
     )
     model, report = loaded
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise UserError(f"model.path: {settings.path} lacks {len(missing)} of its weights, such as {missing[0]}")
-    for name, theirs, ours in report["mismatched_keys"]:
-        raise UserError(
-            f"model.path: {settings.path} contradicts its config.json: {name} has shape {list(theirs)}, "
-            f"but config.json gives {list(ours)}"
-        )
-    return _backbone(model, tokenizer, getattr(config, "_commit_hash", None), settings)
+    refuse_misfits(model, report, settings.path)
+    backbone = _backbone(model, tokenizer, getattr(config, "_commit_hash", None), settings)
+    backbone.dropout = dropout
+    return backbone
 
 
-def _tokenizer(source: str, where: dict[str, Any], settings: ModelSettings, vocabulary: int) -> Any:
+def _tokenizer(source: str, where: dict[str, Any], settings: ModelSettings, config: Any) -> Any:
     """Load the model's tokenizer. It pads on the left with a masked token."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source, **where)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise UserError(f"model.path: {settings.path} has no tokenizer: save it beside the model")
-    if len(tokenizer) > vocabulary:
+    if len(tokenizer) > config.vocab_size:
         raise UserError(
-            f"model.path: the tokenizer of {settings.path} has {len(tokenizer)} words, but the model has {vocabulary}: "
-            "they do not belong together"
+            f"model.path: the tokenizer of {settings.path} has {len(tokenizer)} words, "
+            f"but the model has {config.vocab_size}: they do not belong together"
         )
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"model.path: the tokenizer of {settings.path} has no end-of-sequence token: "
             'set "eos_token" in its tokenizer_config.json'
         )
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token_id = PAD
+    limit = getattr(config, "max_position_embeddings", None) or sys.maxsize
+    reset_tokenizer(tokenizer, settings.path, limit, "left", PAD)
     return tokenizer
 
 
@@ -175,7 +172,7 @@ def sketch(settings: ModelSettings, num_labels: None = None) -> CausalLm | None:
         return None
     with pretrained(settings, LOCAL_HINT) as (source, where):
         config = AutoConfig.from_pretrained(source, **where)
-        tokenizer = _tokenizer(source, where, settings, config.get_text_config().vocab_size)
+        tokenizer = _tokenizer(source, where, settings, config.get_text_config())
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         model.to(getattr(torch, settings.dtype.value))

@@ -12,8 +12,10 @@ from flexlora.architectures import IMAGE_CLASSIFIER
 from flexlora.errors import UserError, did_you_mean, one_line
 from flexlora.hub import trouble_with, what_failed
 from flexlora.models import Backbone, on_hub
+from flexlora.models.pretrained import ADAPTER, refuse_second_adapter
 from flexlora.paths import existing_folder
 from flexlora.settings import ModelSettings
+from flexlora.text_files import decode
 
 if TYPE_CHECKING:
     import torch
@@ -130,6 +132,7 @@ def _in_folder(path: str) -> tuple[Path, Path]:
         raise UserError(f"model.path: {path} has no {CONFIG}: it is not a timm model")
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"model.path: {path} has no {WEIGHTS}: weights in other files are not read")
+    refuse_second_adapter(folder / ADAPTER, path)
     return folder / CONFIG, folder / WEIGHTS
 
 
@@ -159,8 +162,8 @@ def _from_hub(settings: ModelSettings, name: str) -> Path:
 
 def _read(file: Path, path: str) -> _Description:
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        values = json.loads(decode(file.read_bytes(), file))
+    except (OSError, ValueError, UserError) as error:
         raise UserError(f"model.path: cannot read {CONFIG} of {path}: {one_line(error)}") from error
     return _described(values, path)
 

@@ -1,6 +1,7 @@
 """The source of a pretrained transformers model, and the error messages if it cannot be loaded."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,10 @@ from flexlora.errors import UserError, one_line
 from flexlora.hub import trouble_with, what_failed
 from flexlora.models import on_hub
 from flexlora.paths import existing_folder
+from flexlora.saved_adapter import CONFIG as ADAPTER
 from flexlora.settings import ModelSettings
+
+log = logging.getLogger("flexlora")
 
 
 @contextmanager
@@ -31,6 +35,7 @@ def pretrained(settings: ModelSettings, hint: str) -> Iterator[tuple[str, dict[s
         existing_folder("model.path", settings.path)
         if not (folder / "config.json").is_file():
             raise UserError(f"model.path: {settings.path} has no config.json: it is not a saved transformers model")
+        refuse_second_adapter(folder / ADAPTER, settings.path)
         source, trouble = str(folder), None
     else:
         source, trouble = settings.path, trouble_with(settings.path, "model", settings.revision)
@@ -46,3 +51,57 @@ def pretrained(settings: ModelSettings, hint: str) -> Iterator[tuple[str, dict[s
         if trouble is not None:
             raise UserError(f"{settings.path} is not in the local cache and {trouble}; {hint}") from error
         raise UserError(f"cannot load {settings.path} from the hub: {what_failed(error)}; {hint}") from error
+
+
+def refuse_second_adapter(file: Path, path: str) -> None:
+    """Refuse a model with an adapter beside its weights.
+
+    The run's adapter would be trained on top of the other one, and would not fit the model alone.
+
+    Raises:
+        UserError: `file` exists.
+    """
+    if file.is_file():
+        raise _second_adapter(path)
+
+
+def refuse_misfits(model: Any, report: Mapping[str, Any], path: str | None, head: Collection[str] = ()) -> list[str]:
+    """Check what `from_pretrained` reports: all weights except the head's come from the checkpoint.
+
+    Returns:
+        The names of the head's weights that the checkpoint lacks, or has in another shape.
+
+    Raises:
+        UserError: a weight is missing or has another shape, the checkpoint has more layers than its configuration, or
+            an adapter was loaded with it.
+    """
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise _second_adapter(path)
+
+    def in_head(name: str) -> bool:
+        return not set(head).isdisjoint(name.split("."))
+
+    missing = sorted(name for name in report["missing_keys"] if not in_head(name))
+    if missing:
+        raise UserError(f"model.path: {path} lacks {len(missing)} of the model's weights, such as {missing[0]}")
+    layers = [name for name in report["unexpected_keys"] if not {"layer", "layers"}.isdisjoint(name.split("."))]
+    if layers:
+        raise UserError(
+            f"model.path: {path} contradicts its config.json: the weights have {min(layers)}, "
+            "but config.json describes no such layer"
+        )
+    for name, theirs, ours in report["mismatched_keys"]:
+        if not in_head(name):
+            raise UserError(
+                f"model.path: {path} contradicts its config.json: {name} has shape {list(theirs)}, "
+                f"but config.json gives {list(ours)}"
+            )
+        log.info("model.path: %s has another shape in the checkpoint and is initialised again", name)
+    return [*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])]
+
+
+def _second_adapter(path: str | None) -> UserError:
+    return UserError(
+        f"model.path: {path} has {ADAPTER} beside its weights: an adapter of an earlier training. Merge it first "
+        f"(PeftModel.from_pretrained(...).merge_and_unload().save_pretrained(DIR)), or move {ADAPTER} away"
+    )

@@ -1,19 +1,36 @@
 """Encoders for `AutoModelForSequenceClassification`, from the hub or from a folder."""
 
-import logging
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from flexlora.architectures import ENCODERS
 from flexlora.errors import UserError, one_line
 from flexlora.hub import trouble_with
 from flexlora.models import Backbone
-from flexlora.models.pretrained import pretrained
+from flexlora.models.heads import Head, class_names, match_classes, parts_of_head
+from flexlora.models.leftovers import match_segments, reset_config, reset_tokenizer, without_task
+from flexlora.models.pretrained import pretrained, refuse_misfits
 from flexlora.settings import ModelSettings
 
-log = logging.getLogger("flexlora")
-
 LOCAL_HINT = "model=local model.path=DIR takes an encoder from a folder"
+
+
+@dataclass
+class Encoder(Backbone):
+    """An encoder with a classifier, which may come from the checkpoint."""
+
+    head: Head = field(default_factory=Head)
+    classes: list[str] = field(default_factory=list)
+    """The names of the checkpoint's classes, in the order of its outputs."""
+
+    def match_classes(self, labels: Sequence[str]) -> str | None:
+        match_classes(self.model, self.head, self.classes, labels)
+        return str(self.head)
+
+    def facts(self) -> dict[str, Any]:
+        return super().facts() | {"head": {"kept": self.head.kept, "new": self.head.new, "classes": self.head.classes}}
 
 
 def load(settings: ModelSettings, num_labels: int) -> Backbone:
@@ -29,22 +46,27 @@ def load(settings: ModelSettings, num_labels: int) -> Backbone:
 
 def _load(source: str, where: dict[str, Any], settings: ModelSettings, num_labels: int) -> Backbone:
     import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig
     from transformers.utils import logging
 
     # transformers would print a long report about the expected fresh head. Unexpected problems are checked below.
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
-    config = AutoConfig.from_pretrained(source, num_labels=num_labels, **where)
-    architecture = ENCODERS.get(config.model_type)
+    written, _ = PretrainedConfig.get_config_dict(source, **where)
+    architecture = ENCODERS.get(written.get("model_type", ""))
     if architecture is None:
         known = ", ".join(sorted(ENCODERS))
-        raise UserError(f"model.path: architecture '{config.model_type}' is not supported. Supported are: {known}")
-    tokenizer = AutoTokenizer.from_pretrained(source, **where)
+        raise UserError(
+            f"model.path: architecture '{written.get('model_type')}' is not supported. Supported are: {known}"
+        )
+    config = CONFIG_MAPPING[written["model_type"]].from_dict(without_task(written))
+    config.num_labels = num_labels
+    tokenizer = AutoTokenizer.from_pretrained(source, config=config, **where)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         # Without tokenizer files transformers makes an empty tokenizer, which maps every word to [UNK].
         raise UserError(f"model.path: {settings.path} has no tokenizer: save it beside the model")
+    dropout = reset_config(config, written, settings)
     model, report = AutoModelForSequenceClassification.from_pretrained(
         source,
         config=config,
@@ -55,37 +77,24 @@ def _load(source: str, where: dict[str, Any], settings: ModelSettings, num_label
         **where,
     )
     head = list(architecture.head_modules)
-    random = [name for name in report["missing_keys"] if set(head).isdisjoint(name.split("."))]
-    if random:
-        raise UserError(
-            f"model.path: {settings.path} lacks {len(random)} of the encoder's weights, such as {random[0]}"
-        )
-    layers = [name for name in report["unexpected_keys"] if not {"layer", "layers"}.isdisjoint(name.split("."))]
-    if layers:
-        raise UserError(
-            f"model.path: {settings.path} contradicts its config.json: the weights have {layers[0]}, "
-            "but config.json describes no such layer"
-        )
-    for name, theirs, ours in report["mismatched_keys"]:
-        if set(head).isdisjoint(name.split(".")):
-            raise UserError(
-                f"model.path: {settings.path} contradicts its config.json: {name} has shape {list(theirs)}, "
-                f"but config.json gives {list(ours)}"
-            )
-        log.info("model.path: %s has another shape in the checkpoint and is initialised again", name)
+    new = refuse_misfits(model, report, settings.path, head)
     if len(tokenizer) > config.vocab_size:
         raise UserError(
             f"model.path: the tokenizer of {settings.path} has {len(tokenizer)} words, "
             f"but the model has {config.vocab_size}: they do not belong together"
         )
-    tokenizer.model_max_length = min(tokenizer.model_max_length, positions(model))
-    return Backbone(
+    reset_tokenizer(tokenizer, settings.path, positions(model), "right", config.pad_token_id)
+    match_segments(tokenizer, model)
+    return Encoder(
         model=model,
         processor=tokenizer,
         target_modules=architecture.target_modules,
         head_modules=head,
         task_type="SEQ_CLS",
         revision=getattr(config, "_commit_hash", None),
+        dropout=dropout,
+        head=parts_of_head(model, head, new),
+        classes=class_names(written, num_labels),
     )
 
 

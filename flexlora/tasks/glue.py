@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from flexlora.errors import UserError, did_you_mean
 from flexlora.hub import NO_WRITING, offline, trouble_with, what_failed
@@ -37,6 +38,7 @@ class Glue(Task):
         self.name = self.settings.name
         self.main_metric = self.settings.main_metric
         self.num_labels = self.settings.num_labels
+        self.labels = self.settings.labels
         self._metric = load_metric(self.settings.metric)
         fewest, most = self._metric.num_labels
         if not fewest <= self.num_labels <= most:
@@ -75,13 +77,23 @@ class Glue(Task):
         return batch["input_ids"].shape[1]
 
     def loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return model(**batch).loss
+        return self._loss(self._logits(model, batch), batch["labels"])
 
     def predict(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        output = model(**batch)
-        logits = output.logits.float()
-        # With one label DeBERTa's logits are (batch,), those of the other models (batch, 1).
-        return output.loss, logits.reshape(-1) if self.num_labels == 1 else logits.argmax(dim=-1)
+        logits = self._logits(model, batch)
+        return self._loss(logits, batch["labels"]), logits if self.num_labels == 1 else logits.argmax(dim=-1)
+
+    def _logits(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Compute the logits: (rows,) for a number, (rows, classes) for a class."""
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        logits: torch.Tensor = model(**inputs).logits.float()
+        return logits.reshape(-1) if self.num_labels == 1 else logits
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Compute the task's loss. A model's own loss would follow the `problem_type` in its configuration."""
+        if self.num_labels == 1:
+            return functional.mse_loss(logits, labels.float())
+        return functional.cross_entropy(logits, labels)
 
     def score(self, split: Split, predictions: Sequence[Any]) -> dict[str, float]:
         references = self.evaluation_rows[split.name].labels

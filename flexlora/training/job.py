@@ -243,6 +243,9 @@ class _Job:
         set_seed(settings.seed)
         backbone = load_backbone(settings.model, task.num_labels)
         refuse_not_finite(backbone.model, f"model.path: {settings.model.path}")
+        head = backbone.match_classes(task.labels)
+        if head is not None:
+            log.info("%s", head)
         if training.gradient_checkpointing:
             backbone.recompute_activations()
         task.preprocess(backbone.processor)
@@ -255,6 +258,7 @@ class _Job:
             "path": settings.model.path,
             "revision": backbone.revision,
             "dtype": settings.model.dtype.value,
+            **backbone.facts(),
         }
         with shared_failure():
             if self.main:
