@@ -22,6 +22,7 @@ from PIL import Image, __version__
 from flexlora.errors import UserError, one_line
 from flexlora.results.files import replacing
 from flexlora.tasks.image_lists import ImageRows
+from flexlora.tasks.image_modes import to_rgb
 
 log = logging.getLogger("flexlora")
 
@@ -116,7 +117,7 @@ def augmentation(form: Form, smallest_crop: float | None, flip: float) -> Any:
 def decode(content: bytes, form: Form) -> Array:
     """Decode an image file to RGB, (3, height, width), resized by Pillow as in torchvision's `Resize`."""
     with Image.open(io.BytesIO(content)) as image:
-        rgb = image.convert("RGB")
+        rgb = to_rgb(image)
     size = (form.width, form.height)
     if rgb.size != size:
         rgb = rgb.resize(size, RESAMPLING[form.interpolation])
