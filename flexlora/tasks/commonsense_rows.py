@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flexlora.errors import UserError
+from flexlora.text_files import HALF_LETTER, decode
 
 Row = Mapping[str, str]
 """The keys are `instruction`, `input` (always empty in this benchmark), `output` (the answer sentence) and `answer`."""
@@ -76,8 +77,8 @@ def read_rows(path: Path, test_set: str | None = None) -> File:
     """
     content = path.read_bytes()
     try:
-        rows = json.loads(content)
-    except ValueError as error:  # broken JSON, or bytes that are not text
+        rows = json.loads(decode(content, path))
+    except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
     if not isinstance(rows, list):
         raise UserError(f"{path} is not a list of rows")
@@ -99,6 +100,9 @@ def _wrong_with(row: Any, words: Sequence[str]) -> str | None:
             return f"'{key}' is missing, empty or not a text"
     if not isinstance(row.get("input", ""), str):
         return "'input' is not a text"
+    for key in KEYS:
+        if HALF_LETTER.search(row.get(key, "")):
+            return f"'{key}' contains half of a surrogate pair"
     if row["answer"] not in words:
         return f"answer '{row['answer']}' is not one of {', '.join(words)}"
     return None

@@ -12,10 +12,12 @@ from typing import Any
 
 from flexlora.errors import UserError, one_line
 from flexlora.settings import GlueTask
-from flexlora.tasks.rows import Rows, as_class, as_number
+from flexlora.tasks.rows import Rows, as_class, as_number, out_of_range
+from flexlora.text_files import HALF_LETTER, decode
 
 LABEL = "label"
-HALF_LETTER = re.compile("[\ud800-\udfff]")
+# How a table writes a class number as a text: as a whole number, or as a float with nothing behind its point.
+WHOLE_NUMBER = re.compile(r"0*(\d{1,9})(\.0*)?", re.ASCII)
 # The name of one part of a split, as on the hub: train-00000-of-00002.parquet
 PART = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<parts>\d{5})")
 
@@ -82,7 +84,9 @@ def hub_rows(split: Any, settings: GlueTask, name: str) -> Rows:
 def _read_file(path: Path, settings: GlueTask) -> Rows:
     try:
         content = path.read_bytes()
-        table = READERS[path.suffix.lower()](content)
+        table = READERS[path.suffix.lower()](content, path)
+    except UserError:
+        raise
     except Exception as error:  # pyarrow and datasets raise any kind of error on a damaged file
         raise UserError(f"cannot read {path}: {one_line(error)}") from error
     rows = _rows(table, settings, str(path))
@@ -105,7 +109,7 @@ def _rows(table: Table, settings: GlueTask, where: str) -> Rows:
             if not isinstance(text, str):
                 what = "null" if text is None else f"{text!r}, not a text"
                 raise UserError(f"{where}, row {number}: {column} is {what}")
-            if not text.isascii() and HALF_LETTER.search(text):  # JSON can contain them; tokenizers refuse them
+            if not text.isascii() and HALF_LETTER.search(text):
                 raise UserError(f"{where}, row {number}: {column} contains half of a surrogate pair")
     as_label = as_number if settings.num_labels == 1 else _class
     labels: list[Any] = []
@@ -121,15 +125,14 @@ def _class(label: Any, settings: GlueTask) -> int | str:
     """Return a label's class, given as a number or as a text, or an error text if it is neither."""
     if isinstance(label, str) and label in settings.labels:
         return as_class(label, settings)
-    number = int(label) if isinstance(label, str) and label.isdecimal() else label
+    written = WHOLE_NUMBER.fullmatch(label) if isinstance(label, str) else None
+    number = int(written[1]) if written else label
     if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < settings.num_labels:
         return number
-    shown = f"'{label}'" if isinstance(label, str) else repr(label)
-    unlabelled = ": on the hub -1 marks a row without a label" if number == -1 else ""
-    return f"label {shown} is not between 0 and {settings.num_labels - 1}{unlabelled}"
+    return out_of_range(label, f"0 and {settings.num_labels - 1}")
 
 
-def _parquet(content: bytes) -> Table:
+def _parquet(content: bytes, _: Path) -> Table:
     import pyarrow.parquet
     from datasets import ClassLabel, Features
 
@@ -138,9 +141,9 @@ def _parquet(content: bytes) -> Table:
     return Table(table.to_pydict(), feature.names if isinstance(feature, ClassLabel) else None)
 
 
-def _json(content: bytes) -> Table:
+def _json(content: bytes, path: Path) -> Table:
     """Parse a list of objects, or one object on each line."""
-    text = content.decode("utf-8-sig")
+    text = decode(content, path)
     if text.lstrip().startswith("["):
         rows = json.loads(text, object_pairs_hook=_object)
     else:
@@ -166,9 +169,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _csv(content: bytes) -> Table:
+def _csv(content: bytes, path: Path) -> Table:
     """Parse comma-separated values with a header; fields may be quoted."""
-    reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(decode(content, path), newline=""), strict=True)
     try:
         header = next(reader, [])
         if len(set(header)) < len(header):
@@ -183,7 +186,7 @@ def _csv(content: bytes) -> Table:
     return Table({name: [row[i] for row in rows] for i, name in enumerate(header)})
 
 
-READERS: dict[str, Callable[[bytes], Table]] = {
+READERS: dict[str, Callable[[bytes, Path], Table]] = {
     ".parquet": _parquet,
     ".json": _json,
     ".jsonl": _json,

@@ -8,6 +8,7 @@ from typing import Any
 from flexlora.errors import UserError
 from flexlora.settings import GlueTask
 from flexlora.tasks.rows import Rows, as_class, as_number
+from flexlora.text_files import decode
 
 log = logging.getLogger("flexlora")
 
@@ -25,12 +26,12 @@ def read_tsv(path: Path, settings: GlueTask) -> Rows:
         raise UserError(f"there is no file {path}: the task needs {', '.join(files[:-1])} and {files[-1]}")
     content = path.read_bytes()
     # Only a newline ends a row. `splitlines` also splits at U+2028 and similar characters, which the texts contain.
-    lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    if lines[-1] == b"":
+    lines = decode(content, path).split("\n")
+    if lines[-1] == "":
         lines.pop()
     if not lines:
         raise UserError(f"{path} has no rows")
-    header = _cells(lines[0], path, 1) if settings.tsv.header else None
+    header = _cells(lines[0]) if settings.tsv.header else None
     width = len(header) if header else settings.tsv.width
     text_at = [_position(column, header, width, path) for column in settings.tsv.text]
     label_at = _position(settings.tsv.label, header, width, path)
@@ -40,7 +41,7 @@ def read_tsv(path: Path, settings: GlueTask) -> Rows:
     broken: list[int] = []
     as_label = as_number if settings.num_labels == 1 else as_class
     for number, line in enumerate(lines[1:] if header else lines, start=2 if header else 1):
-        cells = _cells(line, path, number)
+        cells = _cells(line)
         if len(cells) != width:
             broken.append(number)
             if len(broken) > settings.tsv.broken_rows:
@@ -63,11 +64,8 @@ def read_tsv(path: Path, settings: GlueTask) -> Rows:
     return Rows(texts, labels, {path.name: digest}, {path.name: broken} if broken else {})
 
 
-def _cells(line: bytes, path: Path, number: int) -> list[str]:
-    try:
-        return line.removesuffix(b"\r").decode("utf-8").split("\t")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}, line {number}: not UTF-8") from error
+def _cells(line: str) -> list[str]:
+    return line.removesuffix("\r").split("\t")
 
 
 def _position(column: Any, header: list[str] | None, width: int | None, path: Path) -> int:

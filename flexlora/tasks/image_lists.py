@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from flexlora.errors import UserError
 from flexlora.paths import existing_folder
 from flexlora.settings import VtabSplit, VtabTask
+from flexlora.text_files import decode
 
 LISTS = ("train800.txt", "val200.txt", "train800val200.txt", "test.txt")
 # For each split: the training list, our name of the evaluation split, and the evaluation list.
@@ -98,13 +99,11 @@ def read_list(file: Path, num_classes: int) -> ImageRows:
     """
     try:
         content = file.read_bytes()
-        lines = content.decode("utf-8").splitlines()
     except FileNotFoundError:
         raise UserError(f"task.data_dir: {file.parent} has no {file.name}") from None
     except OSError as error:
         raise UserError(f"task.data_dir: cannot read {file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"task.data_dir: {file} is not a list of images: it is not UTF-8") from error
+    lines = decode(content, f"task.data_dir: {file}").splitlines()
     rows = ImageRows([], images := [], [], {file.name: hashlib.sha256(content).hexdigest()})
     inside = _Inside(file.parent)
     for number, line in enumerate(lines, start=1):

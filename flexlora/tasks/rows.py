@@ -58,15 +58,20 @@ def as_number(label: Any, settings: GlueTask) -> float | str:
     if not math.isfinite(value):
         return f"label {_shown(label)} is not a number"
     if settings.label_range is not None and not settings.label_range[0] <= value <= settings.label_range[1]:
-        return f"label {_shown(label)} is not between {_ends(settings.label_range)}"
+        return out_of_range(label, _ends(settings.label_range))
     return value
 
 
 def as_class(label: Any, settings: GlueTask) -> int | str:
     """Return the class of a label text, or an error text if it is not in `task.labels`."""
     if label not in settings.labels:
-        return f"label {_shown(label)} is not one of {', '.join(settings.labels)}"
+        return f"label {_shown(label)} is not one of {', '.join(settings.labels)}{_unlabelled(label)}"
     return settings.labels.index(label)
+
+
+def out_of_range(label: Any, ends: str) -> str:
+    """Return the error text for a label that is not between `ends`, such as `0 and 1`."""
+    return f"label {_shown(label)} is not between {ends}{_unlabelled(label)}"
 
 
 def check_columns(settings: GlueTask) -> None:
@@ -98,6 +103,15 @@ def check_labels(settings: GlueTask) -> None:
     ends: Sequence[float] | None = settings.label_range
     if ends is not None and not (len(ends) == 2 and ends[0] < ends[1]):
         raise UserError(f"task.label_range is {list(ends)}: give the lowest and the highest label, [low, high]")
+
+
+def _unlabelled(label: Any) -> str:
+    """Return what the label -1 means: whoever sees it has the file of a test set."""
+    try:
+        marks = float(label) == -1
+    except (TypeError, ValueError):
+        marks = False
+    return ": -1 marks a row without a label, as in GLUE's test sets: give a file with labels" if marks else ""
 
 
 def _shown(label: Any) -> str:

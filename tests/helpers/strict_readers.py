@@ -53,9 +53,11 @@ def strict_label(value: Any, task: GlueTask, is_hub: bool) -> int | float:
         must(task.label_range[0] <= number <= task.label_range[1])  # type: ignore[index]
         return number
     if isinstance(value, str):
-        if is_hub and value.isascii() and value.isdigit() and value not in task.labels:
-            must(len(value) < 4000 and int(value) < task.num_labels)
-            return int(value)
+        digits, _, zeros = value.partition(".")
+        if is_hub and value.isascii() and digits.isdigit() and value not in task.labels:
+            digits = digits.lstrip("0") or "0"
+            must(not zeros.strip("0") and len(digits) < 10 and int(digits) < task.num_labels)
+            return int(digits)
         must(value in task.labels)
         return task.labels.index(value)
     must(isinstance(value, int) and not isinstance(value, bool) and 0 <= value < task.num_labels)

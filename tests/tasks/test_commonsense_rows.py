@@ -136,7 +136,7 @@ def test_a_broken_row_is_named_with_its_file(tmp_path, change, message):
     ("content", "message"),
     [
         (b"[{]", "is not JSON: "),
-        (b"\xff\xfe\xff", "is not JSON: "),
+        (b"\xff\xfe\xff", "is UTF-16, not UTF-8"),
         (b"{}", "is not a list of rows"),
         (b"[]", "has no rows"),
     ],

@@ -132,7 +132,7 @@ def test_a_score_that_is_not_a_number_is_refused_in_one_line(value, message, tmp
         ("train.jsonl", b"5\n", "cannot read .*train.jsonl: row 1 is not an object"),
         ("train.csv", b"sentence1,sentence2,label\na,b\n", "line 2: 2 columns where 3 are expected"),
         ("train.csv", b'sentence1,sentence2,label\n"a"x,b,0\n', "cannot read .*train.csv: line 2: "),
-        ("train.csv", b"sentence1,sentence2,label\n\xff,b,0\n", "cannot read .*train.csv: 'utf-8' codec"),
+        ("train.csv", b"sentence1,sentence2,label\n\xff,b,0\n", "train.csv, line 2: not UTF-8: save the file as UTF-8"),
         ("train.csv", b"sentence1,sentence2,label\n", "train.csv has no rows"),
         ("train.csv", b"", "train.csv has no rows"),
         ("train.json", b"[]", "train.json has no rows"),

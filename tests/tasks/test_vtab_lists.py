@@ -178,7 +178,7 @@ def test_an_empty_list_is_refused(folder, content):
 
 def test_a_list_that_is_not_text_is_refused(folder):
     (folder / "test.txt").write_bytes(b"\x89PNG\xff\xfe 0\n")
-    assert "test.txt is not a list of images: it is not UTF-8" in refusal(folder)
+    assert "test.txt, line 1: not UTF-8" in refusal(folder)
 
 
 def test_a_missing_list_is_refused(folder):
