@@ -73,7 +73,7 @@ class RunRecord:
     inputs: dict[str, Any] = field(default_factory=dict)
     """The stamps of the files that the run read, by path, for each of `INPUTS`."""
     rank_events: dict[str, Any] | None = None
-    """Number of events, first and last step, final ranks and alarms. `ranks.jsonl` has the events."""
+    """Events that moved a direction: number, first and last step; final ranks; alarms. `ranks.jsonl` has all events."""
 
     started: str | None = None
     total_seconds: float | None = None
