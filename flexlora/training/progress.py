@@ -102,7 +102,12 @@ def show_log() -> None:
     if is_main_process() and not any(isinstance(h, BarFriendlyHandler) for h in log.handlers):
         log.addHandler(BarFriendlyHandler())
         log.propagate = False
+    quiet_libraries()
+
+
+def quiet_libraries() -> None:
+    """Hide warnings of libraries that a user of a command cannot act on."""
     # PEFT imports bitsandbytes where it is installed, which then warns of kernels for bases that are not quantised.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    # Deprecations of one library inside another: nothing a user of this command can act on.
+    # Deprecations of one library inside another.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|accelerate")
