@@ -22,7 +22,6 @@ ROOMS = (
     ("methods", "tasks"),
     ("models",),
     ("baselines",),
-    ("sharing",),
     ("tuner",),
     ("saved_adapter",),
     ("results",),

@@ -4,11 +4,10 @@ import logging
 import os
 import sys
 import threading
+import time
 import warnings
 
 from tqdm import tqdm
-
-from flexlora.training.stopped_time import running_seconds
 
 log = logging.getLogger("flexlora")
 
@@ -39,7 +38,7 @@ class Progress:
         self._done_before = done
         self.metric = metric
         self._visible = visible
-        self._began = running_seconds()
+        self._began = time.monotonic()
         self._shown: dict[str, str] = {}
         self._bar = tqdm(
             total=total_steps,
@@ -73,7 +72,7 @@ class Progress:
         if ranks:
             parts.append(f"ranks {rank_range(ranks)}")
         if step < self.total_steps:
-            each = (running_seconds() - self._began) / max(1, step - self._done_before)
+            each = (time.monotonic() - self._began) / max(1, step - self._done_before)
             left = each * (self.total_steps - step)
             parts.append(f"{duration(left)} left")
         log.info("  %s", "  ".join(parts))
@@ -103,12 +102,7 @@ def show_log() -> None:
     if is_main_process() and not any(isinstance(h, BarFriendlyHandler) for h in log.handlers):
         log.addHandler(BarFriendlyHandler())
         log.propagate = False
-    quiet_libraries()
-
-
-def quiet_libraries() -> None:
-    """Hide warnings of libraries that a user of a command cannot act on."""
     # PEFT imports bitsandbytes where it is installed, which then warns of kernels for bases that are not quantised.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    # Deprecations of one library inside another.
+    # Deprecations of one library inside another: nothing a user of this command can act on.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|accelerate")

@@ -7,7 +7,6 @@ decision and records the event.
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,8 +51,6 @@ class RankAllocator:
         model: a module with the adapter: a PeftModel or a model with the adapter injected, wrapped or not.
         config: the adapter's configuration.
         adapter_name: the adapter's name.
-        skips_zero_budget: there is no event where b(t) = 0, as in the released code. By default such an event moves
-            nothing and is recorded.
     """
 
     model: nn.Module
@@ -61,7 +58,6 @@ class RankAllocator:
     adapter_name: str = "default"
     step: int = 0
     events: list[RankEvent] = field(default_factory=list)
-    skips_zero_budget: bool = False
 
     def __post_init__(self) -> None:
         named = list(flexlora_layers(self.model, self.adapter_name))
@@ -75,8 +71,8 @@ class RankAllocator:
         self._parameters_at_start = self._parameters([layer.rank(self.adapter_name) for layer in self.layers])
         self._widest = 0.0
         self._ever_pruned: set[str] = set()
-        self._warned_state = False
         self._event_steps = self.config.event_steps()
+        self.history = self.layers[0].history[self.adapter_name]
         self.sensitivity: Sensitivity | None = None
         if self.config.importance == "sensitivity":
             factors = [layer.factors(self.adapter_name) for layer in self.layers]
@@ -89,7 +85,11 @@ class RankAllocator:
 
         Args:
             scale: the loss scale that is still in the gradients and that the optimizer will divide by.
+
+        Raises:
+            RuntimeError: the adapter is merged into the base.
         """
+        self._refuse_merged()
         add_orthogonality_gradient(
             self._vectors(), weight=self.config.orth_reg_weight, power=self.config.orth_reg_power, scale=scale
         )
@@ -107,27 +107,50 @@ class RankAllocator:
         """Record that `step` optimizer steps are completed, and run the event of this step, if one is due.
 
         Nothing happens for a step that was already recorded, so two callers cannot change ranks twice.
+
+        Raises:
+            RuntimeError: the adapter is merged into the base.
         """
         if step <= self.step:
             return None
-        self.step = step
+        self._refuse_merged()
+        self.step = self.history.step = step
+        if self._event_steps and step > (self.config.total_step or 0):
+            self.history.tell(
+                "schedule",
+                f"optimizer step {step} is beyond total_step={self.config.total_step}: the schedule is over, and the "
+                "ranks stay as they are. Set total_step to the number of optimizer steps of the whole training.",
+            )
         return self.hold_event(step, optimizer) if self.is_due(step) else None
+
+    def _refuse_merged(self) -> None:
+        """Check that the adapter takes part in the training. An adapter that is only switched off gives a warning.
+
+        Raises:
+            RuntimeError: the adapter is merged into the base. Unmerging would subtract another ΔW than was added.
+        """
+        layer = self.layers[0]  # PEFT merges and switches all layers together
+        if layer.merged:
+            raise RuntimeError(
+                "the FlexLoRA adapter is merged into the base, and a training step would make unmerging wrong: call "
+                "model.unmerge_adapter() before the optimizer's step."
+            )
+        if layer.disable_adapters or self.adapter_name not in layer.active_adapters:
+            self.history.tell(
+                "inactive",
+                f"the FlexLoRA adapter '{self.adapter_name}' is switched off, but its schedule goes on: enable it "
+                "before the optimizer's step, or call remove() on the attachment.",
+            )
 
     # --- an event ------------------------------------------------------------------------------------------------
 
-    def hold_event(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> RankEvent | None:
-        """Score the matrices, change ranks within b(t), reset the optimizer state of changed slots, record all.
-
-        Returns:
-            The event; None if b(t) = 0 and `skips_zero_budget`.
-        """
+    def hold_event(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> RankEvent:
+        """Score the matrices, change ranks within b(t), reset the optimizer state of changed slots, record all."""
         before = self.snapshot()
         # An SVD fails on non-finite values. P and Q enter one with spectrum='exact', and always enter the error.
         finite = before.finite and (self.config.spectrum == "lambda" or math.isfinite(before.orthogonality_error))
         scores: list[float | None] = self.scores(before, step) if finite else [None] * len(self.layers)
         budget = self._budget(step, scores)
-        if budget == 0 and self.skips_zero_budget:
-            return None
         moves = Reallocation()
         if finite:
             moves = self._decide(scores, before, budget)
@@ -241,32 +264,31 @@ class RankAllocator:
         return (importance.energy(snapshot.values, snapshot.active) == 0).tolist()
 
     def _apply(self, moves: Reallocation, before: Snapshot, step: int, optimizer: torch.optim.Optimizer | None) -> None:
-        supported = True
+        left: set[str] = set()
         active = before.active.clone()  # the masks on the host: reading the device's would synchronise
         for index in moves.pruned:
             slot = self._slot_to_prune(before, index)
             active[index, slot] = False
             self.layers[index].prune(self.adapter_name, slot)
-            supported &= self._reset(index, slot, optimizer, second_moment=False)
+            left |= self._reset(index, slot, optimizer, second_moment=False)
         for index in moves.grown:
             slots = active[index].nonzero().flatten()
             slot = int((~active[index]).nonzero()[0])
             self.layers[index].grow(self.adapter_name, slot, slots, self.config, step, index)
             second_moment = self.config.growth_state == "surviving_second_moment"
-            supported &= self._reset(index, slot, optimizer, second_moment)
-        if not supported and not self._warned_state:
-            self._warned_state = True
-            warnings.warn(
-                f"{type(optimizer).__name__} keeps state that is not element-wise (factored, quantised or flattened): "
-                "outputs stay exact at rank events, but the optimizer state of changed directions is not reset.",
-                stacklevel=2,
+            left |= self._reset(index, slot, optimizer, second_moment)
+        if left:
+            self.history.tell(
+                "optimizer",
+                f"{type(optimizer).__name__} keeps {' and '.join(sorted(left))}: outputs stay exact at rank events, "
+                "but the optimizer state of changed directions is not reset.",
             )
 
-    def _reset(self, index: int, slot: int, optimizer: torch.optim.Optimizer | None, second_moment: bool) -> bool:
+    def _reset(self, index: int, slot: int, optimizer: torch.optim.Optimizer | None, second_moment: bool) -> set[str]:
         if self.sensitivity is not None:
             self.sensitivity.reset(index, slot)
         if optimizer is None:
-            return True
+            return set()
         return self.layers[index].reset_optimizer_state(self.adapter_name, slot, optimizer, second_moment)
 
     def _slot_to_prune(self, before: Snapshot, index: int) -> int:
@@ -328,7 +350,6 @@ class RankAllocator:
             at_limit=sum(rank >= limit for rank, limit in zip(ranks, self.limits, strict=True)),
             regrown=regrown,
             budget_conserved=self._is_conserved(before.ranks, ranks) if both else None,
-            empty=not (pruned or grown),
             skipped=None if finite else f"{'P or Q' if before.finite else 'λ or its sensitivity'} is not finite",
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import warnings
 from collections.abc import Callable
@@ -14,8 +15,9 @@ from torch import nn
 from .allocator import RankAllocator
 from .config import FlexLoraConfig
 from .events import RankEvent
-from .packing import flexlora_configs, flexlora_layers
+from .packing import flexlora_configs
 from .precision import half_precision
+from .watch import forget, running_steps, watch
 
 _attachments: WeakSet[Attachment] = WeakSet()
 
@@ -54,9 +56,11 @@ class Attachment:
         return self.allocator.events
 
     def remove(self) -> None:
-        """Remove the hooks from the optimizer."""
+        """Remove the hooks from the optimizer. A warning follows if the training goes on before the last rank event."""
         for handle in self._handles:
             handle.remove()
+        if self in _attachments:
+            watch(self.allocator.layers[0], self.allocator.adapter_name)
         self._handles = []
         _attachments.discard(self)
 
@@ -71,6 +75,8 @@ class Attachment:
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict
     ) -> tuple[tuple, dict[str, Any]] | None:
+        if _is_nested(optimizer):
+            return None
         closure = next((argument for argument in (*args, *kwargs.values()) if callable(argument)), None)
         if closure is None:
             self._add_penalty(optimizer)
@@ -97,7 +103,7 @@ class Attachment:
         self.allocator.regularise(scale)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
-        if _skips(optimizer):
+        if _skips(optimizer) or _is_nested(optimizer):
             return
         event = self.allocator.advance(self.step + 1, optimizer)
         if event is not None and self._on_event is not None:
@@ -128,8 +134,8 @@ def attach(
 
     Raises:
         ValueError: the model has no trainable FlexLoRA adapter, or contains several adapted models; or the optimizer
-            does not train the adapter (it was made before the model was adapted), is already attached, trains float16
-            parameters, or is LBFGS, whose step evaluates the gradients several times.
+            does not train the adapter (it was made before the model was adapted), trains float16 parameters, or is
+            LBFGS, whose step evaluates the gradients several times; or the adapter is already attached.
         TypeError: `optimizer` is not a torch optimizer.
     """
     while not isinstance(optimizer, torch.optim.Optimizer) or hasattr(optimizer, "accelerator_state"):
@@ -145,28 +151,27 @@ def attach(
     root, config, adapter_name = _trainable_adapter(model)
     allocator = RankAllocator(root, config, adapter_name, step=step)
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    missing = [
-        name
-        for name, layer in flexlora_layers(model, adapter_name)
-        if not all(id(parameter) in held for parameter in layer.factors(adapter_name))
-    ]
-    if missing:
-        raise ValueError(
-            f"the optimizer does not train {len(missing)} of {len(allocator.names)} FlexLoRA modules "
-            f"(the first: {missing[0]}): make the optimizer after the model is adapted, from "
-            "flexlora.parameter_groups(model, learning_rate) or all parameters that require gradients."
-        )
-    if any(other.optimizer is optimizer and other.allocator.layers == allocator.layers for other in _attachments):
-        raise ValueError(
-            "this model and this optimizer are already attached (the Trainer's callback attaches automatically): every "
-            "step would count twice. To attach again, first call remove() on the existing attachment."
-        )
+    _check_trained(allocator, held)
+    _check_unattached(allocator, optimizer)
     _check_lambda_lr_ratio(optimizer, allocator)
     _check_precision(optimizer, model)
+    _begin_history(allocator)
     for module in root.modules():
         if hasattr(type(module), "rank_allocator"):  # a FlexLoraModel
             module.rank_allocator = allocator  # type: ignore[assignment]  # update_and_allocate must not rerun an event
     return Attachment(allocator, optimizer, on_event)
+
+
+def detach(allocator: RankAllocator) -> None:
+    """Remove the attachment that drives this allocator, if there is one."""
+    for attachment in list(_attachments):
+        if attachment.allocator is allocator:
+            attachment.remove()
+
+
+def _is_nested(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether this is the base class's part of the optimizer's step. torch calls the hooks for it too."""
+    return running_steps().count(optimizer) > 1
 
 
 def _skips(optimizer: torch.optim.Optimizer) -> bool:
@@ -189,6 +194,76 @@ def _trainable_adapter(model: nn.Module) -> tuple[nn.Module, FlexLoraConfig, str
     if len(found) > 1:
         raise ValueError(f"the model contains {len(found)} models that FlexLoRA adapts: attach each one separately.")
     return next(iter(found.values()))
+
+
+def _check_trained(allocator: RankAllocator, held: set[int]) -> None:
+    """Check that the optimizer, which holds the parameters of these ids, trains all of P, λ and Q.
+
+    Raises:
+        ValueError: it does not.
+    """
+    missing, vectors_only = [], True
+    for name, layer in zip(allocator.names, allocator.layers, strict=True):
+        p, values, q = (id(factor) in held for factor in layer.factors(allocator.adapter_name))
+        if not (p and values and q):
+            missing.append(name)
+            vectors_only &= p and q
+    if not missing:
+        return
+    if vectors_only:
+        raise ValueError(
+            f"the optimizer trains P and Q, but not λ, of {len(missing)} of {len(allocator.names)} FlexLoRA modules "
+            f"(the first: {missing[0]}), and FlexLoRA needs one optimizer for all three. torch.optim.Muon takes no "
+            "vectors such as λ: use timm.optim.Muon, which trains them by AdamW, or AdamW for the whole adapter and "
+            "Muon for other parameters."
+        )
+    raise ValueError(
+        f"the optimizer does not train {len(missing)} of {len(allocator.names)} FlexLoRA modules "
+        f"(the first: {missing[0]}): make the optimizer after the model is adapted, from "
+        "flexlora.parameter_groups(model, learning_rate) or all parameters that require gradients."
+    )
+
+
+def _check_unattached(allocator: RankAllocator, optimizer: torch.optim.Optimizer) -> None:
+    """Check that no attachment drives this adapter's schedule already.
+
+    Raises:
+        ValueError: there is one.
+    """
+
+    def found() -> Attachment | None:
+        return next((other for other in _attachments if other.allocator.layers == allocator.layers), None)
+
+    if found() is None:
+        return
+    gc.collect()  # an optimizer that nothing uses any more may live on in a cycle with its scheduler
+    other = found()
+    if other is None:
+        return
+    if other.optimizer is optimizer:
+        raise ValueError(
+            "this model and this optimizer are already attached (the Trainer's callback attaches automatically): every "
+            "step would count twice. To attach again, first call remove() on the existing attachment."
+        )
+    raise ValueError(
+        f"this model is already attached to another optimizer ({type(other.optimizer).__name__}), at step "
+        f"{other.step}: its rank events would happen twice. First call remove() on the existing attachment (or "
+        f"model.base_model.finish()), and pass step={other.step} to go on in the schedule."
+    )
+
+
+def _begin_history(allocator: RankAllocator) -> None:
+    """Begin the adapter's history at the allocator's step, and warn if rank events will happen a second time."""
+    history, start = allocator.history, allocator.step
+    again = [step for step in allocator.config.event_steps() if start < step <= history.step]
+    if again:
+        warnings.warn(
+            f"this adapter has trained for {history.step} optimizer steps, but its schedule starts at step {start}: "
+            f"{len(again)} rank events will happen a second time. Pass step={history.step} to go on in the schedule.",
+            stacklevel=3,
+        )
+    forget(allocator.layers[0])
+    history.begin(start, history.loaded)
 
 
 def _check_precision(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:

@@ -17,9 +17,8 @@ from torch import nn
 
 from .config import FlexLoraConfig
 from .delta import DeltaLayer
-
-# The names of optimizer states that average or maximise squared gradients, element by element.
-SECOND_MOMENTS = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum", "exp_inf"})
+from .history import History
+from .optimizer_state import start_again
 
 
 class FlexLoraLayer(DeltaLayer):
@@ -29,11 +28,13 @@ class FlexLoraLayer(DeltaLayer):
     adapter_layer_names = ("flexlora_P", "flexlora_lambda", "flexlora_Q")
     buffer_names = ("flexlora_active",)
     dropouts = "flexlora_dropout"
+    kept = (*DeltaLayer.kept, "history")
 
     flexlora_P: nn.ParameterDict
     flexlora_lambda: nn.ParameterDict
     flexlora_Q: nn.ParameterDict
     flexlora_active: BufferDict
+    history: dict[str, History]
 
     def create(self, adapter_name: str, config: FlexLoraConfig, **place: Any) -> None:
         """Create the adapter `adapter_name` with `r` active directions, in the first `r` slots.
@@ -55,6 +56,7 @@ class FlexLoraLayer(DeltaLayer):
             r = min(r, self.in_features, self.out_features)
         capacity = max(r, min(max_rank, self.in_features, self.out_features))
         config.fan_in_fan_out |= self.fan_in_fan_out  # stored for an export to LoRA; the layer itself checks its base
+        self.history[adapter_name] = History()
         self.start(adapter_name, r, place["lora_alpha"], place["lora_alpha"] / config.r, config.lora_dropout)
         self.new_parameter("flexlora_P", adapter_name, (self.out_features, capacity))
         self.new_parameter("flexlora_lambda", adapter_name, (capacity,))
@@ -171,34 +173,20 @@ class FlexLoraLayer(DeltaLayer):
     @torch.no_grad()
     def reset_optimizer_state(
         self, adapter_name: str, slot: int, optimizer: torch.optim.Optimizer, second_moment: bool
-    ) -> bool:
-        """Set the optimizer state of `slot` to zero, or its second moments to the mean over the active directions.
+    ) -> set[str]:
+        """Start the optimizer's state of `slot` again, or give it the mean second moments of the other directions.
 
         Returns:
-            False if the optimizer's state is not element-wise (factored, quantised, flattened). It is then unchanged.
+            What was left alone, in words (see [`flexlora.tuner.optimizer_state.start_again`]).
         """
-        supported = True
+        survivors = None
+        if second_moment:
+            survivors = self.flexlora_active[adapter_name].clone()
+            survivors[slot] = False
+        left: set[str] = set()
         for parameter, dim in zip(self.factors(adapter_name), (1, 0, 0), strict=True):
-            state = optimizer.state.get(parameter, {})
-            if optimizer.state and parameter.requires_grad and parameter not in optimizer.state:
-                # The state is missing if there was no gradient yet, or if the optimizer works on flattened copies.
-                supported &= any(parameter is held for group in optimizer.param_groups for held in group["params"])
-            for name, value in state.items():
-                if not torch.is_tensor(value) or value.numel() <= 1:
-                    continue
-                if value.shape != parameter.shape or not value.dtype.is_floating_point:
-                    supported = False
-                    continue
-                row = value.select(dim, slot)
-                row.zero_()
-                if second_moment and name in SECOND_MOMENTS:
-                    others = self.flexlora_active[adapter_name].clone()
-                    others[slot] = False
-                    weight = others.to(value.dtype) / others.sum().clamp(min=1)
-                    shape = [1] * value.dim()
-                    shape[dim] = -1
-                    row.copy_((value * weight.view(shape)).sum(dim))
-        return supported
+            left |= start_again(optimizer, parameter, dim, slot, survivors)
+        return left
 
     def unpack(
         self, adapter_name: str, p: torch.Tensor, values: torch.Tensor, q: torch.Tensor, slots: torch.Tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -9,13 +10,15 @@ import torch
 from torch import nn
 
 from .allocator import RankAllocator
-from .attach import Attachment, attach
+from .attach import attach, detach
 from .config import FlexLoraConfig
 from .events import PlannedEvents, RankEvent
+from .history import History
 from .layer import FlexLoraLayer
 from .linear_tuner import LinearTuner
-from .packing import pack_state_dict, unpack_state_dict
+from .packing import FACTORS, flexlora_layers, pack_state_dict, unpack_state_dict
 from .parameters import count_parameters, module_ranks, parameter_groups
+from .watch import watch
 from .weighted import combine_adapters
 
 
@@ -37,10 +40,20 @@ class FlexLoraModel(LinearTuner, name="flexlora", config=FlexLoraConfig, layer=F
     """
 
     _rank_allocator: RankAllocator | None = None
-    _attachment: Attachment | None = None
     _told = 0
 
     # --- creating ------------------------------------------------------------------------------------------------
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        # The configuration is copied, because rank events write the ranks into it: the next model must not have them.
+        config = self.peft_config[adapter_name] = copy.copy(self.peft_config[adapter_name])
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        history = History()
+        layers = [layer for _, layer in flexlora_layers(model, adapter_name)]
+        for layer in layers:
+            layer.history[adapter_name] = history
+        if config.event_steps() and not config.inference_mode:
+            watch(layers[0], adapter_name)
 
     def _prepare_adapter_config(self, peft_config: FlexLoraConfig, model_config: dict) -> FlexLoraConfig:
         config = super()._prepare_adapter_config(peft_config, model_config)
@@ -105,8 +118,7 @@ class FlexLoraModel(LinearTuner, name="flexlora", config=FlexLoraConfig, layer=F
 
     def attach(self, optimizer: torch.optim.Optimizer, on_event: Callable[[RankEvent], None] | None = None) -> None:
         """Attach as [`flexlora.attach`] does: the optimizer's step adds the penalty's gradient and runs rank events."""
-        self._attachment = attach(self.model, optimizer, on_event=on_event)
-        self._rank_allocator = self._attachment.allocator
+        self.rank_allocator = attach(self.model, optimizer, on_event=on_event).allocator
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any] | None:
         """Return the rank event of the optimizer's step, if any. The hooks of `attach` have already done the work."""
@@ -118,10 +130,11 @@ class FlexLoraModel(LinearTuner, name="flexlora", config=FlexLoraConfig, layer=F
 
     def planned_events(self) -> PlannedEvents | None:
         config = self.peft_config[self.trainable_adapter_name]
-        steps = [(step, budget) for step in config.event_steps() if (budget := config.budget(step))]
+        steps = config.event_steps()
         if not steps:
             return None
-        return PlannedEvents(len(steps), steps[0], steps[-1], config.deltaT if len(steps) > 1 else None)
+        first, last = ((step, config.budget(step)) for step in (steps[0], steps[-1]))
+        return PlannedEvents(len(steps), first, last, steps.step if len(steps) > 1 else None)
 
     def ranks(self) -> dict[str, int]:
         return module_ranks(self.model)
@@ -133,9 +146,9 @@ class FlexLoraModel(LinearTuner, name="flexlora", config=FlexLoraConfig, layer=F
         self.rank_allocator.load_state_dict(state)
 
     def finish(self) -> None:
-        """Remove the hooks from the optimizer."""
-        if self._attachment is not None:
-            self._attachment.remove()
+        """Remove the hooks of `flexlora.attach` from the optimizer."""
+        if self._rank_allocator is not None:
+            detach(self._rank_allocator)
 
     def add_orthogonality_gradient(self) -> None:
         """Add the gradient of `orth_reg_weight` · R(P, Q) to `.grad`: once per optimizer step, after clipping.
@@ -158,10 +171,17 @@ class FlexLoraModel(LinearTuner, name="flexlora", config=FlexLoraConfig, layer=F
         Returns:
             The event, or None if none was due.
         """
-        if global_step <= self.rank_allocator.step:
+        allocator = self.rank_allocator
+        if global_step < allocator.step:
+            allocator.history.tell(
+                "behind",
+                f"update_and_allocate was called with step {global_step}, but the schedule is at step "
+                f"{allocator.step}: no rank event happens before that. Count on from there.",
+            )
+        if global_step <= allocator.step:
             return None  # `attach` or an earlier call has handled this step
-        self.rank_allocator.observe_gradients()
-        return self.rank_allocator.advance(global_step, optimizer)
+        allocator.observe_gradients()
+        return allocator.advance(global_step, optimizer)
 
     # --- saving and loading --------------------------------------------------------------------------------------
 
@@ -176,6 +196,10 @@ class FlexLoraModel(LinearTuner, name="flexlora", config=FlexLoraConfig, layer=F
     ) -> dict[str, torch.Tensor]:
         selected = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
         packed, config.rank_pattern = pack_state_dict(selected, adapter_name)
+        _, layer = next(flexlora_layers(model, adapter_name))
+        suffix = f".{FACTORS['lambda']}.{adapter_name}"
+        trained = any(bool(value.any()) for key, value in packed.items() if key.endswith(suffix))
+        layer.history[adapter_name].check_saved(config, trained)
         return packed
 
     @classmethod
@@ -183,6 +207,8 @@ class FlexLoraModel(LinearTuner, name="flexlora", config=FlexLoraConfig, layer=F
         cls, model: nn.Module, config: FlexLoraConfig, adapter_name: str, state_dict: dict
     ) -> dict[str, torch.Tensor]:
         unpacked, config.rank_pattern = unpack_state_dict(model, state_dict, adapter_name)
+        _, layer = next(flexlora_layers(model, adapter_name))
+        layer.history[adapter_name].begin(loaded=True)
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, unpacked)
 
     # --- combining -----------------------------------------------------------------------------------------------
