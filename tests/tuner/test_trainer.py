@@ -197,29 +197,80 @@ def test_a_checkpoint_keeps_the_smoothed_scores_and_is_whole(tmp_path: Path) -> 
     assert len(callback.events) == 11
 
 
-def test_a_resume_without_the_state_file_warns_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("importance", ["entropy", "sensitivity"])
+def test_the_state_comes_from_the_checkpoint_that_is_resumed(importance: str, tmp_path: Path) -> None:
+    """Another run's checkpoint of the same step is in `output_dir`, and the resumed one was moved away from there."""
+    batches = text_batches(STEPS, size=SIZE)
+    saving = {"save_strategy": "steps", "save_steps": CUT}
+    model = model_of(importance=importance)
+    _, straight = train_with_trainer(tmp_path / "a", model, batches, **saving)
+    train_with_trainer(
+        tmp_path / "b", model_of(importance=importance), text_batches(STEPS, size=SIZE, seed=6), **saving
+    )
+    checkpoint = tmp_path / "kept"
+    shutil.move(tmp_path / "a" / f"checkpoint-{CUT}", checkpoint)
+    again, callback = model_of(importance=importance), FlexLoraCallback(checkpoint=checkpoint)
+    trainer = InOrder(model=again, args=arguments(tmp_path / "b"), train_dataset=rows_of(batches), callbacks=[callback])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*(another checkpoint|FlexLoraCallback).*")
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+    later = [event.to_dict() for event in straight.events if event.step > CUT]
+    assert [event.to_dict() for event in callback.events] == later
+    assert any(event["regrown"] for event in later)
+    assert_same(state_of(again), state_of(model))
+
+
+@pytest.mark.parametrize("what", ["missing", "of another run"])
+def test_scores_of_another_checkpoint_are_refused_with_one_warning(what: str, tmp_path: Path) -> None:
+    batches = text_batches(STEPS, size=SIZE)
+    saving = {"save_strategy": "steps", "save_steps": CUT}
+    train_with_trainer(tmp_path / "a", model_of(importance="sensitivity"), batches, **saving)
+    file = tmp_path / "a" / f"checkpoint-{CUT}" / "flexlora_state.safetensors"
+    file.unlink()
+    if what == "of another run":
+        others = text_batches(STEPS, size=SIZE, seed=6)
+        train_with_trainer(tmp_path / "b", model_of(importance="sensitivity"), others, **saving)
+        shutil.copy(tmp_path / "b" / f"checkpoint-{CUT}" / file.name, file)
+    with pytest.warns(UserWarning, match="does not exist or belongs to another checkpoint") as caught:
+        _, callback = train_with_trainer(
+            tmp_path / "a", model_of(importance="sensitivity"), batches, resume=str(file.parent)
+        )
+    (message,) = [str(w.message) for w in caught if "FlexLora" in str(w.message)]
+    assert message.startswith(str(file))
+    assert "FlexLoraCallback(checkpoint=FOLDER)" in message
+    assert callback.events[0].step == 15
+    attached = callback.events[0].scores
+    assert all(score is not None for score in attached.values())
+
+
+def test_a_checkpoint_without_the_callbacks_state_warns_once_and_can_be_saved_again(tmp_path: Path) -> None:
     batches = text_batches(STEPS, size=SIZE)
     train_with_trainer(tmp_path, model_of(), batches, save_strategy="steps", save_steps=CUT)
-    checkpoint = tmp_path / f"checkpoint-{CUT}"
-    (checkpoint / "flexlora_state.safetensors").unlink()
-    with pytest.warns(
-        UserWarning, match="flexlora_state.safetensors does not exist: rank events continue from"
-    ) as caught:
-        _, callback = train_with_trainer(tmp_path, model_of(), batches, resume=str(checkpoint))
-    assert len([w for w in caught if "does not exist" in str(w.message)]) == 1
-    assert callback.events[0].step == 15
+    file = tmp_path / f"checkpoint-{CUT}" / "trainer_state.json"
+    state = json.loads(file.read_text())
+    assert state["stateful_callbacks"].pop("FlexLoraCallback")["attributes"]["saved"]["step"] == CUT
+    file.write_text(json.dumps(state))
+    with pytest.warns(UserWarning, match=f"step {CUT} was saved without FlexLoraCallback") as caught:
+        train_with_trainer(
+            tmp_path, model_of(), batches, resume=str(file.parent), save_strategy="steps", save_steps=STEPS
+        )
+    assert len([w for w in caught if "FlexLora" in str(w.message)]) == 1
+    state = json.loads((tmp_path / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())
+    assert state["stateful_callbacks"]["FlexLoraCallback"]["attributes"]["saved"]["step"] == STEPS
 
 
-def test_a_checkpoint_that_was_moved_out_of_the_output_folder(tmp_path: Path) -> None:
-    """The Trainer tells callbacks no path: the state file is not found there, which is said, and the schedule holds."""
+def test_transformers_own_restoring_of_callbacks_works(tmp_path: Path) -> None:
     batches = text_batches(STEPS, size=SIZE)
     model = model_of()
-    _, straight = train_with_trainer(tmp_path / "a", model, batches, save_strategy="steps", save_steps=CUT)
-    shutil.move(tmp_path / "a" / f"checkpoint-{CUT}", tmp_path / "kept")
+    train_with_trainer(tmp_path, model, batches, save_strategy="steps", save_steps=CUT)
     again = model_of()
-    with pytest.warns(UserWarning, match="does not exist"):
-        _, resumed = train_with_trainer(tmp_path / "b", again, batches, resume=str(tmp_path / "kept"))
-    assert moves(resumed.events) == moves([event for event in straight.events if event.step > CUT])
+    train_with_trainer(
+        tmp_path,
+        again,
+        batches,
+        resume=str(tmp_path / f"checkpoint-{CUT}"),
+        restore_callback_states_from_checkpoint=True,
+    )
     assert_same(state_of(again), state_of(model))
 
 
