@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from flexlora.errors import UserError, one_line
 from flexlora.hub import NO_WRITING
+from flexlora.reading import open_regular
 
 DAMAGED = (
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError),
@@ -69,7 +70,7 @@ class Archive:
     def __init__(self, path: Path) -> None:
         self.path = path
         with self.reading():
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 zipped = file.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
             self._file = zipfile.ZipFile(path) if zipped else tarfile.open(path, tarinfo=ShortHeaders)  # noqa: SIM115
             self.members: list[Member] = []

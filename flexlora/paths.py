@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from flexlora.errors import UserError
+from flexlora.reading import special_files
 
 
 def existing_folder(key: str, path: str) -> Path:
@@ -14,4 +15,16 @@ def existing_folder(key: str, path: str) -> Path:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise UserError(f"{key}: there is no folder {folder}")
+    return folder
+
+
+def saved_folder(key: str, path: str) -> Path:
+    """Return the folder at `path`, whose files transformers or PEFT opens.
+
+    Raises:
+        UserError: there is no such folder, or it has a pipe, a socket or a device, which would stop the library.
+    """
+    folder = existing_folder(key, path)
+    for name, kind in special_files(folder):
+        raise UserError(f"{key}: {folder / name} is {kind}, not a regular file: remove it")
     return folder

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from flexlora.errors import UserError, one_line
+from flexlora.reading import TEXT, read_bytes, regular
 from flexlora.results.files import file_sha256
 from flexlora.results.record import RunRecord, read_record
 from flexlora.text_files import decode
@@ -60,7 +61,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not file.is_file():  # PEFT would ask the hub
         raise ValueError(f"{folder} is not an adapter saved by PEFT: it has no {CONFIG}")
     try:
-        values = json.loads(decode(file.read_bytes(), file))
+        values = json.loads(decode(read_bytes(file, TEXT), file))
     except (OSError, ValueError, RecursionError, UserError) as error:
         raise ValueError(f"cannot read {file}: {one_line(error)}") from error
     if not isinstance(values, dict) or not isinstance(values.get("peft_type"), str):
@@ -78,7 +79,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     if not file.is_file():
         raise ValueError(f"{folder} has no {WEIGHTS}: weights in other files are not read")
     try:
-        return load_file(file)
+        return load_file(regular(file))
     except (OSError, SafetensorError) as error:
         raise ValueError(f"cannot load {folder}: {one_line(error)}") from error
 

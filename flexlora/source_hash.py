@@ -6,11 +6,13 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+from flexlora.reading import read_bytes
+
 
 @cache
 def hash_of_files(*files: Path) -> str:
     """Return a hash of the content of `files`."""
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+    return hashlib.sha256(b"".join(read_bytes(file) for file in files)).hexdigest()[:16]
 
 
 def files_of(*modules: ModuleType) -> Iterable[Path]:

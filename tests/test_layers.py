@@ -27,8 +27,8 @@ ROOMS = (
     ("results",),
     ("settings",),
     ("archives",),
-    ("hub", "paths", "plugins", "text_files"),
-    ("architectures", "cache", "conf_path", "errors", "import_hook", "source_hash"),
+    ("hub", "paths", "plugins", "source_hash", "text_files"),
+    ("architectures", "cache", "conf_path", "errors", "import_hook", "reading"),
 )
 DEPTH = {room: depth for depth, rooms in enumerate(ROOMS) for room in rooms}
 

@@ -35,6 +35,7 @@ from torch import nn
 from torch.nn import functional
 
 from flexlora import architectures
+from flexlora.reading import read_text
 from flexlora.tuner.checks import FieldError, is_whole, probability, require
 
 from .base import BaselineConfig, BaselineLayer, BaselineModel, setting
@@ -123,7 +124,7 @@ def _read_subnet(file: Path) -> dict[str, list[int]]:
         FieldError: the file cannot be read, or a list is missing.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(read_text(file))
     except (OSError, ValueError) as error:
         raise FieldError("subnet", f"cannot be read: {file}: {error}") from error
     found = content if isinstance(content, dict) else {}

@@ -8,6 +8,7 @@ is a copy of that with its `key=value` overrides applied, which is what Hydra it
 import copy
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import hydra._internal.hydra
@@ -21,7 +22,11 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
+from flexlora.cli.own_yaml import check_own_yaml
+from flexlora.conf_path import conf_dir
+from flexlora.errors import UserError, one_line
 from flexlora.settings import register_schemas
 
 T = TypeVar("T")
@@ -132,8 +137,24 @@ class _Repository(ConfigRepository):
 
     def load_config(self, config_path: str) -> ConfigResult | None:
         if config_path not in self._read:
-            self._read[config_path] = _copies_of(super().load_config(config_path))
+            file = self._own_file(config_path)
+            if file is not None:
+                check_own_yaml(file)
+            try:
+                self._read[config_path] = _copies_of(super().load_config(config_path))
+            except ValueError as error:  # its defaults list, or the line '# @package'
+                if file is None or isinstance(error, OmegaConfBaseException):
+                    raise
+                raise UserError(f"{file}: {one_line(error)}") from error
         return self._read[config_path]()
+
+    def _own_file(self, config_path: str) -> Path | None:
+        """The file that Hydra would read, if it is of a folder of the user's own."""
+        source = self._find_object_source(config_path, ObjectType.CONFIG)
+        if source is None or source.scheme() != "file":
+            return None
+        file = Path(source.path) / (config_path if config_path.endswith(".yaml") else f"{config_path}.yaml")
+        return None if file.is_relative_to(conf_dir()) else file
 
 
 def _copies_of(original: T) -> Callable[[], T]:

@@ -15,6 +15,7 @@ from yaml import MarkedYAMLError, YAMLError
 
 from flexlora.conf_path import conf_dir
 from flexlora.errors import UserError, did_you_mean, one_line
+from flexlora.reading import regular
 from flexlora.settings import flat_keys
 from flexlora.settings.recipes import check_recipes
 
@@ -108,6 +109,10 @@ def explain(error: HydraException | OmegaConfBaseException | YAMLError | OSError
             return f"{chosen} is not installed: pip install 'flexlora[{launcher[1]}]'"
         group, _, name = missing.partition("/")
         if group in GROUPS:
+            for folder in _folders():
+                odd = _why_not_read(folder / f"{missing}.yaml")
+                if odd is not None:
+                    return odd
             known = [choice for choice in choices(group, _folders()) if choice != "none"]
             return f"there is no {group} '{name}'.{did_you_mean(name, known)} There are: {', '.join(known)}."
     if isinstance(error, OverrideParseException):
@@ -134,6 +139,17 @@ def explain(error: HydraException | OmegaConfBaseException | YAMLError | OSError
     if error.__cause__ is not None and text.startswith("Error merging override "):
         return f"{text.removeprefix('Error merging override ')}: {_plainly(one_line(error.__cause__))}"
     return text
+
+
+def _why_not_read(file: Path) -> str | None:
+    """Why Hydra finds no config in a file that is there: it looks for regular files only. None without such a file."""
+    try:
+        regular(file)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return f"{file}: {error.strerror}"
+    return None
 
 
 def _plainly(text: str) -> str:

@@ -25,6 +25,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from flexlora.errors import UserError, one_line
+from flexlora.reading import read_text
 from flexlora.results.files import lock, to_json, write_text
 from flexlora.results.record import Ending
 from flexlora.training.progress import is_main_process
@@ -150,7 +151,7 @@ class Journal:
     def read(self, job: Job) -> Ending | None:
         """How `job` said that it ended; None where it has not begun, or did not live to say."""
         try:
-            noted = json.loads(self._file(job).read_text(encoding="utf-8"))
+            noted = json.loads(read_text(self._file(job)))
         except (OSError, ValueError):
             return None
         return None if noted is None else Ending(*noted)

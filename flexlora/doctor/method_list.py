@@ -18,6 +18,7 @@ from flexlora.methods.parameter_budget import count_on_shapes
 from flexlora.methods.peft import WINDOWS, tuner_classes
 from flexlora.models import Backbone, load_backbone, on_hub, outline
 from flexlora.models.random_init import random_init
+from flexlora.reading import read_text
 from flexlora.settings import MethodSettings, RunSettings
 from flexlora.training.plan import run_context
 
@@ -82,7 +83,7 @@ def _count(method: MethodSettings, context: RunContext, model: nn.Module) -> int
 
 def _title(file: Path) -> str:
     """Read the first sentence of the file's comment, or its part before a colon."""
-    lines = itertools.takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines())
+    lines = itertools.takewhile(lambda line: line.startswith("#"), read_text(file).splitlines())
     comment = " ".join(line.removeprefix("#").strip() for line in lines)
     return re.split(r"(?<=\S)[:.](?=\s|$)", comment.strip(), maxsplit=1)[0]
 

@@ -11,6 +11,7 @@ from typing import Any
 import flexlora
 from flexlora.cache import cache_dir
 from flexlora.conf_path import conf_dir
+from flexlora.reading import read_text
 from flexlora.results import environment
 from flexlora.results.files import to_json, write_text
 from flexlora.settings import MethodSettings, RunSettings
@@ -50,7 +51,7 @@ def method_rows(
     """
     kept = cache_dir("methods", f"{_hash(settings, plain, methods, files)}.json")
     with contextlib.suppress(OSError, ValueError, TypeError):
-        return [Described(**row) for row in json.loads(kept.read_text(encoding="utf-8"))]
+        return [Described(**row) for row in json.loads(read_text(kept))]
 
     from flexlora.doctor.method_list import describe
 

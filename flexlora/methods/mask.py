@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from flexlora.errors import UserError, did_you_mean, one_line
 from flexlora.methods.base import Method, RunContext
 from flexlora.methods.fields import refuse_unknown, take
+from flexlora.reading import regular
 from flexlora.saved_adapter import log_kept_head
 
 log = logging.getLogger("flexlora")
@@ -63,7 +64,7 @@ class MaskMethod(Method):
                 "(start from that with model=local model.path=DIR)"
             )
         try:
-            saved = load_file(file)
+            saved = load_file(regular(file))
         except (OSError, SafetensorError) as error:
             raise UserError(f"adapter: cannot load {file}: {one_line(error)}") from error
         held = {name: p for name, p in model.named_parameters() if p.requires_grad}

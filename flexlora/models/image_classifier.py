@@ -13,7 +13,8 @@ from flexlora.errors import UserError, did_you_mean, one_line
 from flexlora.hub import trouble_with, what_failed
 from flexlora.models import Backbone, on_hub
 from flexlora.models.pretrained import ADAPTER, refuse_second_adapter
-from flexlora.paths import existing_folder
+from flexlora.paths import saved_folder
+from flexlora.reading import TEXT, read_bytes, regular
 from flexlora.settings import ModelSettings
 from flexlora.text_files import decode
 
@@ -127,7 +128,7 @@ def outline(settings: ModelSettings, num_labels: int | None) -> tuple[ImageBackb
 
 
 def _in_folder(path: str) -> tuple[Path, Path]:
-    folder = existing_folder("model.path", path)
+    folder = saved_folder("model.path", path)
     if not (folder / CONFIG).is_file():
         raise UserError(f"model.path: {path} has no {CONFIG}: it is not a timm model")
     if not (folder / WEIGHTS).is_file():
@@ -162,7 +163,7 @@ def _from_hub(settings: ModelSettings, name: str) -> Path:
 
 def _read(file: Path, path: str) -> _Description:
     try:
-        values = json.loads(decode(file.read_bytes(), file))
+        values = json.loads(decode(read_bytes(file, TEXT), file))
     except (OSError, ValueError, UserError) as error:
         raise UserError(f"model.path: cannot read {CONFIG} of {path}: {one_line(error)}") from error
     return _described(values, path)
@@ -218,7 +219,7 @@ def _fill(model: Any, head: list[str], file: Path, path: str) -> None:
     from safetensors.torch import load_file
 
     try:
-        saved = load_file(file)
+        saved = load_file(regular(file))
     except (OSError, SafetensorError) as error:
         raise UserError(f"model.path: cannot read {WEIGHTS} of {path}: {one_line(error)}") from error
     in_head = tuple(f"{name}." for name in head)

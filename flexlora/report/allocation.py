@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from flexlora.reading import regular
 from flexlora.results.collect import Run
 from flexlora.results.files import read_json_lines
 
@@ -109,7 +110,7 @@ def _read_events(file: Path) -> list[dict[str, Any]]:
     try:
         return list(read_json_lines(file))
     except (OSError, UnicodeError, RecursionError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
+        raise ValueError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _before(event: dict[str, Any], names: Sequence[str] | dict[str, Place], run: Run) -> list[float]:
@@ -134,18 +135,19 @@ def _read_spectra(adapter: Path) -> dict[str, Array]:
 
     found: dict[str, Array] = {}
     file = adapter / "adapter_model.safetensors"
-    if not file.is_file():
-        return found
     try:
-        with safe_open(file, framework="numpy") as tensors:
+        with safe_open(regular(file), framework="numpy") as tensors:
             for key in tensors.keys():  # noqa: SIM118 - no mapping
                 ending = next((ending for ending in SPECTRA if key.endswith(ending)), None)
                 if ending is not None:
                     values = np.abs(tensors.get_tensor(key).astype(np.float64)).ravel()
                     kept = values if ending == SPECTRA[0] else values[values > 0]
                     found[key.removeprefix(PEFT_PREFIX).removesuffix(ending)] = np.sort(kept)[::-1]
+    except FileNotFoundError:
+        return {}
     except (SafetensorError, OSError, TypeError) as error:
-        raise ValueError(f"{file} is no adapter that numpy reads: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{file} is not an adapter that numpy can read: {reason}") from error
     return found
 
 

@@ -15,6 +15,7 @@ from rich.table import Table as RichTable
 from safetensors import SafetensorError, deserialize
 
 from flexlora.errors import UserError, one_line
+from flexlora.reading import read_bytes
 from flexlora.results.collect import Run
 from flexlora.results.files import read_json_lines
 from flexlora.results.folder import LOCATION_KEYS
@@ -231,7 +232,7 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     found = {}
     for file in sorted(folder.rglob("*.safetensors")):
         try:
-            tensors = deserialize(file.read_bytes())
+            tensors = deserialize(read_bytes(file))
         except SafetensorError as error:
             raise ValueError(f"{file} is no safetensors file: {error}") from error
         for name, tensor in tensors:

@@ -3,8 +3,10 @@
 import csv
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
+from pathlib import Path
 
+from flexlora.errors import UserError
+from flexlora.reading import read_text
 from flexlora.report.table import Column, PaperRow
 
 
@@ -31,7 +33,7 @@ class Published:
 @cache
 def read_published(name: str) -> tuple[Published, ...]:
     """All lines of `published/<name>`, in the order of the file."""
-    text = resources.files("flexlora.report").joinpath("published", name).read_text(encoding="utf-8")
+    text = read_text(Path(__file__).parent / "published" / name)
     return tuple(
         Published(
             **{key: text for key, text in line.items() if key != "value"},
@@ -42,8 +44,14 @@ def read_published(name: str) -> tuple[Published, ...]:
 
 
 def lines_of(row: PaperRow, name: str) -> list[Published]:
-    """The lines of one row, in the order of its tables."""
+    """The lines of one row, in the order of its tables.
+
+    Raises:
+        UserError: the file has no line of the row.
+    """
     lines = [line for line in read_published(name) if line.row == row.row and line.table in row.tables]
+    if not lines:
+        raise UserError(f"{name} has no line of the row {row.row!r} with the table {' or '.join(row.tables)}")
     return sorted(lines, key=lambda line: row.tables.index(line.table))
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import yaml
 
 from flexlora.errors import UserError, did_you_mean, one_line
+from flexlora.reading import read_yaml_text
 from flexlora.report.published import lines_of
 from flexlora.report.table import Average, Column, Cost, PaperRow, Table, TableRow
 
@@ -226,10 +227,10 @@ def _list(keys: Sequence[str] | dict[str, float]) -> str:
 def _load(path: Path) -> dict[str, Any]:
     try:
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        values = yaml.load(path.read_text(encoding="utf-8"), loader)
+        values = yaml.load(read_yaml_text(path), loader)
     except OSError as error:
         raise UserError(f"{path}: the table cannot be read: {error.strerror or error}") from error
-    except (UnicodeError, yaml.YAMLError, RecursionError) as error:
+    except Exception as error:  # of any constructor of YAML's: a number of 5,000 digits, the 32nd of a month
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or one_line(error)
@@ -269,9 +270,9 @@ def _check_numbers(table: Table, paper: _Values) -> None:
     """Raise a `UserError` where the printed numbers of a table of one's own cannot be shown."""
     for i, row in enumerate(table.paper_rows):
         try:
-            found = lines_of(row, table.published)
+            lines_of(row, table.published)
+        except UserError as error:
+            raise paper.error(f"rows[{i}]", str(error)) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise paper.error("numbers", f"{table.published} cannot be read: {one_line(error)}") from error
-        if not found:
-            where = f"with the table {' or '.join(row.tables)}"
-            raise paper.error(f"rows[{i}]", f"{table.published} has no line of the row {row.row!r} {where}")
+            reason = getattr(error, "strerror", None) or one_line(error)
+            raise paper.error("numbers", f"{table.published} cannot be read: {reason}") from error

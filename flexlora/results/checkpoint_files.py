@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+from flexlora.reading import read_text
 from flexlora.results.files import file_sha256
 
 CHECKPOINTS = "checkpoints"
@@ -27,7 +28,7 @@ def verify(folder: Path) -> None:
         OSError: a file is missing or cannot be read.
         ValueError: a file is not what the manifest says.
     """
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest = json.loads(read_text(folder / MANIFEST))
     hashes = manifest.get("sha256") if isinstance(manifest, dict) else None
     if not isinstance(hashes, dict) or set(hashes) != {TENSORS, STATE}:
         raise ValueError(f"{MANIFEST} is not a checkpoint's")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from flexlora.reading import read_yaml_text
 from flexlora.results.record import RunRecord, read_record, record_of
 
 
@@ -78,7 +79,7 @@ def _read(folder: Path, files: Sequence[str]) -> RunRecord | None:
 def _unfinished(folder: Path) -> RunRecord | None:
     """Return a record from the `config.yaml` of a run without a `result.json`; None where no run wrote that file."""
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        config = yaml.safe_load(read_yaml_text(folder / "config.yaml"))
         return record_of(
             {
                 "status": "interrupted",
@@ -94,5 +95,5 @@ def _unfinished(folder: Path) -> RunRecord | None:
                 "config_hash": "",
             }
         )
-    except (OSError, yaml.YAMLError, ValueError, RecursionError, KeyError, TypeError, IndexError):
+    except Exception:  # YAML's constructors raise any kind of error on a value that they do not know
         return None

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from flexlora.reading import open_regular, read_bytes, read_lines
+
 # Part of the name of every file that `replacing` makes: no file of others is deleted.
 MADE_HERE = "flexlora-"
 PART = re.compile(rf"\..+\.{MADE_HERE}[0-9a-f]{{8}}\.part")
@@ -115,7 +117,7 @@ def sync_tree(folder: Path, leave_out: str = "") -> None:
 
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file, which is read in pieces."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -150,7 +152,7 @@ class JsonLines:
         if position is None:
             self._file: BinaryIO = path.open("wb")
             return
-        held = path.read_bytes()[: position["bytes"]] if path.is_file() else b""
+        held = read_bytes(path)[: position["bytes"]] if path.is_file() else b""
         self._count(held)
         if self._position() != dict(position):
             raise ValueError(f"{path} is not what it was when the run was stopped")
@@ -191,17 +193,17 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
     Raises:
         ValueError: a complete line is not a JSON object; the message names the line.
+        OSError: `path` is not a regular file or cannot be read.
     """
-    if not path.is_file():
+    if not os.path.lexists(path):
         return
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith("\n"):
-                return
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}, is not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}, is not a JSON object")
-            yield row
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line.endswith("\n"):
+            return
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}, is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number}, is not a JSON object")
+        yield row

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from flexlora.errors import UserError, one_line
+from flexlora.reading import open_regular, read_text, read_yaml_text, special_files
 from flexlora.results.checkpoint_files import CHECKPOINTS, checkpoint_folders
 from flexlora.results.files import sync, sync_tree, to_json, write_text
 from flexlora.results.predictions import BEST, LAST
@@ -106,10 +108,13 @@ class RunFolder:
         """Create the folder and lock it.
 
         Raises:
-            UserError: another process has the lock (the message says which), or the folder cannot be written.
+            UserError: another process has the lock (the message says which), the folder cannot be written, or it has a
+                pipe, a socket or a device.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            for name, kind in special_files(self.path):
+                raise UserError(f"{self.path / name} is {kind}, not a regular file: remove it")
             self._lock.acquire(timeout=0)
             self._clear_parts()
             since = datetime.now(UTC).isoformat(timespec="seconds")
@@ -133,7 +138,7 @@ class RunFolder:
         try:
             import fcntl
 
-            with (self.path / ".lock").open("rb") as file:
+            with open_regular(self.path / ".lock") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return self._describe_holder()
@@ -199,7 +204,7 @@ class RunFolder:
             return False
         file = self.path / "config.yaml"
         try:
-            before: Any = OmegaConf.to_container(OmegaConf.load(file))
+            before: Any = OmegaConf.to_container(OmegaConf.load(io.StringIO(read_yaml_text(file))))
         except (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException) as error:
             raise UserError(
                 f"{file} cannot be read ({one_line(error)}): move the folder away, or give variant=NAME."
@@ -244,7 +249,7 @@ class RunFolder:
 
     def _describe_holder(self) -> str:
         try:
-            holder = json.loads(self._holder.read_text(encoding="utf-8"))
+            holder = json.loads(read_text(self._holder))
             return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
         except (OSError, ValueError, KeyError, TypeError):
             return "another process"

@@ -14,9 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from flexlora.errors import one_line
+from flexlora.reading import read_bytes
 from flexlora.results.files import write_bytes
 
 LAST, BEST = "predictions-last.parquet", "predictions-best.parquet"
+LARGEST = 2**30
+"""The largest file that is read, in bytes."""
+MOST_ROWS = 10_000_000
+"""A small file can stand for any number of equal rows."""
 
 Array = npt.NDArray[Any]
 
@@ -66,12 +71,17 @@ def read_answers(path: Path) -> Answers:
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(path)
+        content = pyarrow.BufferReader(read_bytes(path, LARGEST))
+        rows = parquet.read_metadata(content).num_rows
+        if rows > MOST_ROWS:
+            raise ValueError(f"it has {rows:,} rows")
+        table = parquet.read_table(content)
         step = int(table.schema.metadata[b"step"])
         split, label = (table.column(name).to_numpy() for name in ("split", "label"))
         prediction, known = table.column("prediction").to_numpy(), table.column("label").is_valid().to_numpy()
     except (OSError, KeyError, TypeError, ValueError, pyarrow.ArrowException) as error:
-        raise ValueError(f"{path} holds no predictions: {one_line(error)}") from error
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise ValueError(f"{path} holds no predictions: {reason}") from error
     rows = {name: np.flatnonzero(split == name) for name in dict.fromkeys(split)}
     return Answers(
         step,

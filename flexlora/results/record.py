@@ -9,6 +9,7 @@ from types import UnionType
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from flexlora.errors import UserError
+from flexlora.reading import read_text
 from flexlora.results.files import to_json, write_text
 from flexlora.results.stamps import FILE, FOLDER, is_stamp
 
@@ -113,12 +114,13 @@ def read_record(path: Path) -> RunRecord:
             cause.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
         if not isinstance(values, dict):
             raise ValueError("it is not a JSON object")
         return record_of(values)
     except (ValueError, OSError, RecursionError) as error:
-        raise ValueError(f"{path} is not the record of a run: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path} is not the record of a run: {reason}") from error
 
 
 def recorded_run(key: str, folder: str) -> RunRecord:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flexlora.cache import cache_dir
+from flexlora.reading import read_text, status_of
 from flexlora.results.files import file_sha256, write_text
 
 # Bytes from which on a hash is kept: below, reading the file takes no longer than reading the hash.
@@ -42,7 +43,7 @@ def stamp(path: Path) -> Stamp:
     Raises:
         OSError: the file cannot be read, or is not a regular file.
     """
-    found = _regular(path)
+    found = status_of(path)
     return {"bytes": found.st_size, "ctime_ns": found.st_ctime_ns, "sha256": _kept_sha256(path, found)}
 
 
@@ -64,7 +65,7 @@ def difference(path: Path, before: Mapping[str, Any], sha256_of: Callable[[Path]
         sha256_of: computes the hash of a file. Without it, a file with the size and time of its stamp is not read.
     """
     try:
-        found = _regular(path)
+        found = status_of(path)
         if found.st_size != before["bytes"]:
             return f"has {found.st_size:,} bytes and had {before['bytes']:,}" if found.st_size else "is empty"
         if sha256_of is None and found.st_ctime_ns == before["ctime_ns"]:
@@ -95,13 +96,6 @@ def folder_stamp(folder: Path) -> Stamp:
     return {"files": files, "bytes": total, "sha256": digest.hexdigest()}
 
 
-def _regular(path: Path) -> os.stat_result:
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):  # opening a named pipe would wait for ever
-        raise OSError(None, "it is not a regular file")
-    return found
-
-
 def _kept_sha256(path: Path, found: os.stat_result) -> str:
     """Return the SHA-256 of a file whose status is `found`, from the cache where it is there."""
     if found.st_size < KEPT_FROM:
@@ -110,7 +104,7 @@ def _kept_sha256(path: Path, found: os.stat_result) -> str:
     facts = [absolute, found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns]
     kept = cache_dir("hashes", f"{hashlib.sha256(os.fsencode(absolute)).hexdigest()[:40]}.json")
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        entry = json.loads(kept.read_text(encoding="utf-8"))
+        entry = json.loads(read_text(kept))
         if entry["file"] == facts and isinstance(entry["sha256"], str):
             return entry["sha256"]
     sha256 = file_sha256(path)

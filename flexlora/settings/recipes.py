@@ -7,6 +7,7 @@ row that names the backbone (`glue/cola@roberta_base`) before one that does not.
 replace the interpolation itself, so they always win.
 """
 
+import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -14,11 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError, safe_load
+from yaml import safe_load
 
 from flexlora.conf_path import conf_dir
 from flexlora.errors import UserError, did_you_mean
+from flexlora.reading import read_text, read_yaml_text
 
 DECLARED = re.compile(r"\$\{recipe:\s*([\w.]+)\s*(?:,(.*))?\}")
 EXAMPLE = "as in glue: {training.learning_rate: 1.0e-3}"
@@ -174,8 +175,8 @@ def read(file: Path) -> Mapping[str, Any]:
 def _read(file: Path, changed: int) -> Mapping[str, Any]:
     """Return the content of a YAML file. `changed`, its time of change, keeps the cache from returning old content."""
     try:
-        content: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-    except (OSError, YAMLError, OmegaConfBaseException):  # Hydra reports a file that cannot be read
+        content: Any = OmegaConf.to_container(OmegaConf.load(io.StringIO(read_yaml_text(file))), resolve=False)
+    except Exception:  # YAML's constructors raise any kind of error; Hydra reports a file that cannot be read
         return {}
     return content if isinstance(content, Mapping) else {}
 
@@ -256,4 +257,4 @@ def _keys_declared_in(file: Path) -> set[str]:
 
 @cache
 def _declared_keys(file: Path, changed: int) -> set[str]:
-    return {match[1] for match in DECLARED.finditer(file.read_text(encoding="utf-8"))}
+    return {match[1] for match in DECLARED.finditer(read_text(file))}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flexlora.errors import UserError
+from flexlora.reading import read_bytes
 from flexlora.text_files import HALF_LETTER, decode
 
 Row = Mapping[str, str]
@@ -75,7 +76,7 @@ def read_rows(path: Path, test_set: str | None = None) -> File:
             row, counted from 1.
         OSError: the file cannot be read.
     """
-    content = path.read_bytes()
+    content = read_bytes(path)
     try:
         rows = json.loads(decode(content, path))
     except ValueError as error:

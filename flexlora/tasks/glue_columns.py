@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flexlora.errors import UserError, one_line
+from flexlora.reading import read_bytes
 from flexlora.settings import GlueTask
 from flexlora.tasks.rows import Rows, as_class, as_number, out_of_range
 from flexlora.text_files import HALF_LETTER, decode
@@ -83,7 +84,7 @@ def hub_rows(split: Any, settings: GlueTask, name: str) -> Rows:
 
 def _read_file(path: Path, settings: GlueTask) -> Rows:
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
         table = READERS[path.suffix.lower()](content, path)
     except UserError:
         raise

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flexlora.errors import UserError
+from flexlora.reading import read_bytes
 from flexlora.settings import GlueTask
 from flexlora.tasks.rows import Rows, as_class, as_number
 from flexlora.text_files import decode
@@ -24,7 +25,7 @@ def read_tsv(path: Path, settings: GlueTask) -> Rows:
     if not path.is_file():
         files = [settings.tsv.train, *settings.tsv.evaluation.values()]
         raise UserError(f"there is no file {path}: the task needs {', '.join(files[:-1])} and {files[-1]}")
-    content = path.read_bytes()
+    content = read_bytes(path)
     # Only a newline ends a row. `splitlines` also splits at U+2028 and similar characters, which the texts contain.
     lines = decode(content, path).split("\n")
     if lines[-1] == "":

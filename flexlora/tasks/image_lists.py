@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from flexlora.errors import UserError
 from flexlora.paths import existing_folder
+from flexlora.reading import TEXT, read_bytes
 from flexlora.settings import VtabSplit, VtabTask
 from flexlora.text_files import decode
 
@@ -46,7 +47,7 @@ class ImageRows:
     def read(self, index: int) -> bytes:
         """Read the content of an image's file."""
         image = self.images[index]
-        return image if isinstance(image, bytes) else image.read_bytes()
+        return image if isinstance(image, bytes) else read_bytes(image)
 
 
 def task_folder(settings: VtabTask) -> Path:
@@ -98,7 +99,7 @@ def read_list(file: Path, num_classes: int) -> ImageRows:
         UserError: the list is missing or empty, a line is not a path and a class, or a path leaves the list's folder.
     """
     try:
-        content = file.read_bytes()
+        content = read_bytes(file, TEXT)
     except FileNotFoundError:
         raise UserError(f"task.data_dir: {file.parent} has no {file.name}") from None
     except OSError as error:

@@ -20,6 +20,7 @@ from filelock import FileLock
 from PIL import Image, __version__
 
 from flexlora.errors import UserError, one_line
+from flexlora.reading import NotRead, open_regular
 from flexlora.results.files import replacing
 from flexlora.tasks.image_lists import ImageRows
 from flexlora.tasks.image_modes import to_rgb
@@ -240,7 +241,7 @@ def _mapped(path: Path, shape: tuple[int, ...], warn: bool = False) -> Array | N
     """Map the images of a file into memory; None if the file is missing or incomplete."""
     size = int(np.prod(shape))
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if os.fstat(file.fileno()).st_size == size + CHECKSUM:
                 array = np.asarray(np.memmap(file, dtype=np.uint8, mode="r", shape=shape))
                 file.seek(size)
@@ -248,6 +249,8 @@ def _mapped(path: Path, shape: tuple[int, ...], warn: bool = False) -> Array | N
                     return array
     except FileNotFoundError:
         return None
+    except NotRead:
+        pass  # it is replaced
     if warn:
         log.warning("%s is damaged: making it again", path)
     return None

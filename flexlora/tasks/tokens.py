@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from flexlora.cache import cache_dir, trusted
+from flexlora.reading import regular
 from flexlora.results.files import replacing
 
 log = logging.getLogger("flexlora")
@@ -204,10 +205,10 @@ def _read(path: Path) -> Tokens | None:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="numpy") as file:
+        with safe_open(regular(path), framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             checksum = (file.metadata() or {}).get("crc32")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, SafetensorError, ValueError) as error:
         log.warning("%s is damaged: making it again: %s", path, error)

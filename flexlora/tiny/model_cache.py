@@ -26,6 +26,8 @@ from safetensors import SafetensorError
 from flexlora.cache import cache_dir
 from flexlora.errors import UserError, one_line
 from flexlora.models import Backbone
+from flexlora.reading import read_text
+from flexlora.results.files import file_sha256
 from flexlora.settings import ModelSettings
 
 log = logging.getLogger("flexlora")
@@ -128,7 +130,7 @@ def ensure(folder: Path, name: str, build: Build) -> None:
 def is_whole(folder: Path) -> bool:
     """Whether `folder` is the model that it is named after, and every file matches its checksum."""
     try:
-        return bool(json.loads((folder / CHECKSUM).read_text(encoding="utf-8")) == _identity(folder, folder.name))
+        return bool(json.loads(read_text(folder / CHECKSUM)) == _identity(folder, folder.name))
     except (OSError, ValueError):
         return False
 
@@ -176,4 +178,4 @@ def _announced(name: str, build: Build, folder: Path) -> None:
 def _identity(folder: Path, name: str) -> dict[str, Any]:
     """Return which model a folder holds, and the SHA-256 of its files."""
     files = sorted(file for file in folder.iterdir() if file.name != CHECKSUM)
-    return {"name": name, "files": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}}
+    return {"name": name, "files": {file.name: file_sha256(file) for file in files}}

@@ -7,7 +7,7 @@ from typing import Any
 import flexlora
 from flexlora.errors import UserError
 from flexlora.models import on_hub
-from flexlora.paths import existing_folder
+from flexlora.paths import existing_folder, saved_folder
 from flexlora.results.record import recorded_run
 from flexlora.results.stamps import Stamp, folder_stamp, stamps
 from flexlora.settings import RunSettings
@@ -29,9 +29,9 @@ def refuse_missing_inputs(settings: RunSettings) -> None:
     if _has_module("tasks", task.family) and task.data_dir is not None:  # a family from outside may have no such field
         existing_folder("task.data_dir", task.data_dir)
     if model.path is not None and _has_module("models", model.kind) and not on_hub(model):
-        existing_folder("model.path", model.path)
+        saved_folder("model.path", model.path)
     if settings.adapter is not None:
-        existing_folder("adapter", settings.adapter)
+        saved_folder("adapter", settings.adapter)
 
 
 def _has_module(folder: str, name: str) -> bool:

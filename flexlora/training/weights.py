@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from flexlora.errors import UserError, one_line
-from flexlora.paths import existing_folder
+from flexlora.paths import saved_folder
 from flexlora.saved_adapter import checked_record
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def load_start(
         UserError: there is no such folder, a file of it is not what its run wrote, its head has the task's classes in
             another order, its values are not finite, or it does not fit (`Method.load`).
     """
-    adapter = existing_folder("adapter", folder)
+    adapter = saved_folder("adapter", folder)
     try:
         record = checked_record(adapter)
     except ValueError as error:

@@ -177,7 +177,7 @@ def test_an_error_names_all_unreadable_images(tmp_path):
     assert [problem.split(" ")[0] for problem in problems] == ["1.png", "2.png", "3.png", "4.png", "5.png"]
     assert "truncated" in problems[0]
     assert problems[1:3] == ["2.png (is not an image)", "3.png (is missing)"]
-    assert "irectory" in problems[3]
+    assert problems[3] == "4.png (it is a folder, not a regular file)"
     assert not entries(tmp_path / "images")
 
 

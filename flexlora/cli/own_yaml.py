@@ -1,0 +1,59 @@
+"""Checks a YAML file of a `--config-dir` before Hydra reads it."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from yaml import MarkedYAMLError, YAMLError
+
+from flexlora.errors import UserError, one_line
+from flexlora.reading import read_yaml_text
+
+RUN_BY_HYDRA = ("_target_", "()")
+"""Keys whose value Hydra, or the logging that it configures, imports and calls. No file of ours has one."""
+
+
+def check_own_yaml(file: Path) -> None:
+    """Refuse a file of the user's own that Hydra could not read, or in which Hydra would find code to run.
+
+    A mistake in YAML's grammar is left to Hydra, which names its line.
+
+    Raises:
+        UserError: the file is not a regular file, is too large, is not UTF-8, has values that YAML cannot construct, or
+            has a key of `RUN_BY_HYDRA`.
+    """
+    try:
+        content: Any = OmegaConf.to_container(OmegaConf.load(io.StringIO(read_yaml_text(file))), resolve=False)
+    except MarkedYAMLError as error:
+        if error.problem_mark is not None:
+            return
+        raise UserError(f"{file}: {one_line(error)}") from error
+    except (OSError, YAMLError) as error:
+        raise UserError(f"{file}: {getattr(error, 'strerror', None) or one_line(error)}") from error
+    except RecursionError as error:
+        raise UserError(f"{file}: its values are nested too deeply") from error
+    except Exception as error:  # of any constructor of YAML's: a number of 5,000 digits, the 32nd of a month
+        raise UserError(f"{file}: a value cannot be read: {one_line(error)}") from error
+    for place in _places_of_code(content, ""):
+        raise UserError(
+            f"{file}: {place} names code that Hydra would run: leave it out "
+            "(method.kind, method.python_module and task.family name code of your own)"
+        )
+
+
+def _places_of_code(content: Any, place: str) -> Iterator[str]:
+    """Yield the key of each value of `content` that Hydra would run; a text may hold one for a resolver to parse."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            inner = f"{place}.{key}".removeprefix(".")
+            if key in RUN_BY_HYDRA:
+                yield inner
+            else:
+                yield from _places_of_code(value, inner)
+    elif isinstance(content, list):
+        for number, value in enumerate(content):
+            yield from _places_of_code(value, f"{place}[{number}]")
+    elif isinstance(content, str) and "_target_" in content:
+        yield place
