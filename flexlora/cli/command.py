@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import version
@@ -19,6 +20,8 @@ from yaml import YAMLError
 
 from flexlora.cli import config_loader
 from flexlora.cli.explain import explain, list_choices, require_task
+from flexlora.cli.flags import check_flags
+from flexlora.cli.interrupt import raise_from_here
 from flexlora.cli.sweep import list_endings
 from flexlora.cli.terminal import take_any_letter
 from flexlora.conf_path import conf_dir
@@ -30,6 +33,9 @@ from flexlora.training.signals import raise_interrupted
 
 REFUSED, FAILED = 2, 1
 PRINTS = ("-h", "--h", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")  # options that print and run nothing
+
+# Our modules that stand between Hydra and Hydra's own code.
+BETWEEN = {"flexlora.cli.config_loader", "flexlora.cli.sweep"}
 
 Job = Callable[[RunSettings, dict[str, Any], list[str]], Ending]
 Finished = Callable[[RunSettings, dict[str, Any], list[str]], bool]
@@ -50,7 +56,7 @@ class Task:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, raise_interrupted)
         try:
-            settings, plain = resolve(config, require_task(config))
+            settings, plain = _resolved(config)
             ending = self.job(settings, plain, _as_sweeps_spell(HydraConfig.get().overrides.task))
         except UserError as error:
             if self.show_tracebacks:
@@ -66,7 +72,7 @@ class Task:
         HydraConfig.instance().set_config(config)
         try:
             own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-            settings, plain = resolve(own, require_task(own))
+            settings, plain = _resolved(own)
             overrides = _as_sweeps_spell(HydraConfig.get().overrides.task)
             return self.finished is not None and self.finished(settings, plain, overrides)
         except UserError:
@@ -100,14 +106,16 @@ def call_with_settings(
     list_endings()
     config_loader.install()
     OmegaConf.register_new_resolver("choices", list_choices, replace=True)
-    signal.signal(signal.SIGTERM, raise_interrupted)
     task = Task(program, job, finished)
     # Hydra then hands its errors on instead of printing them its own way and leaving.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # Wherever they were typed: Hydra takes its overrides in one row.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda item: item not in {"-m", "--multirun"})
-    _insert(overrides)
     try:
+        signal.signal(signal.SIGTERM, raise_interrupted)
+        raise_from_here()
+        check_flags(sys.argv[1:])
+        _insert(overrides)
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
     except BrokenPipeError:  # `--help | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -137,17 +145,37 @@ def refusal(error: Exception) -> str | None:
         "Exceeds the limit"
     ):  # Python's own, for a number's digits
         return "a number on the command line has thousands of digits"
-    if isinstance(error, ValueError | TypeError) and _is_of_choices(error):
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if isinstance(error, ValueError | TypeError) and modules[-1:] == ["hydra._internal.defaults_list"]:
         return "task, method, model, scale and experiment take the name of a choice, not null or a number"
-    return None
+    return printable(_line_of_hydra(error)) if _is_of_hydra(modules) else None
 
 
-def _is_of_choices(error: Exception) -> bool:
-    """Whether Hydra fell over what was given as a group's choice; it looks for no list of numbers there."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_globals["__name__"] == "hydra._internal.defaults_list"
+def _is_of_hydra(modules: Sequence[str]) -> bool:
+    """Whether Hydra, or a library below it, raised an error over the command line or a YAML file.
+
+    Args:
+        modules: those of the frames in the error's traceback, the outermost first.
+    """
+    of_hydra = [i for i, module in enumerate(modules) if module.startswith("hydra.")]
+    ours = [module for module in modules[of_hydra[0] :] if module.startswith("flexlora.")] if of_hydra else []
+    return bool(of_hydra) and set(ours) <= BETWEEN and not modules[-1].startswith("flexlora.")
+
+
+def _line_of_hydra(error: Exception) -> str:
+    """The line for an error that Hydra has no words for."""
+    if isinstance(error, RecursionError):
+        return "the defaults lists of the YAML files name each other in a circle"
+    if isinstance(error, AssertionError):
+        return "hydra.* has a value that Hydra cannot take; hydra.verbose is true, false, or names of loggers"
+    return f"Hydra cannot take this: {type(error).__name__}: {one_line(error)}"
+
+
+def _resolved(config: DictConfig) -> tuple[RunSettings, dict[str, Any]]:
+    try:
+        return resolve(config, require_task(config))
+    except OmegaConfBaseException as error:  # an interpolation in a YAML of the user's own
+        raise UserError(f"{error.full_key}: {explain(error)}" if error.full_key else explain(error)) from error
 
 
 def _as_sweeps_spell(overrides: Sequence[str]) -> list[str]:

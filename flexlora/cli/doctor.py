@@ -91,6 +91,7 @@ def _settings(settings: RunSettings, plain: dict[str, Any], overrides: list[str]
 
 def _list_methods(settings: RunSettings, plain: dict[str, Any], overrides: list[str]) -> Ending:
     """Every method of `conf/method` and of a `--config-dir`, on the model of the command line."""
+    show_log()  # without the deprecations of one library inside another
     files = method_files()
     kept = [item for item in overrides if not item.lstrip("+~").startswith(("method", "hydra"))]
     methods = {name: resolve_method(compose("config", overrides=[*kept, f"method={name}"])) for name in files}

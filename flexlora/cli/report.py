@@ -3,11 +3,13 @@
 import argparse
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from flexlora.cli.interrupt import raise_from_here
 from flexlora.cli.report_commands import COMMANDS
 from flexlora.cli.report_common import (
     BROKEN,
@@ -45,8 +47,9 @@ def main() -> None:
     The exit code is 0 when all records could be read, 1 when some are broken (the table shows the others), 2 where
     there is nothing to show or the command line is wrong.
     """
-    take_any_letter()
     try:
+        raise_from_here()
+        take_any_letter()
         name, *words = sys.argv[1:] or [""]
         sys.exit(COMMANDS[name](words) if name in COMMANDS else _tables(_parser().parse_args()))
     except UserError as error:
@@ -55,6 +58,9 @@ def main() -> None:
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(BROKEN)
+    except KeyboardInterrupt:
+        say("interrupted")
+        sys.exit(128 + signal.SIGINT)
 
 
 def _parser() -> Parser:

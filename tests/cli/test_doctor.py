@@ -270,7 +270,7 @@ def test_help_is_its_own(doctor):
 def test_every_method_is_listed_with_what_it_trains_here(arguments):
     """By trying each: on the paper's three kinds of backbones, and on the model of the command line."""
     result = run_command(DOCTOR, "methods", *arguments)
-    assert result.returncode == 0, result.stderr
+    assert (result.returncode, result.stderr) == (0, "")
     listed = {
         row[0]: row[1:] for row in (line.split() for line in result.stdout.splitlines()) if row and row[0] in METHODS
     }
