@@ -114,6 +114,11 @@ def _tokenizer(source: str, where: dict[str, Any], settings: ModelSettings, conf
             f"model.path: the tokenizer of {settings.path} has no end-of-sequence token: "
             'set "eos_token" in its tokenizer_config.json'
         )
+    if tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id:
+        raise UserError(
+            f"model.path: the tokenizer of {settings.path} ends every text with its end-of-sequence token, so that no "
+            "answer follows a question: save it with add_eos_token=False"
+        )
     limit = getattr(config, "max_position_embeddings", None) or sys.maxsize
     reset_tokenizer(tokenizer, settings.path, limit, "left", PAD)
     return tokenizer

@@ -12,6 +12,7 @@ from flexlora.architectures import IMAGE_CLASSIFIER
 from flexlora.errors import UserError, did_you_mean, one_line
 from flexlora.hub import trouble_with, what_failed
 from flexlora.models import Backbone, on_hub
+from flexlora.models.leftovers import layer_dropout, say_unused
 from flexlora.models.pretrained import ADAPTER, refuse_second_adapter
 from flexlora.paths import saved_folder
 from flexlora.reading import TEXT, read_bytes, regular
@@ -25,6 +26,13 @@ log = logging.getLogger("flexlora")
 
 LOCAL_HINT = "model=local model.path=DIR takes a timm model from a folder"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+# What timm's constructor takes beside an architecture's own arguments: where weights come from (`checkpoint_path` would
+# be unpickled), and what the model is made for.
+NOT_OF_MODEL = {
+    *("cache_dir", "checkpoint_path", "exportable", "features_only", "no_jit", "pretrained", "pretrained_cfg"),
+    *("pretrained_cfg_overlay", "pretrained_strict", "scriptable"),
+}
+HEAD_DROPOUT = "drop_rate"
 
 
 @dataclass(frozen=True)
@@ -97,9 +105,12 @@ def load(settings: ModelSettings, num_labels: int | None) -> ImageBackbone:
         raise UserError("model.quantization: image classifiers cannot be quantised: set model.quantization=null")
     config, weights, revision = _fetched(settings) if on_hub(settings) else (*_in_folder(settings.path), None)
     description = _read(config, settings.path)
+    dropout = _reset(description, settings)
     model = _made(description, num_labels, settings.path)
     _fill(model, description.head, weights, settings.path)
-    return _backbone(model, description, settings, revision)
+    backbone = _backbone(model, description, settings, revision)
+    backbone.dropout = dropout
+    return backbone
 
 
 def outline(settings: ModelSettings, num_labels: int | None) -> tuple[ImageBackbone, str]:
@@ -180,6 +191,12 @@ def _described(values: Any, path: str) -> _Description:
     given, arguments = values.get("pretrained_cfg", values), values.get("model_args") or {}
     if not isinstance(given, dict) or not isinstance(arguments, dict):
         raise UserError(f"model.path: {CONFIG} of {path} is not in timm's format")
+    strange = sorted(arguments.keys() & NOT_OF_MODEL)
+    if strange:
+        raise UserError(
+            f"model.path: {CONFIG} of {path} has model_args.{strange[0]}, which is no argument of an architecture: "
+            "remove it"
+        )
     name = architecture.partition(".")[0]  # the part after the point names the training data
     if not timm.is_model(name):
         near = did_you_mean(name, timm.list_models())
@@ -191,6 +208,15 @@ def _described(values: Any, path: str) -> _Description:
     own = timm.get_pretrained_cfg(architecture) or timm.get_pretrained_cfg(name) or PretrainedCfg()
     pretrained = own.to_dict(remove_source=True) | {key: given[key] for key in known if given.get(key) is not None}
     return _Description(name, arguments, pretrained)
+
+
+def _reset(description: _Description, settings: ModelSettings) -> dict[str, float]:
+    """Take the dropout of an earlier head out of the arguments; return that of the layers, which stays."""
+    arguments = description.arguments
+    head = arguments.pop(HEAD_DROPOUT, None)
+    say_unused({HEAD_DROPOUT: head} if head else {}, settings.path)
+    usual = dict.fromkeys(arguments, 0.0)
+    return layer_dropout(arguments, usual, description.architecture, settings)
 
 
 def _made(description: _Description, num_labels: int | None, path: str) -> Any:

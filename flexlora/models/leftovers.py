@@ -55,24 +55,42 @@ def reset_config(config: Any, written: Mapping[str, Any], settings: ModelSetting
             left[name] = found
         if getattr(config, name, value) != value:
             setattr(config, name, value)
+    say_unused(left, path)
+    of_layers = {name: value for name, value in vars(config).items() if name not in wanted}
+    return layer_dropout(of_layers, vars(own), config.model_type, settings)
+
+
+def say_unused(left: Mapping[str, Any], path: str | None) -> None:
+    """Say in one line what config.json has of an earlier task; nothing if there is nothing."""
     if left:
         log.info("model.path: config.json of %s has %s of an earlier task: not used", path, _spelled(left))
+
+
+def layer_dropout(
+    found: Mapping[str, Any], usual: Mapping[str, Any], architecture: str, settings: ModelSettings
+) -> dict[str, float]:
+    """Return the dropout among `found` by its names; one line says which is not `usual`.
+
+    Raises:
+        UserError: a dropout is not a probability below 1.
+    """
     dropout = {}
-    for name, value in sorted(vars(config).items()):
-        if "drop" not in name or name in wanted or value is None:
+    for name, value in sorted(found.items()):
+        if "drop" not in name or value is None:
             continue
         if not isinstance(value, int | float) or not 0 <= value < 1:
-            raise UserError(f"model.path: config.json of {path} has {name}={value}, which is not a probability below 1")
+            raise UserError(
+                f"model.path: config.json of {settings.path} has {name}={value}, which is not a probability below 1"
+            )
         dropout[name] = float(value)
-    changed = {name: value for name, value in dropout.items() if value != getattr(own, name, value)}
+    changed = {name: value for name, value in dropout.items() if value != usual.get(name, value)}
     if changed and settings.scale != "tiny":  # our own small encoders have no dropout
-        usual = _spelled({name: getattr(own, name) for name in changed})
         log.warning(
             "model.path: config.json of %s has %s (usual for %s: %s): this run trains with it",
-            path,
+            settings.path,
             _spelled(changed),
-            config.model_type,
-            usual,
+            architecture,
+            _spelled({name: usual[name] for name in changed}),
         )
     return dropout
 

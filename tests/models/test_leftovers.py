@@ -1,19 +1,23 @@
 """What an earlier task left in config.json and the tokenizer's files decides neither the loss nor the tokens."""
 
+import dataclasses
+import inspect
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
-from encoder_helpers import loaded
+from encoder_helpers import loaded, settings
 from glue_helpers import settings_of
 from marks import slow_but
 
 from flexlora.architectures import ENCODERS
 from flexlora.errors import UserError
 from flexlora.models import load_backbone
+from flexlora.settings import ModelSettings
 from flexlora.tasks.glue import glue
 from flexlora.tasks.rows import Rows
 
@@ -182,3 +186,54 @@ def test_a_language_model_returns_its_logits_and_is_cut_at_the_end(tmp_path):
     cut = backbone.processor("which is cat ?", truncation=True, max_length=3)["input_ids"]
     assert cut == backbone.processor("which is cat ?")["input_ids"][:3]
     assert backbone.processor.model_max_length == backbone.model.config.max_position_embeddings
+
+
+def test_a_tokenizer_that_ends_every_text_is_refused(tmp_path):
+    """As the tokenizer of a fine-tuning on whole texts is saved: a question would end before its answer."""
+    from commonsense_helpers import model_settings, write_llama
+    from tokenizers import processors
+
+    folder = write_llama(tmp_path / "llama")
+    template = json.loads(processors.TemplateProcessing("$A </s>", None, [("</s>", 2)]).__getstate__())
+    folder = changed(folder, tmp_path / "m", "tokenizer.json", {"post_processor": template})
+    with pytest.raises(UserError, match=r"ends every text with its end-of-sequence token.*add_eos_token=False"):
+        load_backbone(model_settings(folder), None)
+
+
+def timm_folder(folder: Path, **arguments: Any) -> ModelSettings:
+    from vtab_helpers import VIT, write_vit
+
+    write_vit(folder)
+    file = folder / "config.json"
+    values = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(values | {"model_args": VIT | arguments}), encoding="utf-8")
+    return dataclasses.replace(settings(folder), kind="image_classifier")
+
+
+def test_a_timm_models_head_has_no_dropout_of_an_earlier_task(tmp_path, caplog):
+    caplog.set_level("INFO", "flexlora")
+    given = timm_folder(tmp_path / "m", drop_rate=0.9, drop_path_rate=0.2)
+    backbone = load_backbone(given, 3)
+    assert backbone.model.head_drop.p == 0
+    assert backbone.facts() == {"dropout": {"drop_path_rate": 0.2}}
+    assert caplog.messages == [
+        f"model.path: config.json of {given.path} has drop_rate=0.9 of an earlier task: not used",
+        f"model.path: config.json of {given.path} has drop_path_rate=0.2 (usual for vit_base_patch16_224: "
+        "drop_path_rate=0.0): this run trains with it",
+    ]
+    with pytest.raises(UserError, match=r"attn_drop_rate=1.5, which is not a probability below 1"):
+        load_backbone(timm_folder(tmp_path / "n", attn_drop_rate=1.5), 3)
+
+
+@pytest.mark.parametrize(
+    "name", sorted(inspect.signature(timm.create_model).parameters.keys() - {"model_name", "kwargs"})
+)
+def test_a_timm_config_neither_names_other_weights_nor_another_use(name, tmp_path):
+    """`checkpoint_path` would be unpickled. A parameter that a later timm adds is refused or found here."""
+    with pytest.raises(UserError, match=rf"has model_args.{name}, which is no argument of an architecture"):
+        load_backbone(timm_folder(tmp_path / "m", **{name: "x"}), 3)
+
+
+def test_a_timm_config_of_a_feature_extractor_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"has model_args.features_only, which is no argument"):
+        load_backbone(timm_folder(tmp_path / "m", features_only=True), 3)
