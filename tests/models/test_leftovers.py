@@ -16,9 +16,9 @@ from marks import slow_but
 
 from flexlora.architectures import ENCODERS
 from flexlora.errors import UserError
-from flexlora.models import load_backbone
+from flexlora.models import Backbone, load_backbone
 from flexlora.settings import ModelSettings
-from flexlora.tasks.glue import glue
+from flexlora.tasks.glue import Glue, glue
 from flexlora.tasks.rows import Rows
 
 # 20 and 5 words of the tiny BERT's vocabulary: a limit or a side that is left changes the tokens of the first.
@@ -84,24 +84,34 @@ def changed(source: Path, folder: Path, file: str, changes: dict[str, Any]) -> P
     return folder
 
 
-def losses(folder: Path, num_labels: int) -> list[float]:
-    """The losses of a pair of texts in training, with dropout, and in evaluation, with a second pair beside it."""
+def paired(folder: Path, num_labels: int) -> tuple[Glue, Backbone, dict[str, torch.Tensor]]:
+    """A task of two pairs of texts, a backbone, and the batch of both."""
     labels = [0.5, 1.5] if num_labels == 1 else [0, 1]
     rows = Rows(tuple(column * 2 for column in TEXTS), labels)
     rows.texts[0][1] = "the cat helps ."
-    task = glue(
-        settings_of("stsb" if num_labels == 1 else "rte", max_length=18, token_cache=None),
-        rows,
-        {"validation": rows},
-        {},
-    )
+    given = settings_of("stsb" if num_labels == 1 else "rte", max_length=18, token_cache=None)
+    task = glue(given, rows, {"validation": rows}, {})
     backbone = loaded(folder, num_labels)
     task.preprocess(backbone.processor)
-    batch = task.collate(list(task.train.examples))
+    return task, backbone, task.collate(list(task.train.examples))
+
+
+def losses(folder: Path, num_labels: int) -> list[float]:
+    """The losses in training, with dropout, and in evaluation."""
+    task, backbone, batch = paired(folder, num_labels)
     torch.manual_seed(1)
     train = task.loss(backbone.model.train(), batch)
     evaluation, _ = task.predict(backbone.model.eval(), batch)
     return [train.item(), evaluation.item()]
+
+
+@pytest.mark.parametrize("num_labels", [1, 2])
+@pytest.mark.parametrize("architecture", ENCODERS)
+def test_the_loss_is_that_of_transformers_for_this_kind_of_label(architecture, num_labels, encoders):
+    task, backbone, batch = paired(encoders[architecture], num_labels)
+    theirs = backbone.model.eval()(**batch).loss
+    assert torch.allclose(task.loss(backbone.model, batch), theirs, atol=1e-6)
+    assert torch.allclose(task.predict(backbone.model, batch)[0], theirs, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
