@@ -136,5 +136,5 @@ def match_segments(tokenizer: Any, model: Any) -> None:
         tokenizer.model_input_names = [*names, "token_type_ids"]
 
 
-def _spelled(values: dict[str, Any]) -> str:
+def _spelled(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in values.items())
