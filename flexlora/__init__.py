@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .import_hook import call_after_import
 
 if TYPE_CHECKING:
+    from .sharing import SharingPlan, sharing_plan
     from .tuner import (
         FlexLoraCallback,
         FlexLoraConfig,
@@ -36,6 +37,7 @@ __all__ = [
     "FlexLoraModel",
     "ParameterCount",
     "RankEvent",
+    "SharingPlan",
     "attach",
     "average_gradients",
     "convert_to_lora",
@@ -44,6 +46,7 @@ __all__ = [
     "parameter_groups",
     "save_as_lora",
     "shard_base",
+    "sharing_plan",
     "warm_start_from_lora",
 ]
 
@@ -58,6 +61,8 @@ def _register() -> None:
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("SharingPlan", "sharing_plan"):
+        return getattr(importlib.import_module("flexlora.sharing"), name)
     if name in __all__:
         return getattr(_tuner(), name)
     raise AttributeError(f"module 'flexlora' has no attribute '{name}'")

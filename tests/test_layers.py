@@ -22,6 +22,7 @@ ROOMS = (
     ("methods", "tasks"),
     ("models",),
     ("baselines",),
+    ("sharing",),
     ("tuner",),
     ("saved_adapter",),
     ("results",),

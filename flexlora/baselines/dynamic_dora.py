@@ -182,6 +182,7 @@ class DynamicDoraModel(LowRankModel, name="dynamic_dora", config=DynamicDoraConf
         cost = {name: layer.in_features + layer.out_features + 1 for name, layer in layers.items()}
         return {
             **NO_SIGNS,
+            "empty": number == 0,
             "step": step,
             "budget": scores.numel() - number,
             "pruned": [name for name in ranks if ranks[name] < before[name]],

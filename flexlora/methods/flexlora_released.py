@@ -1,10 +1,11 @@
-"""FlexLoRA with what its released code does to the optimizer and the schedule at every rank event.
+"""FlexLoRA with the optimizer of its released code, and what that code does to optimizer and schedule at rank events.
 
 Chongjie-Si/Subspace-Tuning at 2c63d06, NLU/src/transformers/trainer.py, lines 1112 to 1188. In every step: optimizer
-step, schedule step, rank event. After an event the trainer makes `type(optimizer)(model.parameters(),
-**optimizer.defaults)`: one group with the initial rate and the class's default weight decay of 0, since only the old
-groups had the real one. The code looks up the old state by `id(p)` among the positions 0, 1, … of `state_dict()`, so it
-copies none. The schedule keeps changing the discarded optimizer, and is stepped again.
+step, schedule step, rank event. There is no event where b(t) = 0. After an event the trainer makes
+`type(optimizer)(model.parameters(), **optimizer.defaults)`: one group with the initial rate and the class's default
+weight decay of 0, since only the old groups had the real one. The code looks up the old state by `id(p)` among the
+positions 0, 1, … of `state_dict()`, so it copies none. The schedule keeps changing the discarded optimizer, and is
+stepped again.
 """
 
 from collections.abc import Callable
@@ -19,19 +20,22 @@ import flexlora
 from flexlora.methods.base import Method, RunContext
 from flexlora.methods.fields import take
 from flexlora.methods.peft import PeftMethod, peft_config
+from flexlora.methods.transformers_adamw import TransformersAdamW
 
 
 @dataclass
 class Behaviours:
-    """The effects of a rank event in the released code, with one setting for each.
+    """The optimizer's rule in the released code and the effects of a rank event there, with one setting for each.
 
     Attributes:
+        eps_before_correction: the optimizer is [`TransformersAdamW`], not torch's AdamW.
         reset_moments: an event clears the optimizer's state and step count of all parameters, the head's included.
         drop_weight_decay: from the first event on, no parameter has weight decay.
         rate_to_peak: from the first event on, the learning rate is its peak and the schedule has no effect.
         schedule_twice: the schedule takes a second step at every event. It has an effect only without `rate_to_peak`.
     """
 
+    eps_before_correction: bool = True
     reset_moments: bool = True
     drop_weight_decay: bool = True
     rate_to_peak: bool = True
@@ -61,6 +65,13 @@ class FlexLoraReleasedMethod(PeftMethod):
             groups += [group | {"params": others, "weight_decay": 0.0}] if others else []
         return groups
 
+    def optimizer(
+        self, groups: list[dict[str, Any]], learning_rate: float, weight_decay: float
+    ) -> torch.optim.Optimizer:
+        if not self.behaviours.eps_before_correction:
+            return super().optimizer(groups, learning_rate, weight_decay)
+        return TransformersAdamW(groups, lr=learning_rate, weight_decay=weight_decay)
+
     def scheduler(self, optimizer: torch.optim.Optimizer, factor: Callable[[int], float]) -> LambdaLR:
         def released(step: int) -> float:
             if self.behaviours.rate_to_peak and self._events_held:
@@ -70,8 +81,9 @@ class FlexLoraReleasedMethod(PeftMethod):
         return LambdaLR(optimizer, released)
 
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        assert self._tuner is not None
+        assert isinstance(self._tuner, flexlora.FlexLoraModel)
         self._tuner.attach(optimizer, on_event=lambda _: self._rebuild(optimizer))
+        self._tuner.rank_allocator.skips_zero_budget = True
 
     def _rebuild(self, optimizer: torch.optim.Optimizer) -> None:
         """Change the optimizer at an event: inside its step, and before the schedule's step, which sets the rate."""

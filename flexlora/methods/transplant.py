@@ -11,7 +11,7 @@ def final_ranks(folder: Any) -> dict[str, int]:
     """Read the final ranks of the finished run in `folder` as a `rank_pattern`.
 
     Raises:
-        UserError: the folder has no finished run, or its method has no ranks.
+        UserError: the folder has no finished run, its method has no ranks, or its record has ranks that are no numbers.
     """
     record = recorded_run("method.ranks_from", folder)
     ranks = (record.rank_events or {}).get("final_ranks")
@@ -20,4 +20,6 @@ def final_ranks(folder: Any) -> dict[str, int]:
             f"method.ranks_from: the run in {folder} has no final ranks: "
             f"its method is {record.method}, its status is {record.status}"
         )
+    if not isinstance(ranks, dict) or not all(type(rank) is int and rank >= 0 for rank in ranks.values()):
+        raise UserError(f"method.ranks_from: the final ranks in the record of {folder} are not whole numbers from 0 on")
     return specific_first(ranks)

@@ -74,7 +74,7 @@ class RunRecord:
     inputs: dict[str, Any] = field(default_factory=dict)
     """The stamps of the files that the run read, by path, for each of `INPUTS`."""
     rank_events: dict[str, Any] | None = None
-    """Number of events, first and last step, final ranks and alarms. `ranks.jsonl` has the events."""
+    """Events that moved a direction: number, first and last step; final ranks; alarms. `ranks.jsonl` has all events."""
 
     started: str | None = None
     total_seconds: float | None = None
@@ -144,13 +144,22 @@ def record_of(values: dict[str, Any]) -> RunRecord:
     required = {f.name for f in fields(RunRecord) if f.default is f.default_factory is MISSING}
     for name in sorted(required - set(values)):
         raise ValueError(f"it has no {name!r}")
-    for name in sorted(set(values) - set(_types())):
+    for name in sorted(set(values) - set(_types(RunRecord))):
         raise ValueError(f"{name!r} is not a key of schema {SCHEMA_VERSION}")
-    for name, value in values.items():
-        if not isinstance(value, _types()[name]):
-            raise ValueError(f"its {name!r} cannot be {str(value)[:40]!r}")
+    check_types(RunRecord, values)
     _check_stamps(values)
     return RunRecord(**values)
+
+
+def check_types(kind: type, values: Mapping[str, Any]) -> None:
+    """Check the values of some fields of the dataclass `kind`; what is in a list or a dictionary is not looked at.
+
+    Raises:
+        ValueError: a value has the wrong type; the message names the field.
+    """
+    for name, value in values.items():
+        if not isinstance(value, _types(kind)[name]):
+            raise ValueError(f"its {name!r} cannot be {str(value)[:40]!r}")
 
 
 def _check_stamps(values: Mapping[str, Any]) -> None:
@@ -167,10 +176,10 @@ def _check_stamps(values: Mapping[str, Any]) -> None:
 
 
 @cache
-def _types() -> dict[str, tuple[type, ...]]:
-    """Return the types that the value of each key may have when read from JSON."""
+def _types(kind: type) -> dict[str, tuple[type, ...]]:
+    """Return the types that the value of each field of a dataclass may have when read from JSON."""
     found = {}
-    for name, hint in get_type_hints(RunRecord).items():
+    for name, hint in get_type_hints(kind).items():
         kinds = [get_origin(kind) or kind for kind in (get_args(hint) if isinstance(hint, UnionType) else (hint,))]
         found[name] = (*kinds, int) if float in kinds else tuple(kinds)
     return found

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,9 +29,17 @@ from flexlora.results.checkpoint_files import (
 )
 from flexlora.results.files import sync, to_json, write_text
 
+if TYPE_CHECKING:
+    from flexlora.training.loop import Loop
+
 log = logging.getLogger("flexlora")
 
 KEPT = 2
+# Parts of the state that have the same form in every training; `Outcome.take` and the methods check their own.
+ALIKE = ("optimizer", "scheduler", "random", "epoch", "steps_in_epoch", "evaluation_due", "sums", "tokens")
+LARGEST = 2.0**64
+# Tensors of an optimizer's state that have the shape of their parameter.
+MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"}
 
 
 class Checkpoints:
@@ -95,12 +103,78 @@ class Checkpoints:
             try:
                 verify(folder)
                 tensors = load_file(folder / TENSORS)
-                return tensors, torch.load(folder / STATE, weights_only=True, map_location="cpu")
+                state = torch.load(folder / STATE, weights_only=True, map_location="cpu")
+                if not isinstance(state, dict):
+                    raise ValueError(f"{STATE} is not a checkpoint's")
+                return tensors, state
             except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
                 instead = f"falling back to {older.name}" if older else "there is no other, the run begins again"
                 log.warning("%s is damaged (%s): %s", folder, one_line(error), instead)
                 self._damaged.append(folder)
         return None
+
+
+def check_restored(
+    state: Mapping[str, Any], optimizer: torch.optim.Optimizer, epoch_size: int, total_steps: int
+) -> None:
+    """Check what a training took from a checkpoint, for it would fail over it some steps later.
+
+    Raises:
+        ValueError: the number of steps contradicts the place in the data, or a moment of the optimizer has not the
+            shape of its parameter.
+    """
+    steps, place = state["outcome"]["steps"], state["epoch"] * epoch_size + state["steps_in_epoch"]
+    if not 0 <= steps == place <= total_steps or not 0 <= state["steps_in_epoch"] <= epoch_size:
+        raise ValueError(f"step {steps} of {total_steps} is not the step {place} of the data")
+    for parameter, values in optimizer.state.items():
+        for name in MOMENTS & values.keys():
+            if not isinstance(values[name], torch.Tensor) or values[name].shape != parameter.shape:
+                raise ValueError(f"a tensor {name} of the optimizer does not belong to its parameter")
+
+
+def check_alike(saved: Any, own: Any, where: str) -> None:
+    """Check that a part of a checkpoint has the types of the same part of a training that begins.
+
+    Raises:
+        ValueError: a value has another type or shape, is missing, or is a number that is not finite.
+        RecursionError: it never ends.
+    """
+    if isinstance(own, torch.Tensor):
+        alike = isinstance(saved, torch.Tensor) and (saved.dtype, saved.shape) == (own.dtype, own.shape)
+    elif isinstance(own, bool) or own is None or isinstance(saved, bool):
+        alike = isinstance(saved, type(own)) or (own is None and isinstance(saved, int | float))
+    elif isinstance(own, int | float):
+        alike = isinstance(saved, int | float) and abs(saved) < LARGEST
+    else:
+        alike = isinstance(saved, type(own))
+    if alike and isinstance(own, dict):
+        for name, value in own.items():
+            check_alike(saved.get(name), value, f"{where}.{name}")
+    elif alike and isinstance(own, list | tuple):
+        alike = len(saved) == len(own)
+        for number, (first, second) in enumerate(zip(saved, own, strict=False)):
+            check_alike(first, second, f"{where}.{number}")
+    if not alike:
+        raise ValueError(f"{where} cannot be {str(saved)[:40]!r}")
+
+
+def restore(loop: "Loop", saved: tuple[dict[str, torch.Tensor], dict[str, Any]]) -> None:
+    """Put a checkpoint, as `Checkpoints.load` returns it, into a training.
+
+    Raises:
+        UserError: it is of a run with other settings, data or weights.
+        ValueError, KeyError, TypeError, RuntimeError, AttributeError, IndexError, OverflowError: it is of another model
+            or version, or its fields are damaged.
+    """
+    own = loop.state_dict()
+    for part in ALIKE:
+        check_alike(saved[1][part], own[part], part)
+    loop.load_state_dict(*saved)
+    check_restored(saved[1], loop.optimizer, loop.loader.epoch_size, loop.total_steps)
+    outcome = loop.outcome
+    told = {to_json(row) for row in (outcome.last, outcome.best) if row is not None}
+    if loop.accelerator.is_main_process and not told <= {to_json(row) for row in outcome.history}:
+        raise ValueError("the last or the best evaluation is not in metrics.jsonl")
 
 
 def changing_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

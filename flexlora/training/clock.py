@@ -1,14 +1,13 @@
 """The time that a training spends in its steps."""
 
-import time
-
 import torch
 
 from flexlora.training.outcome import Outcome
+from flexlora.training.stopped_time import running_seconds
 
 
 class TrainingClock:
-    """Adds the time in training steps to `outcome.train_seconds`; evaluations and checkpoints are not in it."""
+    """Adds the time in training steps to `outcome.train_seconds`; evaluations, checkpoints and stops are not."""
 
     def __init__(self, outcome: Outcome, device: torch.device) -> None:
         self._outcome = outcome
@@ -18,11 +17,11 @@ class TrainingClock:
     def restart(self) -> None:
         """Wait until the device has finished its work, and count from now on: the time before is dropped."""
         self._wait()
-        self._began = time.perf_counter()
+        self._began = running_seconds()
 
     def seconds(self) -> float:
         """The time so far."""
-        return self._outcome.train_seconds + time.perf_counter() - self._began
+        return self._outcome.train_seconds + running_seconds() - self._began
 
     def pause(self) -> None:
         """Wait until the device has finished its work, and add the time so far to the outcome."""

@@ -10,6 +10,9 @@ from flexlora.results.folder import RunFolder
 from flexlora.results.record import Ending, read_record
 from flexlora.training.progress import duration
 
+# Seconds. A record that says more is damaged.
+LONGEST = 1e9
+
 
 class DryRun:
     """Looks at one run after another and adds up what is left to do."""
@@ -71,7 +74,7 @@ def _seconds_of_others(path: Path) -> float | None:
                 record = read_record(file)
             except ValueError:
                 continue
-            if record.status == "done" and record.total_seconds is not None:
+            if record.status == "done" and record.total_seconds is not None and 0 <= record.total_seconds < LONGEST:
                 times.append(record.total_seconds)
         if times:
             return statistics.fmean(times)

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import logging
-import time
 import traceback
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -23,11 +22,11 @@ from flexlora.training.inputs import contents, refuse_missing_inputs, stamp_inpu
 from flexlora.training.memory_check import refuse_what_cannot_fit
 from flexlora.training.plan import make_method, plan_steps, windows_line
 from flexlora.training.progress import is_main_process
+from flexlora.training.stopped_time import running_seconds, stopped
 from flexlora.training.summary import events_summary, fill_in, log_summary
 from flexlora.training.trackers import require_trackers, tracked
 
 if TYPE_CHECKING:
-    from flexlora.training.loop import Loop
     from flexlora.training.outcome import Outcome
 
 log = logging.getLogger("flexlora")
@@ -69,7 +68,8 @@ def run_job(settings: RunSettings, config: dict[str, Any], overrides: Iterable[s
             log.info("%s is finished: skipped", path)
             return Ending("skipped")
         try:
-            return _Job(settings, config, folder, resume=verdict == "resumed").run()
+            with stopped.watched():
+                return _Job(settings, config, folder, resume=verdict == "resumed").run()
         except OSError as error:  # the record itself could not be written
             raise cannot_write(path, error) from error
 
@@ -145,7 +145,7 @@ class _Job:
         self.folder = folder
         self.path = path = folder.path
         self.resume = resume
-        self.began = time.perf_counter()
+        self.began = running_seconds()
         self.record = RunRecord(
             status="failed",
             error="the run did not reach its end",
@@ -196,7 +196,7 @@ class _Job:
 
     def _write(self) -> None:
         record = self.record
-        record.total_seconds = round(time.perf_counter() - self.began, 3)
+        record.total_seconds = round(running_seconds() - self.began, 3)
         if not self.main:
             return
         record.files = vouched_files(self.path) if record.status in KEPT else {}
@@ -226,7 +226,7 @@ class _Job:
         from flexlora.models import check_model, load_backbone
         from flexlora.tasks import load_task
         from flexlora.training.accelerator import make_accelerator
-        from flexlora.training.checkpoint import Checkpoints
+        from flexlora.training.checkpoint import Checkpoints, restore
         from flexlora.training.journal import Journal
         from flexlora.training.loop import Loop
         from flexlora.training.weights import load_start, refuse_not_finite, save_adapter
@@ -283,8 +283,9 @@ class _Job:
         with contextlib.ExitStack() as stack:
             name = f"{record.task} {record.method} {record.model} {record.variant} seed{record.seed}"
             stack.enter_context(tracked(accelerator, name, record.config, self.path))
-            positions = None if saved is None else saved[1]["files"]
-            journal = stack.enter_context(Journal(self.path, positions) if self.main else Journal())
+            with fitting(self.path):
+                positions = None if saved is None else saved[1]["files"]
+                journal = stack.enter_context(Journal(self.path, positions) if self.main else Journal())
             # Dropout begins at the same place whatever a method drew to initialise, and differs between processes.
             set_seed(settings.seed + accelerator.process_index)
             loop = Loop(
@@ -299,10 +300,11 @@ class _Job:
                 checkpoints=checkpoints,
                 identity={"config": record.config_hash, "model revision": backbone.revision, **found},
             )
-            if saved is not None:
-                _restore(loop, saved, self.path)
-                log.info("resumed after step %d", loop.outcome.steps)
-            self._begin_session(loop.outcome)
+            with fitting(self.path):
+                if saved is not None:
+                    restore(loop, saved)
+                    log.info("resumed after step %d", loop.outcome.steps)
+                self._begin_session(loop.outcome)
             try:
                 loop.run()
             finally:
@@ -326,15 +328,16 @@ class _Job:
         outcome.sessions = [*outcome.sessions, session]
 
 
-def _restore(loop: "Loop", saved: tuple[dict[str, Any], dict[str, Any]], path: Path) -> None:
-    """Put a checkpoint into the loop.
+@contextlib.contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Refuse a checkpoint of the run in `path` over which the block fails.
 
     Raises:
-        UserError: it is whole, and of another model or version than this one.
+        UserError: the checkpoint is whole, but of another model or version than this one, or its fields are damaged.
     """
     try:
-        loop.load_state_dict(*saved)
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        yield
+    except (ValueError, KeyError, TypeError, RuntimeError, AttributeError, IndexError, OverflowError) as error:
         raise UserError(
             f"the checkpoints in {path} do not fit ({one_line(error)}): the model or the code is not what it was. "
             "Move the folder away, or give variant=NAME."

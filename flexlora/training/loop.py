@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -35,6 +34,7 @@ from flexlora.training.progress import Progress
 from flexlora.training.running_loss import RunningLoss
 from flexlora.training.schedule import warmup_and_decay
 from flexlora.training.signals import Interrupted, StopRequest
+from flexlora.training.stopped_time import running_seconds
 from flexlora.training.trackers import scalars
 from flexlora.tuner.sharding import average_gradients, shard_base
 
@@ -274,7 +274,7 @@ class Loop:
 
     def _evaluate(self) -> None:
         """Evaluate; keep the result as the last one, and as the best one where it is."""
-        began = time.perf_counter()
+        began = running_seconds()
         outcome = self.outcome
         outcome.train_loss = self._loss.mean_of_epoch(self._steps_in_epoch)
         counts = gather_object([self._tokens])
@@ -290,7 +290,7 @@ class Loop:
         ranks = self.method.ranks(self.adapted)
         if ranks:
             result["ranks"] = {"min": min(ranks.values()), "max": max(ranks.values()), "total": sum(ranks.values())}
-        seconds = time.perf_counter() - began
+        seconds = running_seconds() - began
         result["eval_seconds"] = round(seconds, 3)
         outcome.eval_seconds += seconds
         main = self.task.main_metric

@@ -1,8 +1,11 @@
 """What a training came to, and the error of one that diverged."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
+
+from flexlora.results.record import check_types
 
 REMEDY = "lower training.learning_rate, or take training.precision=fp32 or bf16, and model.dtype=float32"
 
@@ -62,9 +65,15 @@ class Outcome:
 
         Raises:
             KeyError: a value is missing.
+            ValueError: a value has the wrong type, or a number is negative or not finite.
         """
-        for name in {f.name for f in fields(self)} - set(IN_FILES):
-            setattr(self, name, kept[name])
+        values = {f.name: kept[f.name] for f in fields(self) if f.name not in IN_FILES}
+        check_types(Outcome, values)
+        for name in ("steps", "train_seconds", "eval_seconds"):
+            if not 0 <= values[name] < math.inf:
+                raise ValueError(f"its {name!r} cannot be {values[name]}")
+        for name, value in values.items():
+            setattr(self, name, value)
 
 
 IN_FILES = ("history", "events", "losses")

@@ -4,10 +4,11 @@ import logging
 import os
 import sys
 import threading
-import time
 import warnings
 
 from tqdm import tqdm
+
+from flexlora.training.stopped_time import running_seconds
 
 log = logging.getLogger("flexlora")
 
@@ -38,7 +39,7 @@ class Progress:
         self._done_before = done
         self.metric = metric
         self._visible = visible
-        self._began = time.monotonic()
+        self._began = running_seconds()
         self._shown: dict[str, str] = {}
         self._bar = tqdm(
             total=total_steps,
@@ -72,7 +73,7 @@ class Progress:
         if ranks:
             parts.append(f"ranks {rank_range(ranks)}")
         if step < self.total_steps:
-            each = (time.monotonic() - self._began) / max(1, step - self._done_before)
+            each = (running_seconds() - self._began) / max(1, step - self._done_before)
             left = each * (self.total_steps - step)
             parts.append(f"{duration(left)} left")
         log.info("  %s", "  ".join(parts))
@@ -102,7 +103,12 @@ def show_log() -> None:
     if is_main_process() and not any(isinstance(h, BarFriendlyHandler) for h in log.handlers):
         log.addHandler(BarFriendlyHandler())
         log.propagate = False
+    quiet_libraries()
+
+
+def quiet_libraries() -> None:
+    """Hide warnings of libraries that a user of a command cannot act on."""
     # PEFT imports bitsandbytes where it is installed, which then warns of kernels for bases that are not quantised.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    # Deprecations of one library inside another: nothing a user of this command can act on.
+    # Deprecations of one library inside another.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|accelerate")

@@ -27,8 +27,8 @@ def fill_in(record: RunRecord, outcome: Outcome) -> None:
 
 
 def events_summary(outcome: Outcome, ranks: dict[str, int]) -> dict[str, Any]:
-    """The rank events of a training that ended at `ranks`, for the record."""
-    steps = [event["step"] for event in outcome.events]
+    """The rank events of a training that ended at `ranks`, for the record. Events that moved nothing do not count."""
+    steps = [event["step"] for event in outcome.events if not event.get("empty")]
     return {
         "count": len(steps),
         "first_step": steps[0] if steps else None,

@@ -51,6 +51,8 @@ class RankAllocator:
         model: a module with the adapter: a PeftModel or a model with the adapter injected, wrapped or not.
         config: the adapter's configuration.
         adapter_name: the adapter's name.
+        skips_zero_budget: there is no event where b(t) = 0, as in the released code. By default such an event moves
+            nothing and is recorded.
     """
 
     model: nn.Module
@@ -58,6 +60,7 @@ class RankAllocator:
     adapter_name: str = "default"
     step: int = 0
     events: list[RankEvent] = field(default_factory=list)
+    skips_zero_budget: bool = False
 
     def __post_init__(self) -> None:
         named = list(flexlora_layers(self.model, self.adapter_name))
@@ -144,13 +147,19 @@ class RankAllocator:
 
     # --- an event ------------------------------------------------------------------------------------------------
 
-    def hold_event(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> RankEvent:
-        """Score the matrices, change ranks within b(t), reset the optimizer state of changed slots, record all."""
+    def hold_event(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> RankEvent | None:
+        """Score the matrices, change ranks within b(t), reset the optimizer state of changed slots, record all.
+
+        Returns:
+            The event; None if b(t) = 0 and `skips_zero_budget`.
+        """
         before = self.snapshot()
         # An SVD fails on non-finite values. P and Q enter one with spectrum='exact', and always enter the error.
         finite = before.finite and (self.config.spectrum == "lambda" or math.isfinite(before.orthogonality_error))
         scores: list[float | None] = self.scores(before, step) if finite else [None] * len(self.layers)
         budget = self._budget(step, scores)
+        if budget == 0 and self.skips_zero_budget:
+            return None
         moves = Reallocation()
         if finite:
             moves = self._decide(scores, before, budget)
@@ -350,6 +359,7 @@ class RankAllocator:
             at_limit=sum(rank >= limit for rank, limit in zip(ranks, self.limits, strict=True)),
             regrown=regrown,
             budget_conserved=self._is_conserved(before.ranks, ranks) if both else None,
+            empty=not (pruned or grown),
             skipped=None if finite else f"{'P or Q' if before.finite else 'λ or its sensitivity'} is not finite",
         )
 

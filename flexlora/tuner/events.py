@@ -13,13 +13,14 @@ NO_SIGNS: dict[str, Any] = {
     "at_limit": None,
     "regrown": None,
     "budget_conserved": None,
+    "empty": False,
     "skipped": None,
 }
 
 
 @dataclass(frozen=True)
 class PlannedEvents:
-    """The planned rank events of a training."""
+    """The planned rank events of a training that can move a direction, which need b(t) ≥ 1."""
 
     count: int
     first: tuple[int, int]
@@ -55,6 +56,8 @@ class RankEvent:
         regrown: modules that grew in this event and had been pruned before.
         budget_conserved: whether the total rank is unchanged. With `budget_unit="parameters"`: whether the parameters
             do not exceed those at the start. None for direction='prune_only' and 'expand_only'.
+        empty: whether nothing moved: b(t) = 0, no matrix may change, or the event was skipped. A run's record does not
+            count such an event.
         skipped: the reason for an event without changes: λ or an input of the scores is not finite. There are then no
             scores.
     """
@@ -75,6 +78,7 @@ class RankEvent:
     at_limit: int
     regrown: int
     budget_conserved: bool | None
+    empty: bool
     skipped: str | None = None
 
     def to_dict(self) -> dict[str, Any]:

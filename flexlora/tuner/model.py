@@ -130,11 +130,10 @@ class FlexLoraModel(LinearTuner, name="flexlora", config=FlexLoraConfig, layer=F
 
     def planned_events(self) -> PlannedEvents | None:
         config = self.peft_config[self.trainable_adapter_name]
-        steps = config.event_steps()
+        steps = [(step, budget) for step in config.event_steps() if (budget := config.budget(step))]
         if not steps:
             return None
-        first, last = ((step, config.budget(step)) for step in (steps[0], steps[-1]))
-        return PlannedEvents(len(steps), first, last, steps.step if len(steps) > 1 else None)
+        return PlannedEvents(len(steps), steps[0], steps[-1], config.deltaT if len(steps) > 1 else None)
 
     def ranks(self) -> dict[str, int]:
         return module_ranks(self.model)

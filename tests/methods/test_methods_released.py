@@ -16,6 +16,7 @@ from flexlora import FlexLoraConfig
 from flexlora.errors import UserError
 from flexlora.methods import build_method
 from flexlora.methods.flexlora_released import BEHAVIOURS
+from flexlora.methods.transformers_adamw import TransformersAdamW
 from flexlora.settings import LrScheduler
 from flexlora.training.checkpoint import Checkpoints
 from flexlora.training.loop import Loop
@@ -38,8 +39,8 @@ def released(*overrides: str) -> tuple[Loop, nn.Module]:
     return make_loop(method, model, settings, STEPS), model
 
 
-def trace(loop: Loop) -> list[SimpleNamespace]:
-    """Record the optimizer's groups and state before each of its steps."""
+def trace(loop: Loop, events: tuple[int, ...] = EVENTS) -> list[SimpleNamespace]:
+    """Record the optimizer's groups and state before each of its steps, in a training with these events."""
     seen = []
 
     def look(optimizer: torch.optim.Optimizer, *_: object) -> None:
@@ -55,7 +56,7 @@ def trace(loop: Loop) -> list[SimpleNamespace]:
 
     loop.optimizer.register_step_pre_hook(look)
     assert loop.run().status == "done"
-    assert tuple(event["step"] for event in loop.outcome.events) == EVENTS
+    assert tuple(event["step"] for event in loop.outcome.events) == events
     return seen
 
 
@@ -170,6 +171,24 @@ def test_without_its_behaviours_the_optimizer_is_flexloras():
         ends.append((dict(model.named_parameters()), loop.outcome.events))
     assert all(torch.equal(p, ends[1][0][name]) for name, p in ends[0][0].items())
     assert ends[0][1] == ends[1][1]
+
+
+def test_the_optimizer_is_that_of_transformers_and_torchs_without_the_setting():
+    assert type(released()[0].optimizer) is TransformersAdamW
+    assert type(released("method.eps_before_correction=false")[0].optimizer) is torch.optim.AdamW
+
+
+@pytest.mark.parametrize("behaviour", ["true", "false"])
+def test_no_event_where_the_budget_is_zero(behaviour):
+    """The released code then changes neither ranks nor the optimizer: its moments, decay and rate go on."""
+    zero = ("method.budget_schedule=cubic_early", "method.init_b=2", f"method.eps_before_correction={behaviour}")
+    loop, _ = released(*zero)
+    seen = trace(loop, events=(4,))  # at 6 and 8, b(t) rounds to 0
+    assert [max(one.steps_counted) for one in seen] == [0, 1, 2, 3, *range(8)]
+    loop, _ = released(*zero, "method.rate_to_peak=false")
+    factor = warmup_and_decay(STEPS, math.ceil(WARMUP * STEPS), LrScheduler.linear)
+    rates = [RATE * factor(step + (step > 3)) for step in range(STEPS)]  # one event, so one more step
+    assert [one.rates[0] for one in trace(loop, events=(4,))] == pytest.approx(rates)
 
 
 def test_flexlora_itself_keeps_moments_decay_and_schedule():

@@ -141,7 +141,7 @@ def test_flops_of_the_first_step_are_those_of_the_formula():
 def test_the_step_that_is_counted_is_in_no_clock(monkeypatch):
     """By a clock that only a loss moves, a second each; and what is learned is the same."""
     now = [0]
-    monkeypatch.setattr("flexlora.training.clock.time.perf_counter", lambda: float(now[0]))
+    monkeypatch.setattr("flexlora.training.stopped_time.time.perf_counter", lambda: float(now[0]))
 
     class Slow(Regression):
         def loss(self, model, batch):

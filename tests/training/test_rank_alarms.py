@@ -2,7 +2,9 @@
 
 import pytest
 
+from flexlora.training.outcome import Outcome
 from flexlora.training.rank_alarms import rank_alarms
+from flexlora.training.summary import events_summary
 
 
 def event(step: int = 10, ranks: tuple[int, ...] = (3, 4, 5, 6), **changes):
@@ -66,3 +68,14 @@ def test_a_loss_that_jumps_after_an_event(losses, alarm):
 def test_many_steps_are_counted():
     lines = rank_alarms([event(step, budget_conserved=False) for step in range(10, 80, 10)], FLAT)
     assert lines == ["the total rank changed at steps 10, 20, 30, 40, 50 and 2 more"]
+
+
+def test_the_record_counts_no_event_that_moved_nothing():
+    """An event of a tuner from outside, or of a run that was begun before, may not say whether it is empty."""
+    events = [event(10, empty=True), event(20), event(30, empty=False), event(40, empty=True)]
+    summary = events_summary(Outcome(events=events), {"0": 3})
+    assert (summary["count"], summary["first_step"], summary["last_step"]) == (2, 20, 30)
+    summary = events_summary(Outcome(events=events[::3]), {"0": 3})
+    assert (summary["count"], summary["first_step"], summary["last_step"]) == (0, None, None)
+    skipped = event(10, skipped="λ is not finite", empty=True)
+    assert len(events_summary(Outcome(events=[skipped]), {"0": 3})["alarms"]) == 1

@@ -1,222 +1,206 @@
-"""The state of a new direction is that of a new optimizer, for every optimizer of torch, timm and transformers.
-
-A state that is no moment (a copy of the parameter, a step size) is known by name, or it is left alone and named.
-"""
+"""What an event does to the state of optimizers: it resets what is element-wise, and warns of the rest."""
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-import timm.optim
 import torch
-import transformers
-from peft import get_peft_model
+from attach_helpers import STEPS, adamw, settings
 from torch import nn
-from training_helpers import adapt, adapted, make_net, masks, regression_batches, train, trainable
+from training_helpers import (
+    TARGETS,
+    adapt,
+    adapted,
+    make_net,
+    masks,
+    regression_batches,
+    state_of,
+    train,
+    trainable,
+)
 
-from flexlora import FlexLoraConfig, attach, parameter_groups
+from flexlora import attach
 
-# LBFGS is refused, SparseAdam needs sparse gradients, Muon takes no vectors, Adahessian needs second derivatives, and
-# Kron draws its probes at random and needs a compiler.
-NOT_SWEPT = {"Optimizer", "LBFGS", "SparseAdam", "Muon", "Adahessian", "Kron"}
-STEPS = 6
-
-
-def torch_optimizers() -> dict[str, Callable[..., torch.optim.Optimizer]]:
-    found = {"transformers.Adafactor": lambda p, lr: transformers.Adafactor(p, lr=lr, relative_step=False)}
-    for name, cls in vars(torch.optim).items():
-        if inspect.isclass(cls) and issubclass(cls, torch.optim.Optimizer) and name not in NOT_SWEPT:
-            found[f"torch.{name}"] = cls
-    found["torch.Adagrad from 0.1"] = lambda p, lr: torch.optim.Adagrad(p, lr=lr, initial_accumulator_value=0.1)
-    found["torch.AMSGrad"] = lambda p, lr: torch.optim.Adam(p, lr=lr, amsgrad=True)
-    found["torch.RMSprop centered"] = lambda p, lr: torch.optim.RMSprop(p, lr=lr, centered=True, momentum=0.9)
-    return found
+# --- optimizers whose state is not element-wise --------------------------------------------------------------------
 
 
-def timm_optimizers() -> dict[str, Callable[..., torch.optim.Optimizer]]:
-    """One optimizer of every class: the names differ in options that have no state of their own."""
-    found: dict[str, Callable[..., torch.optim.Optimizer]] = {}
-    for name in timm.optim.list_optimizers(exclude_filters=["bnb*", "fused*"]):  # timm asks for CUDA there
-        cls = timm.optim.get_optimizer_class(name, bind_defaults=False)
-        if cls.__name__ not in NOT_SWEPT and "timm" in cls.__module__ and f"timm.{cls.__name__}" not in found:
-            found[f"timm.{cls.__name__}"] = lambda p, lr, name=name: timm.optim.create_optimizer_v2(
-                p, opt=name, lr=lr, weight_decay=0.0
-            )
-    found["timm.Lookahead"] = lambda p, lr: timm.optim.create_optimizer_v2(
-        p, opt="lookahead_adamw", lr=lr, weight_decay=0.0
-    )
-    return found
+class Eight(torch.optim.Optimizer):
+    """Like bitsandbytes' 8-bit Adam: a state of bytes and a code book, neither a plain moment."""
 
-
-OPTIMIZERS = torch_optimizers() | timm_optimizers()
-NOT_ELEMENT_WISE = {"torch.Adafactor", "transformers.Adafactor"}
-
-
-def states(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Any]:
-    """The parameter's state, also in the optimizer that Lookahead wraps."""
-    inner = getattr(optimizer, "_base_optimizer", optimizer)
-    return dict(inner.state.get(parameter, {}))
-
-
-def in_a_new_optimizer(make: Callable[..., torch.optim.Optimizer], parameter: nn.Parameter) -> dict[str, Any]:
-    """The state after one step over zero gradients, which moves no parameter."""
-    copy = nn.Parameter(parameter.detach().clone())
-    copy.grad = torch.zeros_like(copy)
-    optimizer = make([copy], lr=0.01)
-    optimizer.step()
-    return states(optimizer, copy)
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_new_direction_has_the_state_of_a_new_optimizer(name: str) -> None:
-    make = OPTIMIZERS[name]
-    model = adapt(make_net(), total_step=STEPS + 2, deltaT=2)
-    optimizer = make(trainable(model), lr=0.01)
-    before, compared = masks(model), 0
-
-    def check(event: Any) -> None:
-        nonlocal before, compared
-        after = masks(model)
-        for module, layer in adapted(model):
-            for slot in set(after[module]) - set(before[module]):
-                for part, dim in (("P", 1), ("lambda", 0), ("Q", 0)):
-                    parameter = getattr(layer, f"flexlora_{part}")["default"]
-                    fresh = in_a_new_optimizer(make, parameter)
-                    for key, value in states(optimizer, parameter).items():
-                        if torch.is_tensor(value) and value.shape == parameter.shape:
-                            # Lookahead makes its copy of the parameter later.
-                            row = value.select(dim, slot)
-                            expected = fresh.get(key, parameter.detach()).select(dim, slot)
-                            # RMSpropTF's mean square starts at 1 and decays to 0.9 in the new optimizer's step.
-                            torch.testing.assert_close(row, expected, rtol=0.12, atol=1e-7, msg=f"{part}: {key}")
-                            compared += 1
-        before = after
-
-    attach(model, optimizer, on_event=check)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        train(model, optimizer, regression_batches(STEPS))
-    messages = [str(warning.message) for warning in caught if "keeps" in str(warning.message)]
-    assert bool(messages) == (name in NOT_ELEMENT_WISE), messages
-    has_state = any(
-        torch.is_tensor(v) and v.numel() > 1 for p in trainable(model) for v in states(optimizer, p).values()
-    )
-    assert compared > 0 or not has_state or messages
-
-
-def test_a_direction_keeps_learning_where_zeros_would_stop_it() -> None:
-    """Rprop's step size and the copy in an averaging optimizer were set to 0, so a new direction never moved."""
-    model = adapt(make_net(), total_step=40, deltaT=2)
-    optimizer = torch.optim.Rprop(trainable(model), lr=0.01)
-    attachment = attach(model, optimizer)
-    train(model, optimizer, regression_batches(10))
-    assert any(event.grown for event in attachment.events)
-    for _, layer in adapted(model):
-        sizes = optimizer.state[layer.flexlora_lambda["default"]]["step_size"]
-        assert (sizes[layer.flexlora_active["default"]] > 0).all()
-
-
-class Averaging(torch.optim.SGD):
-    """An optimizer with a state of its own under a name that nobody knows."""
+    def __init__(self, parameters: Any, lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
-        super().step(closure)
         for group in self.param_groups:
             for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
                 state = self.state[parameter]
-                if "ema_of_weights" not in state:
-                    state["ema_of_weights"] = torch.ones_like(parameter)
+                if not state:
+                    state["state1"] = torch.full(parameter.shape, 7, dtype=torch.uint8)
+                    state["qmap1"] = torch.linspace(-1, 1, 256)
+                parameter -= group["lr"] * parameter.grad
 
 
-def test_an_unknown_state_is_left_alone_and_named_once() -> None:
-    model = adapt(make_net(), total_step=12, deltaT=2)
-    optimizer = Averaging(trainable(model), lr=0.05)
+class Flattened(torch.optim.Optimizer):
+    """An optimizer with flattened momentum, which keeps changing pruned directions. No output may change by it."""
+
+    def __init__(self, parameters: Any, lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    state = self.state[parameter]
+                    if not state:
+                        state["momentum"] = torch.zeros(2, parameter.numel(), dtype=parameter.dtype)
+                    state["momentum"][0].mul_(0.9).add_(parameter.grad.flatten())
+                    parameter -= group["lr"] * state["momentum"][0].view_as(parameter)
+
+
+def transformers_adafactor(parameters: Any) -> torch.optim.Optimizer:
+    from transformers import Adafactor
+
+    return Adafactor(parameters, lr=0.02, scale_parameter=False, relative_step=False, warmup_init=False)
+
+
+UNUSUAL = {
+    "eight-bit": lambda parameters: Eight(parameters, lr=0.05),
+    "flattened": lambda parameters: Flattened(parameters, lr=0.05),
+    "adafactor": transformers_adafactor,
+    "torch-adafactor": lambda parameters: torch.optim.Adafactor(parameters, lr=0.02),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_unusual_state_keeps_the_outputs_exact_and_warns_once(name: str) -> None:
+    model = adapt(make_net(), **settings())
+    optimizer = UNUSUAL[name](trainable(model))
     attachment = attach(model, optimizer)
-    with pytest.warns(UserWarning, match="ema_of_weights") as caught:
-        train(model, optimizer, regression_batches(12))
-    assert attachment.step == 12, "torch calls the hooks again for the base class's step"
-    assert [str(warning.message) for warning in caught] == [
-        "Averaging keeps 'ema_of_weights', which FlexLoRA does not know: outputs stay exact at rank events, but the "
-        "optimizer state of changed directions is not reset."
+    changes = watch_outputs(attachment, model)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(model, optimizer, regression_batches(STEPS))
+    assert [str(w.message) for w in caught if "not element-wise" in str(w.message)] == [
+        f"{type(optimizer).__name__} keeps state that is not element-wise (factored, quantised or flattened): "
+        "outputs stay exact at rank events, but the optimizer state of changed directions is not reset."
     ]
-    assert all((optimizer.state[p]["ema_of_weights"] == 1).all() for p in trainable(model))
-
-
-class Subclass(torch.Tensor):
-    """As torchao's 8-bit states are: of the parameter's shape, and without plain numbers."""
-
-
-def test_a_quantised_subclass_of_a_tensor_is_left_alone() -> None:
-    model = adapt(make_net(), total_step=12, deltaT=2)
-    optimizer = torch.optim.SGD(trainable(model), lr=0.05)
-    for parameter in trainable(model):
-        optimizer.state[parameter]["exp_avg"] = torch.ones_like(parameter).detach().as_subclass(Subclass)
-    attach(model, optimizer)
-    with pytest.warns(UserWarning, match="not element-wise"):
-        train(model, optimizer, regression_batches(12))
-    assert all((optimizer.state[p]["exp_avg"] == 1).all() for p in trainable(model))
-
-
-def test_schedule_free() -> None:
-    schedulefree = pytest.importorskip("schedulefree")
-    model = adapt(make_net(), total_step=12, deltaT=2)
-    optimizer = schedulefree.AdamWScheduleFree(trainable(model), lr=0.01)
-    optimizer.train()
-
-    def check(event: Any) -> None:
-        for _, layer in adapted(model):
-            values = layer.flexlora_lambda["default"]
+    assert sum(len(event.pruned) for event in attachment.events) >= 4
+    assert max(changes) <= 1e-12
+    x = regression_batches(1, seed=98)[0][0]
+    with torch.no_grad():
+        found = model(x)
+        left = 0.0
+        for _, layer in adapted(model):  # whatever an inactive slot holds, it is not there
             spare = ~layer.flexlora_active["default"]
-            assert torch.equal(optimizer.state[values]["z"][spare], values[spare])
+            left += layer.flexlora_lambda["default"][spare].abs().sum().item()
+            layer.flexlora_lambda["default"][spare] = 0.0
+        assert torch.equal(model(x), found)
+    assert (left > 0) == (name == "flattened")
 
-    attach(model, optimizer, on_event=check)
+
+def watch_outputs(attachment: Any, model: nn.Module) -> list[float]:
+    """How far each event changed the output beyond removing the pruned directions; filled as events happen."""
+    x, found = regression_batches(1, seed=99)[0][0], []
+    original = attachment.allocator.hold_event
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad():
+            old_masks, old = masks(model), state_of(model)
+            event = original(*args, **kwargs)
+            after = model(x)
+            new = state_of(model)
+            for name, layer in adapted(model):  # by hand: the old directions but for the pruned ones
+                for slot in set(old_masks[name]) - set(masks(model)[name]):
+                    old[f"{name}.lambda"][slot] = 0.0
+                for part in ("P", "lambda", "Q", "active"):
+                    getattr(layer, f"flexlora_{part}")["default"].copy_(old[f"{name}.{part}"])
+            expected = model(x)
+            for name, layer in adapted(model):
+                for part in ("P", "lambda", "Q", "active"):
+                    getattr(layer, f"flexlora_{part}")["default"].copy_(new[f"{name}.{part}"])
+            found.append((after - expected).abs().max().item())
+        return event
+
+    attachment.allocator.hold_event = spy
+    return found
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        adamw,
+        lambda model: torch.optim.SGD(trainable(model), lr=0.1),
+        lambda model: torch.optim.SGD(trainable(model), lr=0.1, momentum=0.9),
+        lambda model: torch.optim.AdamW(trainable(model), lr=0.02, fused=True, amsgrad=True),
+        lambda model: torch.optim.NAdam(trainable(model), lr=0.02),
+        lambda model: torch.optim.RAdam(trainable(model), lr=0.02),
+        lambda model: torch.optim.Adagrad(trainable(model), lr=0.02),
+        lambda model: torch.optim.Adadelta(trainable(model)),
+        lambda model: torch.optim.Adamax(trainable(model), lr=0.02),
+        lambda model: torch.optim.ASGD(trainable(model), lr=0.1),
+        lambda model: torch.optim.RMSprop(trainable(model), lr=0.005, momentum=0.9),
+    ],
+    ids=["adamw", "sgd", "momentum", "amsgrad", "nadam", "radam", "adagrad", "adadelta", "adamax", "asgd", "rmsprop"],
+)
+def test_element_wise_optimizers_are_reset_without_a_warning(make: Callable) -> None:
+    model = adapt(make_net(), **settings())
+    optimizer = make(model)
+    attachment = attach(model, optimizer)
+    changes = watch_outputs(attachment, model)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        train(model, optimizer, regression_batches(12))
+        train(model, optimizer, regression_batches(STEPS))
+    assert max(changes) <= 1e-12
+    assert sum(len(event.pruned) for event in attachment.events) >= 4
+    for _, layer in adapted(model):
+        spare = ~layer.flexlora_active["default"]
+        for part, dim in (("P", 1), ("lambda", 0), ("Q", 0)):
+            parameter = getattr(layer, f"flexlora_{part}")["default"]
+            for key, value in optimizer.state[parameter].items():
+                if torch.is_tensor(value) and value.shape == parameter.shape:
+                    left = value.index_select(dim, spare.nonzero().flatten())
+                    assert not (left.abs() > 1e-7).any(), key  # Adamax keeps its eps there
 
 
-def test_bitsandbytes_in_32_bits() -> None:
-    bitsandbytes = pytest.importorskip("bitsandbytes")
-    model = adapt(make_net(dtype=torch.float32), total_step=12, deltaT=2)
-    optimizer = bitsandbytes.optim.AdamW(trainable(model), lr=0.01)
-    attachment = attach(model, optimizer)
+class Unused(nn.Module):
+    """A module that a forward pass never reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = make_net()
+        self.five = nn.Linear(7, 7).double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.1])
+def test_a_module_without_gradients_is_no_unusual_state(weight: float) -> None:
+    model = adapt(
+        Unused(), target_modules=[*TARGETS, "five"], **settings(importance="random", orth_reg_weight=weight, init_b=4)
+    )
+    attachment = attach(model, optimizer := adamw(model))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        train(model, optimizer, regression_batches(12, dtype=torch.float32))
-    assert any(event.grown for event in attachment.events)
+        train(model, optimizer, regression_batches(STEPS))
+    assert any("five" in (*event.pruned, *event.grown) for event in attachment.events)
 
 
-# --- Muon ----------------------------------------------------------------------------------------------------------
-
-
-def test_muon_for_the_matrices_alone_is_refused_with_what_to_do() -> None:
-    model = adapt(make_net(), total_step=12, deltaT=2)
-    matrices = [parameter for parameter in trainable(model) if parameter.dim() == 2]
-    with pytest.raises(ValueError, match=r"trains P and Q, but not λ, of 4 of 4 .*timm.optim.Muon.*or AdamW for the"):
-        attach(model, torch.optim.Muon(matrices))
-
-
-def test_what_the_refusal_says_works() -> None:
-    model = adapt(make_net(), total_step=12, deltaT=2)
-    optimizer = timm.optim.Muon(parameter_groups(model, 0.01))
-    attachment = attach(model, optimizer)
-    train(model, optimizer, regression_batches(12))
-    assert any(event.grown for event in attachment.events)
-
-    both = get_peft_model(make_net(), FlexLoraConfig(target_modules=["one", "two"], total_step=12, deltaT=2))
-    head = both.base_model.model.four.weight.requires_grad_()
-    muon = torch.optim.Muon([head])
-    adamw = torch.optim.AdamW([parameter for parameter in trainable(both) if parameter is not head])
-    attachment = attach(both, adamw)
-    for x, y in regression_batches(12):
-        for optimizer in (muon, adamw):
-            optimizer.zero_grad()
-        nn.functional.mse_loss(both(x), y).backward()
-        for optimizer in (muon, adamw):
-            optimizer.step()
-    assert len(attachment.events) == 5
+def test_a_diverged_training_changes_no_ranks_and_records_why() -> None:
+    model = adapt(make_net(), **settings())
+    attachment = attach(model, optimizer := adamw(model))
+    batches = regression_batches(4)
+    batches[2] = (batches[2][0] * torch.nan, batches[2][1])
+    train(model, optimizer, batches)
+    (event,) = attachment.events
+    assert event.skipped == "λ or its sensitivity is not finite"
+    assert not event.pruned
+    assert not event.grown
+    assert all(slots == [0, 1, 2] for slots in masks(model).values())
