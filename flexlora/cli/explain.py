@@ -1,4 +1,4 @@
-"""Hydra's errors in one line, with what was probably meant."""
+"""Explain Hydra's errors in one line, with a suggestion."""
 
 import re
 import sys
@@ -23,14 +23,14 @@ GROUPS = ("task", "method", "model", "scale", "experiment")
 
 
 def require_task(config: DictConfig) -> list[Path]:
-    """Refuse a run without a task, and say which there are; refuse recipes that no run could use.
+    """Check that a task is chosen, and that the chosen YAML files and recipes are valid.
 
     Returns:
-        The folders of YAML files, the strongest last.
+        The folders of YAML files. A later folder has precedence.
 
     Raises:
-        UserError: `task` is still the placeholder, or a YAML of the user's own does not say what it is or has the name
-            of one of ours, or a recipe of the method or the scale is wrong.
+        UserError: no task is chosen, a YAML of the user's own lacks its name or kind or has the name of one of ours,
+            or a recipe of the method or the scale is invalid.
     """
     folders = config_folders()
     _refuse_hidden_files(folders)
@@ -47,7 +47,7 @@ def require_task(config: DictConfig) -> list[Path]:
 
 
 def _refuse_hidden_files(folders: list[Path]) -> None:
-    """Refuse a file of the user's own that Hydra would pass over in silence, because ours has the same name."""
+    """Refuse a file of the user's own that has the name of one of ours. Hydra would ignore it in silence."""
     for group, name in HydraConfig.get().runtime.choices.items():
         if group not in GROUPS:
             continue
@@ -61,19 +61,19 @@ def _refuse_hidden_files(folders: list[Path]) -> None:
 
 @cache
 def _check_recipes_once(method: str, scale: str, folders: tuple[Path, ...]) -> None:
-    """Check the recipes of a method for the first of a sweep's runs that has it."""
+    """Check the recipes of a method once in a sweep."""
     known = {group: choices(group, list(folders)) for group in ("task", "benchmark", "scale", "model")}
     check_recipes(method, scale, known, folders)
 
 
 def config_folders() -> list[Path]:
-    """The folders of YAML files of this run, the strongest last: Hydra takes a file from the first that has it."""
+    """Return the folders of YAML files of this run. A later folder has precedence."""
     sources = HydraConfig.get().runtime.config_sources
     return [Path(source.path) for source in reversed(sources) if source.schema == "file"]
 
 
 def choices(group: str, folders: list[Path]) -> list[str]:
-    """Every choice of a config group in `folders`, as on the command line: `glue/cola`."""
+    """Return every choice of a config group in `folders`, as the command line writes it: `glue/cola`."""
     found = {
         str(file.relative_to(folder / group).with_suffix(""))
         for folder in folders
@@ -83,22 +83,22 @@ def choices(group: str, folders: list[Path]) -> list[str]:
 
 
 def method_files() -> dict[str, Path]:
-    """The YAML of every method by its name, ours and those of `--config-dir`."""
+    """Return the YAML file of every method by its name, ours and those of `--config-dir`."""
     found = {name: folder / "method" / f"{name}.yaml" for folder in _folders() for name in choices("method", [folder])}
     return dict(sorted(found.items()))
 
 
 def list_choices() -> str:
-    """A line for every group with a choice of the user's, for `--help`."""
+    """Return a line for every config group with its choices, for `--help`."""
     listed = {group: [name for name in choices(group, _folders()) if name != "none"] for group in GROUPS}
     return "\n".join(f"{group}: {', '.join(names)}" for group, names in listed.items())
 
 
 def explain(error: HydraException | OmegaConfBaseException | YAMLError | OSError) -> str:
-    """One line for an error while Hydra composes a config, or begins a sweep."""
+    """Return one line for an error that Hydra raised while it composed a config or started a sweep."""
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
-        return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: no YAML: {error.problem}"
-    if isinstance(error, OSError) and not isinstance(error, HydraException):  # some of Hydra's own are both
+        return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: not valid YAML: {error.problem}"
+    if isinstance(error, OSError) and not isinstance(error, HydraException):  # some of Hydra's errors are both
         reason = error.strerror or error
         return f"cannot write {error.filename or 'multirun.yaml'}: {reason}. Set output_root=DIR."
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
@@ -117,7 +117,7 @@ def explain(error: HydraException | OmegaConfBaseException | YAMLError | OSError
             return f"there is no {group} '{name}'.{did_you_mean(name, known)} There are: {', '.join(known)}."
     if isinstance(error, OverrideParseException):
         key, equals, value = str(error.override).partition("=")
-        quoted = f"; with quotes of its own: '{key}=\"{value}\"'" if equals and not set(value) & set("'\"") else ""
+        quoted = f"; with its own quotes: '{key}=\"{value}\"'" if equals and not set(value) & set("'\"") else ""
         return f"cannot read '{error.override}': settings are written key=value{quoted}"
     text = one_line(error)
     if text.startswith("Ambiguous value for argument "):
@@ -153,14 +153,14 @@ def _why_not_read(file: Path) -> str | None:
 
 
 def _plainly(text: str) -> str:
-    """OmegaConf's words for what beginners meet, in other words."""
+    """Replace OmegaConf's words for frequent errors by plain ones."""
     if text.endswith("is not a ListConfig, list or tuple."):
         return "a list is written in brackets, [a,b]"
     return re.sub(r"^field '[^']+' is not Optional$", "it cannot be null", text)
 
 
 def _folders() -> list[Path]:
-    """Ours, and the one that `--config-dir` brings."""
+    """Return our folder of YAML files, and the one of `--config-dir`."""
     folders = [conf_dir()]
     arguments = sys.argv[1:]
     for position, argument in enumerate(arguments):
@@ -172,14 +172,14 @@ def _folders() -> list[Path]:
 
 
 def _known_keys() -> list[str]:
-    """The settings of what the command line chooses, composed without its other overrides."""
+    """Return the names of all settings of the choices on the command line, composed without its other overrides."""
     chosen = [item for item in sys.argv[1:] if item.partition("=")[0] in GROUPS and "," not in item]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
             try:
                 composed = compose("config", overrides=chosen)
-            except HydraException:  # among them a choice of the user's own: theirs is what is broken
+            except HydraException:  # a choice of the user's own may be broken
                 composed = compose("config")
     except HydraException:
         return list(GROUPS)

@@ -1,12 +1,12 @@
 """Fetch a packed VTAB-1K, unpack it, and check that it is the benchmark.
 
     python scripts/prepare_vtab.py DIR                              # from the hub
-    python scripts/prepare_vtab.py DIR --archive vtab-1k.zip        # fetched by other means: zip, tar, tar.gz
-    python scripts/prepare_vtab.py DIR --check                      # only look at what is there
+    python scripts/prepare_vtab.py DIR --archive vtab-1k.zip        # downloaded in another way: zip, tar, tar.gz
+    python scripts/prepare_vtab.py DIR --check                      # only check an existing folder
 
-DIR is then task.data_dir. Stopped or killed, the same command goes on. What is checked of each task: its four lists,
-their rows and classes against the benchmark's, and that every image listed is there. Images are decoded by the first
-run. The exit code is 0 if all is right, 1 if something is wrong with the data, 2 if there is nothing to check.
+DIR is then task.data_dir. If the command is stopped or killed, run it again: it continues. For each task it checks the
+four lists, their numbers of rows and classes, and that every listed image exists. The first run decodes the images. The
+exit code is 0 if all is right, 1 if the data differ from the benchmark, 2 if there is nothing to check.
 """
 
 import argparse
@@ -27,17 +27,17 @@ from flexlora.tasks.image_lists import LISTS, SIZES, read_list, task_folder
 
 TASKS = sorted(path.stem for path in (conf_dir() / "task" / "vtab").glob("*.yaml"))
 COLUMNS = ("task", *(name.removesuffix(".txt") for name in LISTS), "classes")
-# Missing images that are named; of more their number is told.
+# The number of missing images that a message names. It counts the others.
 NAMED = 3
 
 
 @dataclass
 class Finding:
-    """What was found of a task."""
+    """The rows, classes and problems of one task."""
 
     task: str
     rows: dict[str, int] = field(default_factory=dict)
-    """By the list's name."""
+    """The number of rows of each list, by the list's name."""
     classes: int = 0
     problems: list[str] = field(default_factory=list)
 
@@ -47,13 +47,13 @@ class Finding:
 
 
 def settings_of(tasks: Sequence[str], folder: Path) -> list[VtabTask]:
-    """Each task's settings, with `folder` as `task.data_dir`."""
+    """Return the settings of each task, with `folder` as `task.data_dir`."""
     return [replace(_settings_of(name), data_dir=str(folder)) for name in tasks]
 
 
 @cache
 def _settings_of(name: str) -> VtabTask:
-    """The settings of a task as `conf/` has them."""
+    """Return the settings of a task from `conf/`."""
     register_schemas()
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         settings = resolve(compose("config", overrides=[f"task=vtab/{name}", "method=linear"]))[0].task
@@ -62,16 +62,16 @@ def _settings_of(name: str) -> VtabTask:
 
 
 def fetch(repository: str, file: str, revision: str | None) -> Path:
-    """The archive in the hub's cache; what is there is not fetched again, half a file is continued.
+    """Download an archive into the hub's cache. A complete file is not downloaded again, a partial one is continued.
 
     Raises:
-        UserError: the hub does not give it.
+        UserError: the hub cannot be reached, does not have the file, or the cache cannot be written.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
     trouble = trouble_with(repository, "dataset", revision)
-    hint = "--archive FILE takes one fetched by other means"
+    hint = "--archive FILE takes an archive that was downloaded in another way"
     try:
         return Path(
             hf_hub_download(
@@ -80,10 +80,10 @@ def fetch(repository: str, file: str, revision: str | None) -> Path:
         )
     except RemoteEntryNotFoundError as error:
         raise UserError(f"{repository} has no file {file} (--file NAME, --revision REV); {hint}") from error
-    except Exception as error:  # of the library, of the cache, of whatever opens connections
+    except Exception as error:  # the hub library, the cache and the network raise many kinds
         if isinstance(error, OSError) and error.errno in NO_WRITING:
             raise UserError(
-                f"cannot write in the hub's cache: {error.strerror} (HF_HOME=DIR takes another place); {hint}"
+                f"cannot write in the hub's cache: {error.strerror} (HF_HOME=DIR chooses another folder); {hint}"
             ) from error
         if trouble is not None:
             raise UserError(f"{repository} is not in the local cache and {trouble}; {hint}") from error
@@ -91,10 +91,10 @@ def fetch(repository: str, file: str, revision: str | None) -> Path:
 
 
 def targets(archive: Archive, tasks: Sequence[VtabTask]) -> dict[PurePosixPath, Member]:
-    """The members in these tasks' folders, by where they belong: without what leads to the tasks in the archive.
+    """Return the members of the archive in these tasks' folders, by their path relative to the parent of those folders.
 
     Raises:
-        UserError: no list of any task is in the archive, or tasks lie in several places.
+        UserError: no list of any task is in the archive, or the tasks are in several folders.
     """
     folders = {folder for settings in tasks for folder in settings.folders}
     lists = [m.name for m in archive.members if m.name.name in LISTS and m.name.parent.name in folders]
@@ -109,18 +109,18 @@ def targets(archive: Archive, tasks: Sequence[VtabTask]) -> dict[PurePosixPath, 
 
 
 def check(settings: VtabTask) -> Finding:
-    """What there is of a task, and all that is wrong with it."""
+    """Count the rows and classes of a task, and list everything that differs from the benchmark."""
     finding = Finding(settings.name.removeprefix("vtab/"))
     problems = finding.problems
     try:
         folder = task_folder(settings)
     except UserError:
         folder = None
-    if folder is None or folder.name not in settings.folders:  # DIR itself, as another task's own folder
+    if folder is None or folder.name not in settings.folders:  # DIR is the folder of another task
         problems.append("is missing")
         return finding
     expected = {**SIZES, "test.txt": settings.test_rows}
-    missing: dict[str, None] = {}  # an image stands in two lists
+    missing: dict[str, None] = {}  # an image is in two lists
     for name in LISTS:
         try:
             rows = read_list(folder / name, settings.num_classes)
@@ -141,7 +141,7 @@ def check(settings: VtabTask) -> Finding:
 
 
 def _is_file(image: Path | bytes) -> bool:
-    """Whether it is there and not empty, as a disk that was full leaves it."""
+    """Return whether the image exists and is not empty. A full disk leaves empty files."""
     assert isinstance(image, Path)
     try:
         return image.is_file() and image.stat().st_size > 0
@@ -150,7 +150,7 @@ def _is_file(image: Path | bytes) -> bool:
 
 
 def table(findings: Sequence[Finding]) -> str:
-    """A line a task: its rows and classes, and what is wrong."""
+    """Return one line for each task: rows, classes and problems."""
     lines = [COLUMNS, *(finding.cells() for finding in findings)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     ends = ["", *("; ".join(finding.problems) or "ok" for finding in findings)]
@@ -162,7 +162,7 @@ def table(findings: Sequence[Finding]) -> str:
 
 
 def prepare(options: argparse.Namespace) -> list[Finding]:
-    """Fetch, unpack, check."""
+    """Download, unpack and check the tasks."""
     folder = expanded(options.folder)
     if options.check and not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
@@ -177,10 +177,10 @@ def prepare(options: argparse.Namespace) -> list[Finding]:
 
 
 def expanded(path: Path) -> Path:
-    """With the home folder for `~`.
+    """Replace `~` by the home folder.
 
     Raises:
-        UserError: nobody of that name has one.
+        UserError: the path names a user without a home folder.
     """
     try:
         return path.expanduser()
@@ -190,13 +190,13 @@ def expanded(path: Path) -> Path:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="DIR", help="where the tasks' folders go: task.data_dir")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder for the tasks: task.data_dir")
     parser.add_argument("--repo", default="XiN0919/VTAB-1k", help="the hub's data set; default: %(default)s")
     parser.add_argument("--file", default="vtab-1k.zip", help="the archive in it; default: %(default)s")
-    parser.add_argument("--revision", metavar="REV", help="of the data set; default: the newest")
-    parser.add_argument("--archive", type=Path, metavar="FILE", help="an archive here, instead of the hub's")
+    parser.add_argument("--revision", metavar="REV", help="revision of the data set; default: the newest")
+    parser.add_argument("--archive", type=Path, metavar="FILE", help="a local archive, instead of the hub's")
     parser.add_argument("--tasks", default=",".join(TASKS), help="comma-separated; default: all 19")
-    parser.add_argument("--check", action="store_true", help="fetch and unpack nothing")
+    parser.add_argument("--check", action="store_true", help="check only: download and unpack nothing")
     options = parser.parse_args()
     options.tasks = options.tasks.split(",")
     for name in options.tasks:
@@ -208,7 +208,7 @@ def main() -> int:
         print(f"prepare_vtab.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("prepare_vtab.py: stopped; the same command goes on", file=sys.stderr)
+        print("prepare_vtab.py: stopped; the same command continues", file=sys.stderr)
         return 130
     print(table(findings))
     wrong = sum(bool(finding.problems) for finding in findings)

@@ -1,4 +1,4 @@
-"""Sweeps (`-m`): every job's ending is known and listed at the end, whatever became of the process that ran it."""
+"""Sweeps (`-m`): the end of a sweep lists how each job ended, also if the job's process died."""
 
 import contextlib
 import hashlib
@@ -33,8 +33,8 @@ from flexlora.training.progress import is_main_process
 log = logging.getLogger("flexlora")
 
 GOOD = ("done", "ready", "skipped")
-DIED = Ending("interrupted", "its process died: killed, perhaps for memory; the same command goes on with it")
-STOPPED = Ending("interrupted", "the sweep was stopped before it ended; the same command goes on with it")
+DIED = Ending("interrupted", "its process died: killed, perhaps for memory; the same command resumes it")
+STOPPED = Ending("interrupted", "the sweep was stopped before it ended; the same command resumes it")
 LEFT = Ending("running", "the sweep was stopped and did not wait for it")
 NOT_STARTED = Ending("not started")
 # Endings that say nothing of the run's folder.
@@ -53,13 +53,13 @@ BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 def list_endings() -> None:
     """Put `ListingSweeper` in place of Hydra's basic sweeper.
 
-    In its place, for of other names Hydra takes only those of the package hydra_plugins, which all its programs load.
+    Under another name, Hydra would look for it in the package hydra_plugins only, which every Hydra program loads.
     """
     Plugins.instance().class_name_to_class[BASIC] = ListingSweeper
 
 
 class ListingSweeper(Sweeper):
-    """Hydra's basic sweeper, over any of its launchers; prints at the end how every job ended.
+    """Hydra's basic sweeper with any of its launchers. It prints at the end how every job ended.
 
     `task_function.endings` then has them, in the order of the jobs.
     """
@@ -80,7 +80,7 @@ class ListingSweeper(Sweeper):
         self._launcher = self._sweeper.launcher = PatientLauncher(self._sweeper.launcher, self._journal)
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Launch all jobs, and list their endings however that goes."""
+        """Launch all jobs, and list their endings also after an error."""
         output = self._config.hydra.launcher.get("submitit_folder")
         if output is not None and is_main_process():
             print(f"the output of each run: {output.replace('%j', '<job>')}", flush=True)
@@ -107,7 +107,7 @@ class ListingSweeper(Sweeper):
         if is_main_process():
             sys.stdout.flush()
             common = set.intersection(*map(set, jobs))
-            # First what sets a run apart, for the eye; the order means nothing to Hydra, nor to a run's name.
+            # What differs between runs comes first, for the reader. The order changes neither the run nor its name.
             runs = {job: [item for item in job if not item.startswith("dry=")] for job in jobs}  # what would run
             words = {job: [*start, *sorted(run, key=lambda item: item in common)] for job, run in runs.items()}
             print(page({shlex.join(words[job]): ending for job, ending in endings.items()}))
@@ -119,7 +119,7 @@ class ListingSweeper(Sweeper):
 
 
 class Journal:
-    """What each job of one sweep said of itself, a file each, for where its process cannot tell the sweep."""
+    """A file for each job of a sweep, in which the job writes how it ended: a process that died returns nothing."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -141,7 +141,7 @@ class Journal:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def write(self, job: Job, ending: Ending | None) -> None:
-        """Note that `job` has begun (None), or how it ended. A disk that is full does not stop a job over it."""
+        """Write that `job` has begun (None), or how it ended. A full disk does not stop the job."""
         with contextlib.suppress(OSError):
             write_text(self._file(job), to_json(ending))
 
@@ -149,7 +149,7 @@ class Journal:
         return self._file(job).exists()
 
     def read(self, job: Job) -> Ending | None:
-        """How `job` said that it ended; None where it has not begun, or did not live to say."""
+        """Return how `job` ended; None if it has not begun, or its process died."""
         try:
             noted = json.loads(read_text(self._file(job)))
         except (OSError, ValueError):
@@ -161,20 +161,20 @@ class Journal:
 
 
 class Journaled:
-    """A task function that keeps the journal; Hydra's launchers pickle it for the process that runs the job."""
+    """A task function that writes the journal. Hydra's launchers pickle it for the process that runs the job."""
 
     def __init__(self, task: Callable[[DictConfig], Ending], journal: Journal) -> None:
         self.task = task
         self.journal = journal
 
     def __call__(self, config: DictConfig) -> Ending:
-        """Run a job. What it raises is a bug: shown, and the sweep goes on with the others."""
+        """Run a job. An exception is a bug: it is shown, and the sweep continues with the other jobs."""
         job = job_of(HydraConfig.get().overrides.task)
         self.journal.write(job, None)
         try:
             ending = self.task(config)
         except KeyboardInterrupt:
-            self.journal.write(job, Ending("interrupted", "told to stop; the same command goes on with it"))
+            self.journal.write(job, Ending("interrupted", "told to stop; the same command resumes it"))
             raise
         except Exception as error:
             traceback.print_exc()
@@ -184,21 +184,21 @@ class Journaled:
 
 
 class PatientLauncher(Launcher):
-    """Another launcher, whose jobs may die: those that have not begun are launched again."""
+    """Wraps a launcher whose jobs may die. Jobs that have not begun are launched again."""
 
     def __init__(self, launcher: Launcher, journal: Journal) -> None:
         self.launcher = launcher
         self.journal = journal
         self.began = False
-        """Whether any job has, as far as is known."""
+        """Whether any job has begun."""
         self._stopped = False
         self._returned: dict[Job, Ending] = {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Nothing: the other launcher is set up already."""
+        """Do nothing: the wrapped launcher is set up already."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Launch them, again where the launcher gave up; what they returned is in `ending`.
+        """Launch the jobs, again if the launcher gave up. `ending` has what they returned.
 
         Raises:
             UserError: the launcher did not get one job to begin.
@@ -236,11 +236,11 @@ class PatientLauncher(Launcher):
     def _take(self, job: Job, result: JobReturn) -> None:
         if result.status is JobStatus.COMPLETED:
             self._returned[job] = result.return_value
-        elif not self.journal.has_begun(job):  # it did not come as far as to say anything
+        elif not self.journal.has_begun(job):  # it failed before it began
             self._returned[job] = Ending("failed", one_line(result._return_value))
 
     def ending(self, job: Job) -> Ending:
-        """How `job` ended, as far as that is known here."""
+        """Return how `job` ended, as far as the sweep knows."""
         told = self._returned.get(job) or self.journal.read(job)
         if told is not None or not self.journal.has_begun(job):
             return told or NOT_STARTED
@@ -249,7 +249,7 @@ class PatientLauncher(Launcher):
 
 @contextlib.contextmanager
 def _submitit_waits_for_all() -> Iterator[None]:
-    """Have a job that died return its exception. Hydra's launcher asks the jobs in turn, and stops at such a one."""
+    """Let a job that died return its exception. Hydra's launcher asks the jobs in turn and would stop at that job."""
     import submitit
 
     kind: Any = submitit.Job
@@ -271,12 +271,12 @@ def _submitit_waits_for_all() -> Iterator[None]:
 
 
 def job_of(overrides: Sequence[str]) -> Job:
-    """The job that has these overrides."""
+    """Return the job with these overrides."""
     return tuple(item for item in overrides if not item.lstrip("+~").startswith(("hydra.", "hydra/")))
 
 
 def page(endings: dict[str, Ending]) -> str:
-    """The list of a sweep by command: how many ended how, then each with its reason, those to look at last."""
+    """Return the list of a sweep: counts by ending, then each command with its reason. Problems come last."""
     counts = Counter(ending.status for ending in endings.values())
     summary = ", ".join(f"{count} {status}" for status, count in counts.items())
     width = max(len(status) for status in counts)

@@ -234,7 +234,7 @@ def _load(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or one_line(error)
-        raise UserError(f"{path}{where}: the table is no YAML: {problem}") from error
+        raise UserError(f"{path}{where}: the table is not valid YAML: {problem}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: a table is a mapping with the keys {_list(KEYS)}")
     return values

@@ -46,7 +46,7 @@ class DryRun:
             record = read_record(path / "result.json")
             status, parts = record.status, [record.error or ""]
         if resumes:
-            parts.append(f"goes on after step {next(iter(checkpoint_folders(path)))}")
+            parts.append(f"resumes after step {next(iter(checkpoint_folders(path)))}")
         seconds = _seconds_of_others(path)
         if seconds is None:
             self.unknown += 1

@@ -176,7 +176,7 @@ class _Job:
             record.status, record.error = "interrupted", f"interrupted at step {record.steps or 0}"
             newest = next(iter(checkpoint_folders(self.path)), None)
             if newest is not None:
-                log.info("%s: the same command goes on after step %d", record.error, newest)
+                log.info("%s: the same command resumes after step %d", record.error, newest)
             self._write_if_possible()
             raise
         except Exception as error:

@@ -312,7 +312,7 @@ class Loop:
             raise Interrupted(number)
 
     def _leave_evaluation_if_told(self) -> None:
-        """The same in an evaluation, which begins anew when the run goes on."""
+        """Do the same in an evaluation, which starts again when the run resumes."""
         number = largest(self._stop.number or 0)
         if number:
             self._clock.restart()  # no time of training

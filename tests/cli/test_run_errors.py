@@ -20,8 +20,8 @@ BAD_SETTINGS = {
     "no key=value": (["task=glue/cola", "x y"], r"cannot read 'x y'"),
     "no quotes": (
         ["task=glue/cola", "variant=été"],
-        "cannot read 'variant=été': settings are written key=value; with "
-        """quotes of its own: 'variant="été"'""",
+        "cannot read 'variant=été': settings are written key=value; "
+        """with its own quotes: 'variant="été"'""",
     ),
     "null for a group": (["task=glue/cola", "method=null"], r"take the name of a choice, not null or a number"),
     "null": (["task=glue/cola", "seed=null"], r"seed=null: it cannot be null"),
@@ -93,7 +93,7 @@ def test_a_broken_line_of_data_is_named(flexlora_run, arguments, cola, tmp_path)
 
 
 BAD_YAML = {
-    "no YAML": ("name: [\n", r"mine.yaml, line 2: no YAML: expected the node content"),
+    "no YAML": ("name: [\n", r"mine.yaml, line 2: not valid YAML: expected the node content"),
     "a list": ("- a\n", r"the YAML of this task lacks 'name' or 'family', which those in conf/task have"),
     "a key": (
         "defaults:\n  - /schema/task/glue@_here_\n  - _self_\nname: mine\nlenght: 3\n",

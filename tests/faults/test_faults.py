@@ -139,7 +139,7 @@ def test_a_signal_is_obeyed_though_its_checkpoint_finds_no_room(run, of, tmp_pat
     result = run("-m", "seed=0,1", fault=told_on_a_full_disk)
     assert result.returncode == 143, result.stdout + result.stderr
     assert "no checkpoint of step 5: No space left on device" in result.stdout
-    assert "interrupted at step 5: the same command goes on after step 4" in result.stdout
+    assert "interrupted at step 5: the same command resumes after step 4" in result.stdout
     assert "1 not started" in result.stdout
     assert read_record(of(tmp_path / "out") / "result.json").status == "interrupted"
 

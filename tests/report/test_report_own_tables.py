@@ -140,7 +140,7 @@ def test_numbers_of_another_paper(tmp_path):
         ("costs: [a]\nunits: {time: min}", "units.time: there is no unit 'min'. There are: s, h"),
         ("columns: [{task: a, metric: b}]\npaper: {rows: [{row: r, method: m}], numbers: no.csv}", "paper.numbers: "),
         ("- a", "a table is a mapping with the keys title, "),
-        ("a: [", "line 2: the table is no YAML: "),
+        ("a: [", "line 2: the table is not valid YAML: "),
     ],
 )
 def test_a_file_that_is_no_table_is_refused_in_one_line(tmp_path, text, line):

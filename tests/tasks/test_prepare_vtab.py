@@ -177,7 +177,7 @@ def test_an_archive_from_the_hub_is_unpacked(source, tmp_path):
         assert cut.returncode == 2
         *_, line = cut.stderr.strip().splitlines()
         assert line.startswith("prepare_vtab.py: cannot fetch vtab-1k.zip of org/cut: ")
-        assert line.endswith("; --archive FILE takes one fetched by other means")
+        assert line.endswith("; --archive FILE takes an archive that was downloaded in another way")
         none = in_a_process(*arguments, "org/good", "--file", "other.zip", **found)
         assert none.returncode == 2
         assert none.stderr.startswith("prepare_vtab.py: org/good has no file other.zip (--file NAME, --revision REV);")
@@ -198,6 +198,6 @@ def test_an_unreachable_hub_is_refused(prepare, tmp_path, monkeypatch):
     assert code == 2
     assert line == (
         "nobody/no-such-data is not in the local cache and the hub cannot be reached (or HF_HUB_OFFLINE=1 is set); "
-        "--archive FILE takes one fetched by other means"
+        "--archive FILE takes an archive that was downloaded in another way"
     )
     assert not (tmp_path / "data").exists()

@@ -56,4 +56,4 @@ def test_an_unfinished_run_goes_on_from_its_newest_checkpoint(tmp_path: Path, na
     RunFolder(path, {"seed": 0}).begin()
     for folder in ("step-000000002", name):
         (path / "checkpoints" / folder).mkdir(parents=True)
-    assert DryRun().look(path, {"seed": 0}) == Ending("interrupted", f"goes on after step {int(name[5:])}")
+    assert DryRun().look(path, {"seed": 0}) == Ending("interrupted", f"resumes after step {int(name[5:])}")
