@@ -1,1 +1,1 @@
-"""Tables from finished runs, beside the paper's numbers. Reads results only: it imports no torch."""
+"""Build tables from finished runs, beside the paper's numbers. This package reads results only and imports no torch."""

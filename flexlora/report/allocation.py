@@ -1,4 +1,4 @@
-"""Read how a run spread its ranks over the matrices: `ranks.jsonl` for each event, `adapter/` for the end."""
+"""Read how a run spread its ranks over the matrices: `ranks.jsonl` has each event, `adapter/` the final state."""
 
 import re
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from flexlora.results.collect import Run
 from flexlora.results.files import read_json_lines
 
 Array = npt.NDArray[np.float64]
-# The singular values in a saved adapter: FlexLoRA's, and AdaLoRA's.
+# The endings of the names of singular values in a saved adapter: FlexLoRA's and AdaLoRA's.
 SPECTRA = (".flexlora_lambda", ".lora_E")
 PEFT_PREFIX = "base_model.model."
 UNDEFINED = 1e300
-"""A larger score means infinity, which JSON does not have: a matrix of rank 1, or with all λ 0, that grows first."""
+"""A larger score means infinity, which JSON lacks: the matrix has rank 1 or all its λ are 0, and it grows first."""
 
 
 class Place(NamedTuple):
@@ -29,13 +29,13 @@ class Place(NamedTuple):
 
 
 def place_of(module: str) -> Place | None:
-    """Read a module's place from its name, whose first number is the layer. None where the name has no number."""
+    """Return a module's place. The first number in its name is the layer. Return None if the name has no number."""
     match = re.search(r"(?:^|\.)(\d+)\.(.+)$", module)
     return None if match is None else Place(int(match[1]), match[2])
 
 
 def short_names(kinds: Sequence[str]) -> dict[str, str]:
-    """Shorten each kind to the shortest end of its name that is no other kind's end, or keep the whole name."""
+    """Map each kind to the shortest end of its name that no other kind ends with. If there is none, keep the name."""
 
     def short(kind: str) -> str:
         parts = kind.split(".")
@@ -47,15 +47,15 @@ def short_names(kinds: Sequence[str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Allocation:
-    """Ranks of one run over its M matrices in layers, E events.
+    """The ranks of one run: M matrices in layers, E rank events.
 
     Attributes:
         run: the run.
-        places: where the matrices stand, M.
-        steps: optimizer steps of the events, E.
-        ranks: (E + 1, M); the first row is before the first event.
-        scores: (E, M) importance before each event; NaN where it was undefined or is not recorded.
-        spectra: |λ| of every matrix at the end, largest first; None where no adapter with such values was saved.
+        places: the places of the M matrices.
+        steps: the optimizer steps of the E events.
+        ranks: the ranks, (E + 1, M). The first row has the ranks before the first event.
+        scores: the importance before each event, (E, M). It is NaN where it was undefined or not recorded.
+        spectra: |λ| of every matrix at the end, largest first, or None if no adapter with such values was saved.
     """
 
     run: Run
@@ -71,11 +71,11 @@ class Allocation:
 
     @property
     def kinds(self) -> list[str]:
-        """In the order of the model."""
+        """The kinds of matrices, in the order of the model."""
         return list(dict.fromkeys(place.kind for place in self.places))
 
     def grid(self, values: Array) -> Array:
-        """(..., M) → (..., kinds, layers), NaN where a layer has no such matrix."""
+        """Rearrange values (..., M) into (..., kinds, layers). An entry is NaN if a layer has no such matrix."""
         kinds = self.kinds
         grid = np.full((*values.shape[:-1], len(kinds), self.layers), np.nan)
         for i, place in enumerate(self.places):
@@ -84,10 +84,10 @@ class Allocation:
 
 
 def read_allocation(run: Run) -> Allocation | None:
-    """Read what a run recorded of its ranks. None where it had no rank events, or no matrix is in a layer.
+    """Return the ranks that a run recorded, or None if it had no rank events or no matrix is in a layer.
 
     Raises:
-        ValueError: a file is broken; says which and why.
+        ValueError: a file is broken. The message says which file and why.
     """
     events = _read_events(run.path / "ranks.jsonl")
     try:
@@ -114,8 +114,10 @@ def _read_events(file: Path) -> list[dict[str, Any]]:
 
 
 def _before(event: dict[str, Any], names: Sequence[str] | dict[str, Place], run: Run) -> list[float]:
-    """Ranks before the first event. Where ranks fall to an average `target_r` (AdaLoRA, dynamic-rank DoRA) an event may
-    take several directions of a matrix at once: all begin at `init_r`, or `r`, or what a parameter budget chose for it.
+    """Return the ranks before the first event.
+
+    If ranks fall to an average `target_r` (AdaLoRA, dynamic-rank DoRA), one event may remove several directions of a
+    matrix. All matrices then begin at `init_r`, at `r`, or at the value that a parameter budget chose for it.
     """
     chosen = (run.record.parameter_budget or {}).get("changed", {})
     settings = {**run.record.config.get("method", {}), **chosen}
@@ -130,7 +132,7 @@ def _score(value: float | None) -> float:
 
 
 def _read_spectra(adapter: Path) -> dict[str, Array]:
-    """Read |λ| of each module, largest first. AdaLoRA's masked directions, which are 0, are left out."""
+    """Return |λ| of each module, largest first. AdaLoRA's masked directions have λ = 0 and are left out."""
     from safetensors import SafetensorError, safe_open
 
     found: dict[str, Array] = {}
@@ -152,12 +154,12 @@ def _read_spectra(adapter: Path) -> dict[str, Array]:
 
 
 def energy(spectrum: Array) -> float:
-    """Σ λ²."""
+    """Return Σ λ²."""
     return float((spectrum**2).sum())
 
 
 def entropy(spectrum: Array) -> float:
-    """I = -(1/log r) Σ s log(s + ε) with s = λ² / Σ λ² (Eq. 3); NaN at rank 1 and where all λ are 0."""
+    """Return I = -(1/log r) Σ s log(s + ε) with s = λ² / Σ λ² (Eq. 3). I is NaN if the rank is 1 or all λ are 0."""
     square = spectrum**2
     if len(square) < 2 or not square.sum() > 0:
         return float("nan")

@@ -1,4 +1,4 @@
-"""Percentile bootstrap over the examples: how much a figure of one seed, or a difference of two, depends on them."""
+"""Percentile bootstrap over the examples: how much a figure of one seed, or a difference of two figures, varies."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from flexlora.results.predictions import BEST, LAST, read_answers
 
 SAMPLES = 1000
 LEVEL = 0.95
-# Resampled examples are drawn in blocks of at most so many entries: 16 MB of float64.
+# Resampled examples are drawn in blocks of at most this many entries: 16 MB of float64.
 BLOCK = 2_000_000
 TOLERANCE = 1e-6
 
@@ -21,18 +21,18 @@ Score = Callable[[Array, Array], Array]
 
 
 def interval(run: Run, metric: str, evaluation: str) -> tuple[float, float] | None:
-    """The 95 % interval of a figure of the `last` or `best` evaluation, over `SAMPLES` resamplings of its examples.
+    """Return the 95 % interval of a figure of the `last` or `best` evaluation, from `SAMPLES` resamplings of examples.
 
-    None where the run's predictions or labels are not there, are of another evaluation, or do not give its figure.
+    Return None if the run's predictions or labels are missing, are of another evaluation, or do not give its figure.
     """
     found = _measured(run, metric, evaluation)
     return None if found is None else _middle(_resampled(found))
 
 
 def difference_interval(run: Run, reference: Run, metric: str, evaluation: str) -> tuple[float, float] | None:
-    """The 95 % interval of `run`'s figure less `reference`'s: both on the same resampled examples each time.
+    """Return the 95 % interval of `run`'s figure less `reference`'s. Each resampling is the same for both runs.
 
-    None where either has no `interval`, or the two were not measured on the same examples.
+    Return None if one of them has no `interval`, or if the two were not measured on the same examples.
     """
     ours, other = _measured(run, metric, evaluation), _measured(reference, metric, evaluation)
     if ours is None or other is None or not np.array_equal(ours.labels, other.labels):
@@ -41,7 +41,7 @@ def difference_interval(run: Run, reference: Run, metric: str, evaluation: str) 
 
 
 class _Measured(NamedTuple):
-    """What a figure was computed from: (examples) predictions and labels."""
+    """The predictions and labels from which a figure was computed, (examples) each."""
 
     score: Score
     predictions: Array
@@ -68,7 +68,7 @@ def _measured(run: Run, metric: str, evaluation: str) -> _Measured | None:
 
 
 def _resampled(measured: _Measured) -> Array:
-    """The figure of each resampling. Figures over the same number of examples get the same draws."""
+    """Return the figure of each resampling. Figures over the same number of examples get the same draws."""
     score, predictions, labels = measured
     draw = np.random.default_rng(0)
     rows = max(1, BLOCK // len(labels))
@@ -85,7 +85,7 @@ def _middle(values: Array) -> tuple[float, float]:
 
 
 def _score_of(metric: str, splits: list[str]) -> tuple[str, Score] | None:
-    """The split of a figure and the function that computes it; the name of a figure may begin with its split."""
+    """Return the split of a figure and the function that computes it. The figure's name may begin with its split."""
     for split in splits:
         name = metric.removeprefix(f"{split}_")
         if name in SCORES and (name != metric or len(splits) == 1):
@@ -93,39 +93,39 @@ def _score_of(metric: str, splits: list[str]) -> tuple[str, Score] | None:
     return None
 
 
-# Each function takes predictions and labels (samples × examples) and returns one figure for each sample. An undefined
-# figure is 0, as in `flexlora.tasks.metrics`.
+# Each of these functions takes predictions and labels (samples × examples) and returns one figure for each sample. An
+# undefined figure is 0, as in `flexlora.tasks.metrics`.
 
 
 def accuracy(predictions: Array, labels: Array) -> Array:
-    """The share of examples that are right."""
+    """Return the share of examples with a correct prediction."""
     return np.asarray((predictions == labels).mean(-1))
 
 
 def f1(predictions: Array, labels: Array) -> Array:
-    """F1 of class 1."""
+    """Return F1 of class 1."""
     both = ((predictions == 1) & (labels == 1)).sum(-1)
     return _divided(2 * both, (predictions == 1).sum(-1) + (labels == 1).sum(-1))
 
 
 def matthews(predictions: Array, labels: Array) -> Array:
-    """Matthews' correlation of two classes, which is Pearson's of their numbers."""
+    """Return Matthews' correlation of two classes. It equals Pearson's correlation of the class numbers."""
     return pearson(predictions, labels)
 
 
 def pearson(predictions: Array, labels: Array) -> Array:
-    """Pearson's correlation."""
+    """Return Pearson's correlation."""
     one, other = (values - values.mean(-1, keepdims=True) for values in (predictions, labels))
     return _divided((one * other).sum(-1), np.sqrt((one**2).sum(-1) * (other**2).sum(-1)))
 
 
 def spearman(predictions: Array, labels: Array) -> Array:
-    """Spearman's correlation: Pearson's correlation of the ranks; ties share their mean rank."""
+    """Return Spearman's correlation: Pearson's correlation of the ranks. Tied values share their mean rank."""
     return pearson(*(np.stack([places(row) for row in values]) for values in (predictions, labels)))
 
 
 def places(values: Array) -> Array:
-    """The rank of each value, counted from 1; ties share their mean rank."""
+    """Return the rank of each value, counted from 1. Tied values share their mean rank."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[inverse])
 

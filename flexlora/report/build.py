@@ -1,4 +1,4 @@
-"""From the runs under a folder to tables."""
+"""Build tables from the runs under a folder."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from flexlora.report.tables import DEFAULTS
 from flexlora.results.collect import Run
 
 OTHER = "other"
-"""The name of the plain table of tasks that no table of the package shows."""
+"""The name of the plain table, which shows the tasks that are in no table of the package."""
 
 
 def build(
@@ -23,9 +23,9 @@ def build(
     against: str | None = None,
     intervals: bool = False,
 ) -> list[Sheet]:
-    """The table of each scale and model that has runs of its tasks.
+    """Return the table of each scale and model that has runs of its tasks.
 
-    A table of costs ignores what is asked of scores.
+    A table of costs ignores the arguments about scores: all arguments after `runs`.
     """
     if table.of_costs:
         return build_costs(table, runs)
@@ -33,7 +33,7 @@ def build(
 
 
 def default_tables(runs: Sequence[Run]) -> list[Table]:
-    """The tables that are shown where none is asked for: the benchmarks, and a plain one of all other tasks."""
+    """Return the tables that are shown by default: the benchmarks, and a plain table of all other tasks."""
     known = {column.task for table in DEFAULTS for column in table.columns}
     metrics: dict[str, Counter[str]] = {}
     for record in (run.record for run in runs):
@@ -44,6 +44,6 @@ def default_tables(runs: Sequence[Run]) -> list[Table]:
 
 
 def _plain_column(task: str, metrics: Counter[str]) -> Column:
-    """The main metric of a task: that of most runs that have one."""
+    """Return the column with the main metric of a task. If runs differ in it, the most frequent one is used."""
     metric = max(metrics, key=lambda name: (name != "", metrics[name], name))
     return Column(task, (task, metric.replace("_", " ")), metric)

@@ -1,4 +1,4 @@
-"""A cell of a table: its figure, its marks, and how it compares with the paper's, a reference's and LoRA's."""
+"""The cells of a table. A cell has a figure, marks, and comparisons with the paper, a reference row and LoRA."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Cell:
-    """Mean, sample standard deviation (None for one seed) and number of seeds; or `word` where there is no figure."""
+    """The mean, sample standard deviation (None for one seed) and number of seeds. `word` replaces a missing figure."""
 
     mean: float | None = None
     std: float | None = None
@@ -23,29 +23,29 @@ class Cell:
     word: str = ""
     by_seed: Mapping[int, float] = field(default_factory=dict)
     place: int = 0
-    """Among our rows that can be compared: 1 for the best figure of the column, 2 for the second, as printed."""
+    """The place among our comparable rows, by printed figures: 1 is the best of the column, 2 the second, 0 others."""
     interval: Interval | None = None
-    """Of a figure of one seed, in percent, over the examples, where it was asked for."""
+    """The interval over the examples, in percent. Only a figure of one seed has it, and only with `--intervals`."""
     paired: Paired | None = None
-    """Against the reference's cell, where one was asked for."""
+    """The comparison with the reference row's cell. It exists only with `--against`."""
     ratio: "Cell | None" = None
-    """Of a cost: to LoRA's, round by round."""
+    """The ratio of a cost to LoRA's cost, taken round by round."""
     printed: float | None = None
-    """What the paper prints here."""
+    """The number that the paper prints here."""
     difference: float | None = None
-    """Our figure less the paper's, in points, where they can be compared."""
+    """Our figure less the paper's, in points, or None if they cannot be compared."""
     text: str | None = None
-    """How the paper prints it, where that says more than the number."""
+    """The paper's own spelling of the number, such as `1.3M`. If it is set, it is printed instead of the number."""
 
 
 def summarise(values: Sequence[float]) -> Cell:
-    """The cell of one value a seed; at least one."""
+    """Return the cell of these values, one for each seed. At least one value is needed."""
     std = statistics.stdev(values) if len(values) > 1 else None
     return Cell(statistics.fmean(values), std, len(values))
 
 
 def seeds_cell(figures: Sequence[Figure], usual: Usual | None) -> Cell:
-    """The cell of one row's figures in a column."""
+    """Return the cell of one row's figures in a column."""
     if not figures:
         return Cell(word="–")
     by_seed = {one.run.record.seed: one.value for one in figures if one.value is not None}
@@ -58,11 +58,14 @@ def seeds_cell(figures: Sequence[Figure], usual: Usual | None) -> Cell:
 
 
 def average_cell(row: Mapping[Column, Sequence[Figure]], average: Average, cells: Sequence[Cell]) -> Cell:
-    """The average of each seed that has all its columns (`cells` are the row's); `n/8` where none has."""
+    """Return the mean over the seeds that have all columns of the average. If no seed has them, the word is `n/8`.
+
+    `cells` are the row's cells in these columns.
+    """
     by_seed: dict[int, dict[Column, float]] = {}
     for column in average.columns:
         for one in row.get(column, ()):
-            of_seed = by_seed.setdefault(one.run.record.seed, {})  # also of a seed that has no figure at all
+            of_seed = by_seed.setdefault(one.run.record.seed, {})  # a seed without any figure also gets an entry
             if one.value is not None:
                 of_seed[column] = one.value
     size = len(average.columns)
@@ -75,21 +78,21 @@ def average_cell(row: Mapping[Column, Sequence[Figure]], average: Average, cells
 
 
 def count_cell(figures: Sequence[Figure]) -> Cell:
-    """The mean of a number of parameters over a row's runs."""
+    """Return the mean of a number of parameters over a row's runs."""
     values = [one.value for one in figures if one.value is not None]
     return summarise(values) if values else Cell(word="–")
 
 
 def mark_fewer(column: Sequence[Cell]) -> list[Cell]:
-    """The same cells, those with fewer seeds than another one marked so."""
+    """Return the cells of a column. A cell with fewer seeds than another one gets the mark `f`."""
     most = max((cell.n for cell in column), default=0)
     return [replace(cell, marks=cell.marks | {"f"}) if 0 < cell.n < most else cell for cell in column]
 
 
 def mark_places(column: Sequence[Cell], common: frozenset[str]) -> list[Cell]:
-    """The same cells with their places: the best of two or more, the second of three or more.
+    """Return the cells of a column with their places. The best needs two comparable figures, the second needs three.
 
-    Figures that print the same share a place. What is not of the data and settings of the others has none.
+    Figures that print the same share a place. A figure of other data or settings than the others has no place.
     """
 
     def printed(cell: Cell) -> float | None:

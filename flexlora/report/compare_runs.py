@@ -1,4 +1,4 @@
-"""Find where two runs differ: settings, machine, results, and the first step at which they differ."""
+"""Find the differences between two runs: settings, machine, results, and the first step at which they differ."""
 
 import io
 import json
@@ -24,7 +24,7 @@ from flexlora.settings import flat_keys
 
 ABSENT = "–"
 SHOWN = 12
-# Fields of metrics.jsonl and of evaluations that hold a measured time.
+# Fields of metrics.jsonl and of evaluations that contain a measured time.
 CLOCKS = frozenset({"train_seconds", "eval_seconds"})
 # The keys of the record, by the section that shows their differences.
 RECORD = {
@@ -52,7 +52,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Section:
-    """The differences of one kind. `more`: how many are not listed. `counts`: whether they make two runs different."""
+    """The differences of one kind. `more` is the number of unlisted ones. `counts`: whether they make runs unequal."""
 
     title: str
     differences: list[Difference]
@@ -61,10 +61,10 @@ class Section:
 
 
 def compare(first: Run, second: Run) -> list[Section]:
-    """Compare two runs, section by section. Sections without a difference are left out.
+    """Return the differences of two runs, section by section. Sections without a difference are left out.
 
     Raises:
-        UserError: a file of theirs is broken; says which and why.
+        UserError: a file of one of the runs is broken. The message says which file and why.
     """
     one, other = asdict(first.record), asdict(second.record)
     sections = {title: _of_record(one, other, keys) for title, keys in RECORD.items()}
@@ -100,7 +100,7 @@ def _of_mappings(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str =
 
 
 def _texts(one: Any, other: Any) -> tuple[str, str]:
-    """Both values as text. Floats have six digits, or all digits where six would be equal."""
+    """Return both values as text. Floats have six digits, or all digits if six digits would be equal."""
     shown = [f"{value:.6g}" if isinstance(value, float) else _text(value) for value in (one, other)]
     return (_text(one), _text(other)) if shown[0] == shown[1] else (shown[0], shown[1])
 
@@ -115,10 +115,10 @@ def _without_clocks(row: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _by_step(run: Run) -> dict[float, dict[str, Any]]:
-    """A run's evaluations without their clocks.
+    """Return a run's evaluations by step, without the measured times.
 
     Raises:
-        ValueError: one is damaged; says which.
+        ValueError: an evaluation is damaged. The message says which one.
     """
     found = {}
     for number, row in enumerate(run.record.history, start=1):
@@ -143,7 +143,7 @@ def _evaluations(first: Run, second: Run) -> list[Difference]:
 
 
 def _first_row(first: Path, second: Path) -> list[Difference]:
-    """The first line of metrics.jsonl that differs."""
+    """Return the differences in the first line of metrics.jsonl that differs."""
     lines = zip_longest(*(read_json_lines(run / "metrics.jsonl") for run in (first, second)))
     for number, (ours, theirs) in enumerate(lines, start=1):
         one, other = _without_clocks(ours), _without_clocks(theirs)
@@ -157,7 +157,7 @@ def _first_row(first: Path, second: Path) -> list[Difference]:
 
 
 def _rank_events(first: Path, second: Path) -> list[Difference]:
-    """The number of events, the first event that differs, and its fields that differ."""
+    """Return the differences in the number of events, and in the fields of the first event that differs."""
     one, other = (list(read_json_lines(run / "ranks.jsonl")) for run in (first, second))
     found = [] if len(one) == len(other) else [Difference("number of events", str(len(one)), str(len(other)))]
     pairs = list(zip(one, other, strict=False))
@@ -186,7 +186,7 @@ def _alone(one: list[Any], other: list[Any]) -> list[str]:
 
 
 def _predictions(first: Path, second: Path) -> list[Difference]:
-    """How many examples of each split were answered differently."""
+    """Return the number of examples of each split whose answers differ."""
     found = []
     for name in (LAST, BEST):
         there = [(run / name).is_file() for run in (first, second)]
@@ -208,7 +208,7 @@ def _predictions(first: Path, second: Path) -> list[Difference]:
 
 
 def _weights(first: Path, second: Path) -> list[Difference]:
-    """The differences of the saved adapters, tensor by tensor."""
+    """Return the differences of the saved adapters, tensor by tensor."""
     one, other = (_tensors(run / "adapter") for run in (first, second))
     found = []
     for name in sorted({*one, *other}):
@@ -228,7 +228,7 @@ Tensor = tuple[str, tuple[int, ...], bytes]
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
-    """Type, shape and bytes of every tensor in the folder's safetensors files."""
+    """Return the type, shape and bytes of every tensor in the folder's safetensors files."""
     found = {}
     for file in sorted(folder.rglob("*.safetensors")):
         try:
@@ -242,7 +242,7 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def _farthest(kind: str, ours: bytes, theirs: bytes) -> tuple[str, str]:
-    """The values of the entry that differs most."""
+    """Return both values of the entry that differs most."""
     if kind not in NUMPY_TYPES:
         return "other bytes", "than these"
     one, other = (np.frombuffer(data, NUMPY_TYPES[kind]).astype(np.float64) for data in (ours, theirs))
@@ -251,7 +251,7 @@ def _farthest(kind: str, ours: bytes, theirs: bytes) -> tuple[str, str]:
 
 
 def as_text(first: Run, second: Run, sections: list[Section], width: int) -> str:
-    """A page for a terminal that is `width` wide."""
+    """Return a page for a terminal that is `width` characters wide."""
     file = io.StringIO()
     console = Console(file=file, width=width, highlight=False, emoji=False, markup=False)
     console.print(f"A  {first.path}\nB  {second.path}", soft_wrap=True)

@@ -32,8 +32,10 @@ HOW = (
 
 
 def build_costs(table: Table, runs: Sequence[Run]) -> list[Sheet]:
-    """The table of each scale, model and machine that has runs whose cost was measured; the paper's scale first, and
-    whole trainings before parts of one."""
+    """Return the table of each scale, model and machine that has runs whose cost was measured.
+
+    The paper's scale comes first, and whole trainings come before parts of a training.
+    """
     tasks = {column.task for column in table.columns}
     by_place: dict[tuple[bool, str, str, str, str], list[Run]] = {}
     for run in runs:
@@ -45,7 +47,7 @@ def build_costs(table: Table, runs: Sequence[Run]) -> list[Sheet]:
 
 
 def machine_of(record: RunRecord) -> str:
-    """What determines the time of a step: the GPU, or the number of CPU threads."""
+    """Return the hardware that determines the time of a step: the GPU, or the number of CPU threads."""
     hardware = record.hardware
     threads = hardware.get("torch_threads")
     on_cpu = f"a CPU ({threads} thread{'' if threads == 1 else 's'})"
@@ -53,7 +55,7 @@ def machine_of(record: RunRecord) -> str:
 
 
 def _part_of(record: RunRecord) -> str:
-    """Say in words that a run trained only in part; empty for a whole run."""
+    """Return the words for a run that trained only in part, or an empty text for a whole run."""
     if settings_of(record, "training").get("max_steps") is not None:
         return "a part of a training"
     return "a part of the data" if is_part(record) else ""
@@ -73,7 +75,7 @@ def _sheet(table: Table, found: Sequence[Run], machine: str, part: str) -> Sheet
     if table.paper_model is None:
         title = f"{table.tasks}, {model}, scale={scale}{f': {part}' if part else ''}"
     elif why is None:
-        groups = beside_paper(table, rows, columns, with_differences=False)  # the paper's seconds: another machine's
+        groups = beside_paper(table, rows, columns, with_differences=False)  # the paper used another machine
         _set_printed_ratios([row for group in groups for row in group if row.kind == "paper"])
     else:
         title = f"{table.tasks}, {model}, scale={scale}: {why}; these figures say nothing about the paper"
@@ -92,19 +94,19 @@ def _sheet(table: Table, found: Sequence[Run], machine: str, part: str) -> Sheet
 
 
 def _is_shown(column: Column, runs: Sequence[Run]) -> bool:
-    """Whether a run is of the column's task, and has its figure if that is optional."""
+    """Return whether a run has the column's task and, if the column is optional, also has its figure."""
     of_task = [run.record for run in runs if run.record.task == column.task]
     return any(not column.optional or column.value(record, "last") is not None for record in of_task)
 
 
 def _circumstances(record: RunRecord) -> str:
-    """What two runs must share so that the ratio of their costs compares their methods."""
+    """Return everything that two runs must share so that the ratio of their costs compares only their methods."""
     training = {key: value for key, value in settings_of(record, "training").items() if key != "learning_rate"}
     return json.dumps([record.task, record.seed, record.samples, training], sort_keys=True)
 
 
 def _set_ratios(rows: Sequence[Row], runs: Sequence[Run], columns: Sequence[Column]) -> None:
-    """Give each cost its ratio to LoRA's."""
+    """Set the ratio of each cost to LoRA's cost."""
     circumstances = {run.path: _circumstances(run.record) for run in runs}
     for i, column in enumerate(columns):
         if isinstance(column, Cost):
@@ -123,7 +125,10 @@ def _set_ratios(rows: Sequence[Row], runs: Sequence[Run], columns: Sequence[Colu
 def _ratio(
     figures: Sequence[Figure], references: Mapping[tuple[str, str], float], circumstances: Mapping[Path, str]
 ) -> Cell | None:
-    """The mean ratio to LoRA's figure in the same round and circumstances; LoRA's same variant comes first."""
+    """Return the mean ratio to LoRA's figure in the same round and circumstances.
+
+    The same variant of LoRA is used if there is one, otherwise the first variant by name.
+    """
     ratios = []
     for one in figures:
         here = circumstances[one.run.path]
@@ -146,7 +151,7 @@ def _printed_ratio(cell: Cell, reference: Cell) -> Cell | None:
 
 
 def _why_not_the_papers(table: Table, runs: Sequence[Run], machine: str, part: str) -> str | None:
-    """The reason why these figures cannot be compared with the paper's; None where they can."""
+    """Return the reason why these figures cannot be compared with the paper's, or None if they can."""
     records = [run.record for run in runs]
     first = records[0]
     if first.scale == "tiny" or any(map(is_generated, records)):

@@ -1,7 +1,7 @@
-"""The figures of runs as a tidy frame, one row a figure; every table is a pivot of it.
+"""The figures of runs as a tidy frame with one row for each figure. Every table is a pivot of it.
 
-The report itself holds the frame as a list: importing pandas takes longer than all other work on a thousand runs.
-`read_frame` gives the same as a pandas frame, for analyses of one's own.
+The report itself keeps the frame as a list, because importing pandas takes longer than all other work on a thousand
+runs. `read_frame` returns the same figures as a pandas frame, for the user's own analyses.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RowKey = tuple[str, str]
-"""Method and variant."""
+"""The method and the variant of a row."""
 
 
 class Figure(NamedTuple):
-    """What a run has in a column of its task; `value` is None where it has nothing there."""
+    """The figure of a run in a column of its task. `value` is None if the run has no such figure."""
 
     run: Run
     column: Column
@@ -33,7 +33,7 @@ class Figure(NamedTuple):
 
 
 def frame_of(runs: Iterable[Run], columns: Iterable[Column], evaluation: str) -> list[Figure]:
-    """One row for each run and each of these columns of its task; a count of parameters is of every task."""
+    """Return one figure for each run and each of these columns of its task. Every task has the parameter counts."""
     by_task: dict[str | None, list[Column]] = {}
     for column in columns:
         if not isinstance(column, Average):
@@ -46,7 +46,7 @@ def frame_of(runs: Iterable[Run], columns: Iterable[Column], evaluation: str) ->
 
 
 def pivot(frame: Iterable[Figure]) -> dict[RowKey, dict[Column, list[Figure]]]:
-    """The figures of each row and column."""
+    """Return the figures of each row and column."""
     found: dict[RowKey, dict[Column, list[Figure]]] = {}
     for one in frame:
         found.setdefault(one.row, {}).setdefault(one.column, []).append(one)
@@ -54,11 +54,11 @@ def pivot(frame: Iterable[Figure]) -> dict[RowKey, dict[Column, list[Figure]]]:
 
 
 def read_frame(folder: str | Path) -> "pd.DataFrame":
-    """Every figure of every run under `folder` as a pandas frame, one row a figure.
+    """Return every figure of every run under `folder` as a pandas frame with one row for each figure.
 
     Columns: scale, model, task, method, variant, seed, status, evaluation (`last`, `best`, `parameters`, `cost`),
-    metric, value, main (whether it is the task's main metric), path. Scores are shares, costs seconds, bytes and
-    operations. A run without figures has one row, without a value.
+    metric, value, main (whether it is the task's main metric), path. Scores are shares. Costs are in seconds, bytes
+    and operations. A run without figures has one row without a value.
     """
     import pandas as pd
 
@@ -72,7 +72,7 @@ def read_frame(folder: str | Path) -> "pd.DataFrame":
 
 
 def _recorded(record: RunRecord) -> Sequence[tuple[str | None, str | None, float | None, bool]]:
-    """Evaluation, metric, value and whether it is the main metric, of every figure; one row where a run has none."""
+    """Return evaluation, metric, value and `main` of every figure. A run without figures gets one empty row."""
     found: list[tuple[str | None, str | None, float | None, bool]] = []
     for evaluation in ("last", "best"):
         for metric in scores_of(record, evaluation):

@@ -1,4 +1,4 @@
-"""Intervals over the examples, of the figures and differences in a table that are of one seed."""
+"""Set the intervals over the examples for those figures and differences of a table that have only one seed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,11 +9,11 @@ from flexlora.report.table import Average, Column, Count
 from flexlora.results.collect import Run
 
 Runs = Mapping[tuple[str, str, str, int], Run]
-"""Runs by task, method, variant and seed."""
+"""The runs by task, method, variant and seed."""
 
 
 def set_intervals(rows: Sequence[Row], columns: Sequence[Column], runs: Sequence[Run], evaluation: str) -> None:
-    """Give their intervals to the rows' figures of one seed, and to their differences in one."""
+    """Set the intervals of the rows' figures with one seed, and of their differences in one seed."""
     found = {(r.record.task, r.record.method, r.record.variant, r.record.seed): r for r in runs}
     for row in rows:
         others = row.reference.cells if row.reference else [None] * len(columns)
@@ -26,7 +26,7 @@ def set_intervals(rows: Sequence[Row], columns: Sequence[Column], runs: Sequence
 
 
 def _with_intervals(cell: Cell, other: Cell | None, row: Row, column: Column, runs: Runs, evaluation: str) -> Cell:
-    from flexlora.report.bootstrap import difference_interval, interval  # here: numpy, which most reports do without
+    from flexlora.report.bootstrap import difference_interval, interval  # here: most reports do without numpy
 
     if cell.n == 1:
         (seed,) = cell.by_seed

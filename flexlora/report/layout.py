@@ -1,4 +1,4 @@
-"""What every format prints of a table: its lines, the parts of their cells, and the legend below."""
+"""The parts of a table that every format prints: its lines, the parts of their cells, and the legend below."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,9 +15,10 @@ SUPERSCRIPT = str.maketrans("svgdmxfc", "ˢᵛᵍᵈᵐˣᶠᶜ")
 
 
 class Entry(NamedTuple):
-    """A cell as mean, deviation and number of seeds, as far as it has them. `place`: 1 for the best of its column.
+    """The printed parts of a cell: its mean, deviation and number of seeds, if it has them.
 
-    `value` is the figure itself, to sort by: 332k and 1.33M, as they print, have no order.
+    `place` is 1 for the best of the column and 2 for the second. `value` is the figure itself, for sorting: the printed
+    texts 332k and 1.33M cannot be sorted.
     """
 
     parts: list[str]
@@ -30,7 +31,7 @@ class Entry(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One line of a row: its own, or that of a difference. `aside` where it is not a figure of ours."""
+    """One line of a row: its figures, or their differences. `aside` says that the line has no figures of our runs."""
 
     name: str
     entries: list[Entry]
@@ -38,7 +39,7 @@ class Line(NamedTuple):
 
 
 def printed_lines(sheet: Sheet, row: Row) -> list[Line]:
-    """The row's own line; below it, where it has them, its intervals and its differences from others."""
+    """Return the row's own line, followed by its intervals and its differences from others, if it has them."""
     own = [_entry(cell, column, row, sheet) for cell, column in zip(row.cells, sheet.columns, strict=True)]
     below: list[tuple[str, Callable[[Cell], Entry]]] = [
         (INTERVAL, _interval_entry),
@@ -56,7 +57,7 @@ def printed_lines(sheet: Sheet, row: Row) -> list[Line]:
 
 
 def legend(sheet: Sheet) -> list[str]:
-    """Explain the marks and words that the table has; then its notes, each after a dot."""
+    """Return the explanations of the marks and words in the table, followed by its notes, each after a dot."""
     used = frozenset[str]().union(*(cell.marks for row in sheet.rows for cell in row.cells)) - sheet.common_marks
     lines = [f"{mark.translate(SUPERSCRIPT)}  {text}" for mark, text in MARKS.items() if mark in used]
     words = {cell.word for row in sheet.rows for cell in row.cells}
@@ -70,7 +71,7 @@ def legend(sheet: Sheet) -> list[str]:
 
 
 def blocks_by_group(sheet: Sheet) -> list[list[int]]:
-    """The indices of the columns, group by group."""
+    """Return the indices of the columns, group by group."""
     groups = dict.fromkeys(column.group for column in sheet.columns)
     return [[i for i, column in enumerate(sheet.columns) if column.group == group] for group in groups]
 
@@ -78,9 +79,10 @@ def blocks_by_group(sheet: Sheet) -> list[list[int]]:
 def blocks_within(
     sheet: Sheet, width: int, name: Callable[[Line], str], text: Callable[[Entry], str]
 ) -> list[list[int]]:
-    """The columns in blocks of `width` letters, the rows' names with them: one, or those of each group; none is empty.
+    """Return the indices of the columns in blocks that are at most `width` letters wide, the rows' names included.
 
-    `name` and `text` say how a line's name and an entry are spelled, over several lines where they hold newlines.
+    If all columns fit, there is one block; otherwise each group has its own blocks. No block is empty. `name` and
+    `text` return a line's name and an entry as the format prints them. Newlines in them start further lines.
     """
     lines = [line for row in sheet.rows for line in printed_lines(sheet, row)]
     room = width - max(len(part) for line in lines for part in name(line).split("\n"))
@@ -103,7 +105,7 @@ def blocks_within(
 
 
 def corner(sheet: Sheet, block: list[int]) -> str:
-    """The heading above the names of the rows: the group's name where all columns of the block are of one group."""
+    """Return the heading above the rows' names: the group's name if all columns of the block are in one group."""
     groups = {sheet.columns[i].group for i in block}
     return (groups.pop() if len(groups) == 1 else "") or "method"
 
@@ -116,7 +118,7 @@ def _entry(cell: Cell, column: Column, row: Row, sheet: Sheet) -> Entry:
     if isinstance(column, Count):
         return Entry([count(cell.mean)], value=cell.mean)
     digits = cost_digits(cell.mean) if isinstance(column, Cost) else 1
-    parts = [f"{round(cell.mean, digits) + 0.0:,.{digits}f}"]  # no -0.0
+    parts = [f"{round(cell.mean, digits) + 0.0:,.{digits}f}"]  # + 0.0 turns -0.0 into 0.0
     if cell.std is not None:
         parts.append(f"± {cell.std:,.{digits}f}")
     if row.kind == "ours" and cell.n != sheet.usual_seeds:

@@ -1,4 +1,4 @@
-"""What must be said beside a figure, as letters: on what data and with what settings its runs were made."""
+"""The marks beside a figure: letters that say with which data and settings its runs were made."""
 
 import json
 from collections import Counter
@@ -25,18 +25,18 @@ NOT_COMPARABLE = {"s", "v", "g"}
 
 
 class Usual(NamedTuple):
-    """What most runs of a task saw: the data, and of the runs on a part of it the rows."""
+    """The data that most runs of a task used, and the rows that most of the runs on a part of the data used."""
 
     data: str
     rows: str
 
     def is_other(self, record: RunRecord) -> bool:
-        """Whether a run saw other data, or another part of it than most of those that saw a part."""
+        """Return whether a run used other data, or a part of the data that differs from the usual part."""
         return data_identity(record) != self.data or (is_part(record) and _rows(record) != self.rows)
 
 
 def usual_data(records: Iterable[RunRecord]) -> Usual:
-    """What most of the runs saw; of data that two halves saw, the hub's."""
+    """Return the data that most of the runs used. If two data sets are equally frequent, the hub's is returned."""
     counts: Counter[tuple[bool, str]] = Counter()
     rows: Counter[str] = Counter()
     for record in records:
@@ -49,7 +49,7 @@ def usual_data(records: Iterable[RunRecord]) -> Usual:
 
 
 def marks_of(used: Sequence[RunRecord], usual: Usual | None) -> frozenset[str]:
-    """The marks of a figure of these runs; `usual` is what most runs of the task saw."""
+    """Return the marks of a figure of these runs. `usual` is the data that most runs of the task used."""
     marks = {
         "s": any(record.subset for record in used),
         "v": any(record.data.get("held_out") for record in used),
@@ -61,7 +61,7 @@ def marks_of(used: Sequence[RunRecord], usual: Usual | None) -> frozenset[str]:
 
 
 def data_identity(record: RunRecord) -> str:
-    """What tells a run's data from another's: its files' content where that was recorded, else its revision."""
+    """Return a text that identifies a run's data: the hashes of its files if recorded, otherwise path and revision."""
     data = record.data
     if is_generated(record):
         return "generated"
@@ -71,12 +71,12 @@ def data_identity(record: RunRecord) -> str:
 
 
 def _rows(record: RunRecord) -> str:
-    """How many rows a run trained and was evaluated on; of two runs with the same, they are the same rows."""
+    """Return the numbers of rows for training and evaluation. Equal numbers mean that the rows are the same."""
     return json.dumps(record.samples, sort_keys=True)
 
 
 def _settings(record: RunRecord) -> str:
-    """The settings that the seeds of one cell share: all but the seeds and where files are."""
+    """Return the settings that all seeds of one cell must share: all except seeds and folders of files."""
     own = {"seed", "data_seed", "output_root", "path", "data_dir"}
     config = {key: value for key, value in record.config.items() if key not in own}
     groups = {

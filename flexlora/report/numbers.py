@@ -1,4 +1,4 @@
-"""How numbers are printed: parameters in three figures, costs in four, differences with their sign."""
+"""Print numbers: parameters with three digits, costs with four digits, differences with their sign."""
 
 import re
 
@@ -7,17 +7,17 @@ PRINTED_UNITS = {**UNITS, "B": 1e9, "": 1.0}
 
 
 def cost_digits(value: float) -> int:
-    """Decimals of seconds, bytes or operations: about four figures."""
+    """Return the number of decimals for seconds, bytes or operations, so that about four digits are printed."""
     return next((digits for digits, least in enumerate((10_000, 100, 10)) if abs(value) >= least), 3)
 
 
 def signed(value: float) -> str:
-    """A difference in points."""
+    """Return a difference in points as text, with its sign."""
     return f"{round(value, 1) + 0.0:+.1f}"
 
 
 def count(number: float) -> str:
-    """Three figures, as papers print parameters: 1.33M, 332k, 57."""
+    """Return a number with three digits, as papers print parameters: 1.33M, 332k, 57."""
     number = float(f"{number:.3g}")
     for unit, size in UNITS.items():
         if number >= size:
@@ -27,6 +27,6 @@ def count(number: float) -> str:
 
 
 def printed_count(text: str) -> float | None:
-    """The number that a paper prints as 1.3M or 8B; None where it prints none."""
+    """Return the number that a paper prints as 1.3M or 8B, or None if it prints none."""
     match = re.fullmatch(rf"([\d.]+)([{''.join(PRINTED_UNITS)}]?)", text)
     return float(round(float(match[1]) * PRINTED_UNITS[match[2]])) if match else None

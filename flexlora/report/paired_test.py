@@ -1,4 +1,4 @@
-"""One row against another over the seeds that both have: paired, as runs of one seed share their data order."""
+"""Compare two rows over the seeds that both have. The test is paired: runs of one seed share their data order."""
 
 import statistics
 from collections.abc import Mapping
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Paired:
-    """Mean difference over `n` shared seeds, in points, and the two-sided `p` of a paired t test.
+    """The mean difference over `n` shared seeds, in points, and the two-sided `p` of a paired t test.
 
-    `p` is None where it is not defined: for one seed, and where all differences are the same.
+    `p` is None if it is not defined: there is only one seed, or all differences are the same.
     """
 
     difference: float
     n: int
     p: float | None
     interval: tuple[float, float] | None = None
-    """Of a difference in one seed, in points, over the examples, where it was asked for."""
+    """The interval over the examples, in points. Only a difference in one seed has it, and only with `--intervals`."""
 
 
 def paired(ours: Mapping[int, float], reference: Mapping[int, float]) -> Paired | None:
-    """Our figures by seed less the reference's; None where no seed is shared."""
+    """Return our figures less the reference's, seed by seed, or None if no seed is shared."""
     seeds = sorted(ours.keys() & reference.keys())
     if not seeds:
         return None
@@ -28,7 +28,8 @@ def paired(ours: Mapping[int, float], reference: Mapping[int, float]) -> Paired 
     mean = statistics.fmean(differences)
     if len(seeds) == 1 or statistics.stdev(differences) < 1e-9:
         return Paired(mean, len(seeds), None)
-    # Here, as most reports do without them. The test is scipy.stats.ttest_rel, which takes a second to import.
+    # These imports are here because most reports do not need them. The test equals scipy.stats.ttest_rel, which takes a
+    # second to import.
     import numpy as np
     from scipy.special import stdtr
 

@@ -1,4 +1,4 @@
-"""Check what the paper's text says about rank allocations (sections 5.4 and F) on runs, with the numbers."""
+"""Check the claims of the paper's text about rank allocations (sections 5.4 and F) on runs, with the numbers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ HELD, NOT_HELD, OPEN = "holds", "does not hold", "not to be checked"
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the text, whether it holds in these runs, and the numbers behind the verdict."""
+    """A claim of the paper's text, whether it holds in these runs, and the numbers behind the verdict."""
 
     text: str
     verdict: str
@@ -22,9 +22,10 @@ class Claim:
 
 
 def check(seeds: Sequence[Allocation]) -> list[Claim]:
-    """The claims on the runs of one method, variant and task, at least one; `seeds` have the same matrices.
+    """Check all claims on the runs of one method, variant and task. All `seeds` (at least one) have the same matrices.
 
-    The paper speaks of twelve layers. Of another number the first third stands for L0–L3, the last quarter for L9–L11.
+    The paper's claims are for twelve layers. For another number of layers, the first third replaces L0–L3 and the last
+    quarter replaces L9–L11.
     """
     layers = seeds[0].layers
     shallow, deep = range(max(1, layers // 3)), range(layers - max(1, layers // 4), layers)
@@ -38,12 +39,12 @@ def check(seeds: Sequence[Allocation]) -> list[Claim]:
 
 
 def energy_entropy_corner(energies: Sequence[float], entropies: Sequence[float]) -> tuple[float, float]:
-    """The limits of low energy (the lowest third of these matrices) and of high entropy (the highest third)."""
+    """Return the limits of low energy (the lowest third of these matrices) and of high entropy (the highest third)."""
     return float(np.quantile(energies, 1 / 3)), float(np.quantile(entropies, 2 / 3))
 
 
 def _change(seeds: Sequence[Allocation], text: str, layers: range, sign: int) -> Claim:
-    """Whether the mean rank of the matrices in `layers` rises (1) or falls (-1) from before the first event."""
+    """Check whether the mean rank of the matrices in `layers` rises (`sign` 1) or falls (-1) from the initial ranks."""
     changes = [one.ranks[-1] - one.ranks[0] for one in seeds]  # (M)
     inside = _inside(seeds[0], layers)
     if not inside.any():
@@ -61,7 +62,10 @@ def _change(seeds: Sequence[Allocation], text: str, layers: range, sign: int) ->
 
 
 def _preserved(seeds: Sequence[Allocation], layers: range) -> Claim | None:
-    """Whether the `PRESERVED` matrices end with higher ranks than the others of the middle layers; None without any."""
+    """Check whether the `PRESERVED` matrices end with higher ranks than the others of the middle layers.
+
+    Return None if the middle layers lack either kind of matrix.
+    """
     first = seeds[0]
     named = np.array([place.kind in PRESERVED for place in first.places]) & _inside(first, layers)
     others = ~named & _inside(first, layers)
@@ -75,7 +79,10 @@ def _preserved(seeds: Sequence[Allocation], layers: range) -> Claim | None:
 
 
 def _corner(seeds: Sequence[Allocation]) -> Claim:
-    """Whether no matrix of low energy and high entropy has a large rank: in the highest third, and above the start."""
+    """Check that no matrix of low energy and high entropy has a large rank.
+
+    A rank is large if it is in the highest third and above the mean initial rank.
+    """
     text = "no matrix of low energy and high entropy has a large rank"
     held, counts, related = [], [], []
     for one in seeds:
@@ -118,12 +125,12 @@ def _verdict(held: Sequence[bool | np.bool_]) -> str:
 
 
 def _rank_correlation(one: Array, other: Array) -> float:
-    """Spearman's correlation; 0 where one side is constant."""
+    """Return Spearman's correlation. It is 0 if one side is constant."""
     return float(spearman(one[None], other[None])[0])
 
 
 def as_text(groups: Sequence[tuple[str, Sequence[Claim]]]) -> str:
-    """The claims of each group of runs under its name."""
+    """Return the text that lists the claims of each group of runs below its name."""
     lines = []
     for name, claims in groups:
         lines += [name, ""]

@@ -1,4 +1,4 @@
-"""The paper's rows, and which of our rows each of them belongs beside."""
+"""Build the paper's rows, and place each of them beside our rows that it can be compared with."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +14,7 @@ from flexlora.report.table import ADAPTER, TRAINABLE, Average, Column, Count, Pa
 def beside_paper(
     table: Table, rows: Sequence[Row], columns: Sequence[Column], with_differences: bool = True
 ) -> list[list[Row]]:
-    """Rows by method, followed by the paper's row they stand beside; then the paper's rows that stand beside none."""
+    """Return groups of rows: our rows of a method with the paper's row that fits them, then the other paper's rows."""
     papers = {paper: _paper_row(paper, table, columns) for paper in table.paper_rows}
     groups: dict[tuple[str, PaperRow | None], list[Row]] = {}
     for row in rows:
@@ -49,7 +49,10 @@ def _paper_row(paper: PaperRow, table: Table, columns: Sequence[Column]) -> Row:
 
 
 def _paper_cell(lines: list[Published], column: Column) -> Cell:
-    """What the paper prints; an average that it does not print is that of its figures where it prints them all."""
+    """Return the cell with the number that the paper prints in this column.
+
+    An average that the paper does not print is computed from its figures, if it prints all of them.
+    """
     if isinstance(column, Count):
         return _printed_parameters(lines[0], column)
     value = printed_value(lines, column)
@@ -63,7 +66,7 @@ def _paper_cell(lines: list[Published], column: Column) -> Cell:
 
 
 def _printed_parameters(line: Published, column: Count) -> Cell:
-    """The row's number of parameters, in the column that it belongs to."""
+    """Return the cell with the row's number of parameters. It is empty if the number belongs to the other column."""
     counts = ADAPTER if line.params_of in ("adapter", "unknown") else TRAINABLE
     text = line.params if column == counts else ""
     return Cell(mean=printed_count(text), text=text)

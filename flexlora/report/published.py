@@ -1,4 +1,4 @@
-"""Read numbers as papers print them: `published/<file>.csv`, one line for each number, with its table and row."""
+"""Read the numbers that papers print. `published/<file>.csv` has one line for each number, with its table and row."""
 
 import csv
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from flexlora.report.table import Column, PaperRow
 
 @dataclass(frozen=True)
 class Published:
-    """A line of the file. `metric` and `row` are spelled as the paper spells them.
+    """One line of the file. `metric` and `row` are spelled as the paper spells them.
 
     `params_of` says what the printed parameters count: `adapter`, `adapter+head`, `model` or `unknown`. `inferred` is
-    `no`, or says what of the line is our reading: the row's `label`, or what its `params` count.
+    `no`, or it names the part of the line that we inferred: the row's `label`, or what its `params` count.
     """
 
     table: str
@@ -32,7 +32,7 @@ class Published:
 
 @cache
 def read_published(name: str) -> tuple[Published, ...]:
-    """All lines of `published/<name>`, in the order of the file."""
+    """Return all lines of `published/<name>`, in the order of the file."""
     text = read_text(Path(__file__).parent / "published" / name)
     return tuple(
         Published(
@@ -44,7 +44,7 @@ def read_published(name: str) -> tuple[Published, ...]:
 
 
 def lines_of(row: PaperRow, name: str) -> list[Published]:
-    """The lines of one row, in the order of its tables.
+    """Return the lines of one row, in the order of the row's tables.
 
     Raises:
         UserError: the file has no line of the row.
@@ -56,7 +56,7 @@ def lines_of(row: PaperRow, name: str) -> list[Published]:
 
 
 def printed_value(lines: list[Published], column: Column) -> float | None:
-    """The number that the paper prints in this column; None where it prints none."""
+    """Return the number that the paper prints in this column, or None if it prints none."""
     if column.published is None:
         return None
     wanted = (column.task, column.published)

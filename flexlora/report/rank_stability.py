@@ -1,4 +1,4 @@
-"""Measure how stable an allocation is: scores from event to event, reversed moves, and agreement between seeds."""
+"""Measure how stable a rank allocation is: scores from event to event, reversed moves, agreement between seeds."""
 
 import itertools
 from collections.abc import Iterable, Sequence
@@ -12,14 +12,17 @@ from flexlora.report.bootstrap import spearman
 
 @dataclass(frozen=True)
 class Stability:
-    """Stability over the runs of one method, variant and task. Correlations are Spearman's over matrices, or NaN.
+    """The stability over the runs of one method, variant and task.
+
+    Correlations are Spearman's over the matrices. A correlation that is not defined is NaN.
 
     Attributes:
-        following: of an event's scores with those of the next one, each run's mean over its events.
-        lowest: the same, of the two events that agree least.
-        ends: of the first event's scores with the last one's.
-        taken_back: moves of a rank against the same matrix's move before, and how many moves had one before.
-        between_seeds: of two seeds' final ranks, each pair of them.
+        following: for each run, the correlation of an event's scores with the next event's, averaged over its events.
+        lowest: for each run, the lowest of these correlations.
+        ends: for each run, the correlation of the first event's scores with the last event's.
+        taken_back: the number of rank moves that reverse the same matrix's previous move, and the number of moves
+            that have a previous move.
+        between_seeds: for each pair of seeds, the correlation of their final ranks.
     """
 
     following: list[float]
@@ -30,7 +33,7 @@ class Stability:
 
 
 def stability(seeds: Sequence[Allocation]) -> Stability:
-    """Measure the stability of at least one run; all have the same matrices."""
+    """Measure the stability over these runs. There is at least one run, and all runs have the same matrices."""
     agreements = [[_agreement(a, b) for a, b in itertools.pairwise(one.scores)] for one in seeds]
     told = [[value for value in values if np.isfinite(value)] for values in agreements]
     moves = [_taken_back(one.ranks) for one in seeds]
@@ -44,7 +47,10 @@ def stability(seeds: Sequence[Allocation]) -> Stability:
 
 
 def _agreement(one: Array, other: Array) -> float:
-    """Correlation over the matrices with both scores; NaN for fewer than three, or where one side is constant."""
+    """Return the correlation over the matrices that have both values.
+
+    It is NaN if fewer than three matrices have both, or if one side is constant.
+    """
     both = np.isfinite(one) & np.isfinite(other)
     if both.sum() < 3 or np.ptp(one[both]) == 0 or np.ptp(other[both]) == 0:
         return float("nan")
@@ -52,7 +58,7 @@ def _agreement(one: Array, other: Array) -> float:
 
 
 def _taken_back(ranks: Array) -> tuple[int, int]:
-    """Count, over each matrix's moves, those that reverse the move before, and all moves but the first."""
+    """Count the moves that reverse the same matrix's previous move, and all moves that have a previous move."""
     back = of = 0
     for steps in np.diff(ranks, axis=0).T:
         signs = np.sign(steps[steps != 0])
@@ -62,7 +68,7 @@ def _taken_back(ranks: Array) -> tuple[int, int]:
 
 
 def as_text(groups: Sequence[tuple[str, Stability]]) -> str:
-    """The figures of each group, below its name."""
+    """Return the text that lists the figures of each group below its name."""
     lines = []
     for name, found in groups:
         back, of = found.taken_back
@@ -80,7 +86,7 @@ def as_text(groups: Sequence[tuple[str, Stability]]) -> str:
 
 
 def _mean(values: Iterable[float]) -> str:
-    """The mean of the defined values, with their number where there are several."""
+    """Return the mean of the defined values as text, with their number if there are several."""
     told = [value for value in values if np.isfinite(value)]
     if not told:
         return "–"

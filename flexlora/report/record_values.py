@@ -1,61 +1,61 @@
-"""What the report reads from a record. Nobody checked its values: what is no number counts as missing."""
+"""Read values from a record. Nothing has checked them before, so a value that is not a number counts as missing."""
 
 from collections.abc import Callable, Mapping
 
 from flexlora.results.record import RunRecord
 
 LARGEST = 1e300
-"""Numbers of a damaged record may be beyond it; up to here percents, sums and deviations are still floats."""
+"""The largest number that is read. Larger ones are from a damaged record: their percents or sums could overflow."""
 
 
 def number(value: object) -> float | None:
-    """The value as a finite number; None where it is none."""
+    """Return the value as a float, or None if it is not a number or is larger than `LARGEST`."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
     return float(value) if abs(value) <= LARGEST else None
 
 
 def scores_of(record: RunRecord, evaluation: str) -> Mapping[str, object]:
-    """What a run's `last` or `best` evaluation gave; empty where there was none."""
+    """Return the scores of a run's `last` or `best` evaluation. They are empty if there was no evaluation."""
     found = record.metrics.get(evaluation)
     return found if isinstance(found, dict) else {}
 
 
 def figure(record: RunRecord, metric: str, evaluation: str) -> float | None:
-    """A figure of the `last` or `best` evaluation of a run that is done; None where there is none."""
+    """Return a figure of the `last` or `best` evaluation, or None if it is missing or the run is not done."""
     return number(scores_of(record, evaluation).get(metric)) if record.status == "done" else None
 
 
 def settings_of(record: RunRecord, group: str) -> dict[str, object]:
-    """The settings of a group (`method`, `training`); empty where the record has none."""
+    """Return the settings of a group (`method`, `training`). They are empty if the record has none."""
     found = record.config.get(group)
     return found if isinstance(found, dict) else {}
 
 
 def measures_cost(record: RunRecord) -> bool:
-    """Whether the run was made to measure what training costs, and not to learn well (`experiment=cost`)."""
+    """Return whether the run only measures the cost of training (`experiment=cost`). Its scores do not count."""
     return settings_of(record, "training").get("count_flops") is True
 
 
 def is_generated(record: RunRecord) -> bool:
-    """Whether the run's data was generated."""
+    """Return whether the run's data was generated."""
     return record.data.get("source") == "generated"
 
 
 def is_part(record: RunRecord) -> bool:
-    """Whether the run saw only a part of its task's data."""
+    """Return whether the run used only a part of its task's data."""
     return bool(record.subset or record.data.get("held_out"))
 
 
 def _samples_per_second(record: RunRecord) -> float | None:
-    """Examples of all steps but the first over the training's seconds."""
+    """Return the examples of all steps except the first, divided by the training time in seconds."""
     rows = record.samples.get("train")
     if not rows or not record.epochs or not record.train_seconds or not record.steps:
         return None
     return float(rows * record.epochs * (record.steps - 1) / record.steps / record.train_seconds)
 
 
-# What a column of this name shows, in seconds, bytes, operations.
+# The value of each cost column, in seconds, bytes, operations, or examples per second.
 COSTS: Mapping[str, Callable[[RunRecord], object]] = {
     "train_seconds": lambda record: record.train_seconds,
     "eval_seconds": lambda record: scores_of(record, "last").get("eval_seconds"),

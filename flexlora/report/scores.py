@@ -1,4 +1,4 @@
-"""Tables of scores: one for each scale and model, as the figures of two never compare."""
+"""Build the tables of scores: one for each scale and model, because figures of two models cannot be compared."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,19 +38,19 @@ HOW_SURE = (
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked of a table of scores."""
+    """The options of a table of scores."""
 
     evaluation: str = "last"
     all_tasks: bool = False
-    """Whether tasks without a run are shown."""
+    """Whether tasks without a run are also shown."""
     against: str | None = None
-    """The method that the rows are compared with, seed by seed."""
+    """The method that the rows are compared with, seed by seed. None: no comparison."""
     intervals: bool = False
-    """Whether figures of one seed, and differences in one, get their intervals over the examples."""
+    """Whether figures of one seed, and differences in one seed, get their intervals over the examples."""
 
 
 def build_scores(table: Table, runs: Iterable[Run], asked: Asked) -> list[Sheet]:
-    """The table of each scale and model that has runs of its tasks; the paper's scale first."""
+    """Return the table of each scale and model that has runs of its tasks. The paper's scale comes first."""
     tasks = {column.task for column in table.columns}
     by_place: dict[tuple[bool, str, str], list[Run]] = {}
     for run in runs:
@@ -71,7 +71,7 @@ def _belongs(run: Run, table: Table) -> bool:
 
 
 def _setting(config: Mapping[str, object], name: str, otherwise: object) -> object:
-    """The setting `method.direction`; where a method does not have it, `otherwise`."""
+    """Return the value of a setting such as `method.direction`, or `otherwise` if the method does not have it."""
     group, key = name.split(".")
     values = config.get(group)
     absent = otherwise if group == "method" else None
@@ -132,7 +132,10 @@ def _sheet(table: Table, found: list[Run], asked: Asked) -> Sheet:
 
 
 def _with_runs(table: Table, runs: Sequence[Run], evaluation: str) -> list[Column]:
-    """The columns of the tasks that were run; without optional ones that no run has, unless there are no others."""
+    """Return the columns of the tasks that have runs.
+
+    An optional column is left out if no run has its figure, unless no other column remains.
+    """
     present = {run.record.task for run in runs}
     columns = [column for column in table.columns if column.task in present]
 
@@ -156,7 +159,7 @@ def _title(table: Table, scale: str, model: str, is_paper: bool, generated: bool
 
 
 def _title_of_ours(table: Table, scale: str, model: str, generated: bool) -> str:
-    """The title of a table whose figures are not the paper's, and why they are not."""
+    """Return the title of a table that cannot be compared with the paper. It contains the reason."""
     place = f"{table.tasks}, {model}, scale={scale}"
     if scale == "tiny":
         why = "generated data and a small model" if generated else "a small model"
@@ -183,7 +186,7 @@ def _what_a_cell_is(usual_seeds: int | None, with_others: bool) -> str:
 
 
 def _compare(rows: Sequence[Row], references: Sequence[Row], shared: set[str], common: frozenset[str]) -> None:
-    """Give the cells of each row their differences from those of its reference."""
+    """Set the differences between the cells of each row and those of its reference row."""
     for row in rows:
         reference = _reference(row, references, shared)
         if reference is not None:
@@ -193,9 +196,10 @@ def _compare(rows: Sequence[Row], references: Sequence[Row], shared: set[str], c
 
 
 def _reference(row: Row, references: Sequence[Row], shared: set[str]) -> Row | None:
-    """What a row is compared with: of another method the row of the same variant, else its default or its only one.
+    """Return the row that a row is compared with, or None.
 
-    The default row is the one with nothing of its own: no override but those that all rows of the table share.
+    It is the reference method's row with the same variant, otherwise its default row, otherwise its only row. The
+    default row has no overrides except those that all rows of the table share.
     """
     same_variant = [other for other in references if other.variant == row.variant and other.method != row.method]
     default = [other for other in references if not overrides(other.variant) - shared]
@@ -206,7 +210,7 @@ def _reference(row: Row, references: Sequence[Row], shared: set[str]) -> Row | N
 
 
 def _paired(cell: Cell, reference: Cell, common: frozenset[str]) -> Paired | None:
-    # Two cells on a part of the data may be compared where others are on the whole: parts of other rows have a `d`.
+    # Two cells on a part of the data may be compared although others use all data: other parts have the mark `d`.
     unlike = (cell.marks ^ reference.marks) & NO_RIVAL or (cell.marks & reference.marks - common) & {"d", "m"}
     if unlike:
         return None

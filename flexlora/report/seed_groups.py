@@ -1,4 +1,4 @@
-"""Group the runs of one scale, model, task, method and variant: they differ in the seed only."""
+"""Group the runs of one scale, model, task, method and variant. The runs of a group differ only in the seed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from flexlora.report.record_values import figure, measures_cost
 from flexlora.results.collect import Run
 
 MOST_ROWS = 12
-"""A figure shows at most so many curves: more cannot be told apart."""
+"""The largest number of curves in a figure. More curves could not be distinguished."""
 
 
 @dataclass(frozen=True)
 class Allocated:
-    """The seeds of one method and variant on one task that had rank events."""
+    """The seeds of one method and variant on one task, if they had rank events."""
 
     seeds: list[Allocation]
 
@@ -37,22 +37,22 @@ class Allocated:
 
 
 class Allocations(NamedTuple):
-    """What was read of the runs that had rank events."""
+    """The groups that were read, and what was left out."""
 
     groups: list[Allocated]
     more: int
     """The number of groups that were not read."""
     broken: list[str]
-    """A line for each run with a broken file, which is left out."""
+    """A line for each run that is left out because a file is broken."""
 
 
 def row_name(run: Run) -> str:
-    """The method, and its variant where that is not the default."""
+    """Return the name of a run's row: its method, followed by its variant if that is not the default."""
     return run.record.method if run.record.variant == "default" else f"{run.record.method} {run.record.variant}"
 
 
 def last_figure(run: Run) -> float | None:
-    """The main figure of the last evaluation of a run that is done; None where there is none."""
+    """Return the main figure of the last evaluation, or None if it is missing or the run is not done."""
     return figure(run.record, run.record.main_metric or "", "last")
 
 
@@ -70,10 +70,11 @@ def by_place(runs: Sequence[Run]) -> dict[tuple[str, str], dict[str, dict[str, l
 def allocated(runs: Sequence[Run], most: int | None = None) -> Allocations:
     """Read the finished runs that had rank events, grouped by method, variant and task.
 
-    Seeds whose events or matrices are not the first one's (of other data, under one variant's name) are left out.
+    A seed is left out if its matrices or the steps of its events differ from the first seed's. This happens if the
+    data differ under one variant's name.
 
     Args:
-        most: read so many groups only.
+        most: the largest number of groups to read. None: all.
     """
     groups: dict[tuple[str, str, str, str, str], list[Run]] = {}
     for run in runs:

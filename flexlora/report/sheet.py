@@ -1,4 +1,4 @@
-"""A table that is ready to be printed, and what tables of scores and of costs share on the way to it."""
+"""A table that is ready to be printed, and the functions that tables of scores and of costs share."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ SHOWN_FAILURES = 8
 
 @dataclass
 class Row:
-    """One row, a cell for each column. `kind` is `ours` or `paper`."""
+    """One row with a cell for each column. `kind` is `ours` or `paper`."""
 
     kind: str
     label: str
@@ -24,14 +24,14 @@ class Row:
     variant: str
     cells: list[Cell]
     settings: Mapping[str, object] = field(default_factory=dict)
-    """Of our row's method."""
+    """The settings of our row's method."""
     reference: "Row | None" = None
     """The row that it is compared with."""
 
 
 @dataclass
 class Sheet:
-    """One table of one scale and model: `groups` are rows that belong together."""
+    """One table of one scale and model. Each of its `groups` has rows that belong together."""
 
     table: Table
     scale: str
@@ -44,7 +44,7 @@ class Sheet:
     notes: list[str]
     common_marks: frozenset[str]
     usual_seeds: int | None = None
-    """In a wide table, the number of seeds of most figures: it is said above."""
+    """The most frequent number of seeds in a wide table. A caption says it once for all figures."""
     against: str | None = None
     """The method whose rows the others are compared with, seed by seed."""
 
@@ -54,7 +54,7 @@ class Sheet:
 
 
 def our_rows(table: Table, runs: Sequence[Run], columns: Sequence[Column], evaluation: str) -> list[Row]:
-    """A row for each method and variant of the runs, a cell for each column."""
+    """Return a row for each method and variant of the runs, with a cell for each column."""
     parts = [part for column in columns if isinstance(column, Average) for part in column.columns]
     figures = pivot(frame_of(runs, dict.fromkeys([*columns, *parts]), evaluation))
     usual = {task: usual_data(of_task) for task, of_task in _by_task(runs).items()}
@@ -86,18 +86,21 @@ def _by_task(runs: Iterable[Run]) -> dict[str, list[RunRecord]]:
 
 
 def shows(table: Table, record: RunRecord) -> bool:
-    """Whether the run is of one of the table's rows."""
+    """Return whether the run belongs to one of the table's rows."""
     return not table.rows or _place(table, record.method, record.variant) < len(table.rows)
 
 
 def _place(table: Table, method: str, variant: str) -> int:
-    """The place of the first of the table's rows that is this one."""
+    """Return the index of the first of the table's rows that matches, or the number of rows if none matches."""
     is_this = (row.method == method and row.variant in (None, variant) for row in table.rows)
     return next((i for i, found in enumerate(is_this) if found), len(table.rows))
 
 
 def _order(table: Table, method: str, variant: str) -> tuple[int, int, str, bool, int, str]:
-    """By method; its default row first, or on a part of the data the one with the fewest overrides."""
+    """Return the sort key of a row. It sorts by the table's rows, then by method.
+
+    In a method, the default row comes first, then the row with the fewest overrides.
+    """
     place = table.methods.index(method) if method in table.methods else len(table.methods)
     return _place(table, method, variant), place, method, variant != "default", variant.count("+"), variant
 
@@ -109,12 +112,16 @@ def set_column(rows: Sequence[Row], place: int, cells: Sequence[Cell]) -> None:
 
 
 def overrides(variant: str) -> set[str]:
-    """The overrides in a variant's name."""
+    """Return the overrides in a variant's name."""
     return {part for part in variant.split("+") if part != "default"}
 
 
 def label_rows(rows: Sequence[Row]) -> set[str]:
-    """Call each row by its method and what of its variant is its own; returned is what all share, a single row too."""
+    """Set each row's label: its method and the overrides that not all rows share.
+
+    Returns:
+        The overrides that all rows share. If there is only one row, these are all its overrides.
+    """
     shared = set.intersection(*(overrides(row.variant) for row in rows)) if rows else set()
     for row in rows:
         own = [part for part in row.variant.split("+") if part not in shared | {"default"}]
@@ -123,19 +130,19 @@ def label_rows(rows: Sequence[Row]) -> set[str]:
 
 
 def scores_in(rows: Sequence[Row], columns: Sequence[Column]) -> list[Cell]:
-    """The cells of these rows that have a figure, without numbers of parameters."""
+    """Return the cells of these rows that have a figure. Numbers of parameters are left out."""
     pairs = [pair for row in rows for pair in zip(row.cells, columns, strict=True)]
     return [cell for cell, column in pairs if cell.n and not isinstance(column, Count)]
 
 
 def common_marks(rows: Sequence[Row], columns: Sequence[Column]) -> frozenset[str]:
-    """Marks that every figure has: they are said once, above the table."""
+    """Return the marks that every figure has. They are explained once, above the table."""
     marks = [cell.marks for cell in scores_in(rows, columns)]
     return frozenset.intersection(*marks) if marks else frozenset()
 
 
 def what_all_share(shared: Iterable[str], common: frozenset[str]) -> list[str]:
-    """Captions on what is the same in all rows, and in all figures."""
+    """Return the captions about overrides that all rows share and marks that all figures share."""
     return [
         *([f"All rows: {', '.join(sorted(shared))}."] if shared else []),
         *(f"All figures: {text}." for mark, text in MARKS.items() if mark in common),
@@ -143,7 +150,7 @@ def what_all_share(shared: Iterable[str], common: frozenset[str]) -> list[str]:
 
 
 def footnotes_of(table: Table, columns: Sequence[Column], is_paper: bool) -> list[str]:
-    """What the table says of the columns that are shown; of a paper's numbers only where these are shown too."""
+    """Return the footnotes for the shown columns. A table with a paper's model has none if the paper is not shown."""
     if table.paper_model is not None and not is_paper:
         return []
     shown = {None, *(column.task for column in columns)}
@@ -151,7 +158,7 @@ def footnotes_of(table: Table, columns: Sequence[Column], is_paper: bool) -> lis
 
 
 def failures(runs: Sequence[Run]) -> list[str]:
-    """A line for each run that did not end well, the first few."""
+    """Return a line for each run that is not done. Only the first `SHOWN_FAILURES` are listed, the others counted."""
     failed = [run for run in runs if run.record.status != "done"]
     lines = [
         f"{run.record.status}: {run.record.task} {run.record.method} seed {run.record.seed}: {run.record.error} "

@@ -1,4 +1,4 @@
-"""Write one HTML page of a sweep: tables, figures, settings, runs and failures in one file that needs no network."""
+"""Write one HTML page about a sweep: tables, figures, settings, runs and failures. The file needs no network."""
 
 import base64
 import html
@@ -39,8 +39,8 @@ td.reason { white-space: normal; min-width: 20em; overflow-wrap: anywhere; text-
 summary { cursor: pointer; }
 """
 
-# A click on a heading sorts by its column, a second click in the other direction. Grey lines stay below their row, and
-# groups of rows stay together. Cells without a number come last.
+# A click on a heading sorts by its column. A second click sorts in the other direction. Grey lines stay below their row
+# and groups of rows stay together. Cells without a number come last.
 SCRIPT = """\
 function key(row, column) {
   const cell = row.cells[column];
@@ -87,15 +87,15 @@ def as_page(
     claims: Sequence[tuple[str, Sequence[Claim]]],
     note: str | None = None,
 ) -> str:
-    """The page of the runs under `root`.
+    """Return the page of the runs under `root`.
 
     Args:
-        root: for the title.
+        root: the folder that the title names.
         found: the runs, and the records that are broken.
         sheets: the tables.
-        drawings: the figures, embedded as SVG.
-        claims: what the paper's text says, checked, by group of runs.
-        note: what is to be said below the figures, such as that there are more.
+        drawings: the figures, which are embedded as SVG.
+        claims: the checked claims of the paper's text, by group of runs.
+        note: a note below the figures, such as the number of figures that are not shown.
     """
     figures = [_figure(drawing) for drawing in drawings]
     failures = [run for run in found.runs if run.record.status != "done"]
@@ -188,7 +188,7 @@ def _run_row(run: Run, root: Path) -> list[str]:
 
 
 def _settings(runs: Sequence[Run]) -> str:
-    """The settings that differ between the runs, with their values; below, folded, those that all runs share."""
+    """Return the settings that differ between the runs, with their values, then a folded list of shared settings."""
     values: dict[str, Counter[str]] = {}
     for run in runs:
         for key, value in flat_keys(run.record.config).items():
@@ -219,7 +219,7 @@ def _place(run: Run, root: Path) -> str:
 def _table(
     heads: Sequence[str], rows: Iterable[Sequence[str]], texts: Sequence[int] = (), reasons: Sequence[int] = ()
 ) -> str:
-    """An HTML table. Columns in `texts` are aligned left, those in `reasons` also wrap; the first has the names."""
+    """Return an HTML table. Columns in `texts` are aligned left. Columns in `reasons` are aligned left and wrap."""
     classes: Mapping[int, str] = {**dict.fromkeys(texts, "text"), **dict.fromkeys(reasons, "text reason")}
 
     def line(cells: Sequence[str], tag: str) -> str:

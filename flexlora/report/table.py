@@ -1,4 +1,4 @@
-"""What a table is: columns, averages over them, the paper's rows, and what is to be said beside those."""
+"""The description of a table: its columns, the averages over them, the paper's rows and their footnotes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,27 +10,27 @@ from flexlora.results.record import RunRecord
 
 @dataclass(frozen=True)
 class Column:
-    """One figure of the runs of one task: `metric` is a key of the record's evaluations, a share shown in percent."""
+    """One figure of the runs of one task. `metric` is a key of the record's evaluations. It is shown in percent."""
 
     task: str
     heading: tuple[str, str]
     metric: str
     published: str | None = None
-    """What the paper calls this figure; None where it does not print it."""
+    """The paper's name for this figure, or None if the paper does not print it."""
     group: str = ""
-    """In a terminal, columns of one group are printed together under its name."""
+    """The name of the group of columns. In a terminal, the columns of a group are printed together below its name."""
     optional: bool = False
-    """Whether runs may do without it (a test set that was not asked for, a second average): shown where it is there."""
+    """Whether the column is shown only if a run has its figure, such as a test set that not every run evaluates."""
 
     def value(self, record: RunRecord, evaluation: str) -> float | None:
-        """The run's figure in the unit of the column; None where it has none."""
+        """Return the run's figure in the unit of the column, or None if the run has none."""
         share = figure(record, self.metric, evaluation)
         return None if share is None else 100 * share
 
 
 @dataclass(frozen=True)
 class Count(Column):
-    """A number of parameters: the sum of these entries of the record's `parameters`."""
+    """A number of parameters: the sum of the `entries` of the record's `parameters`."""
 
     entries: tuple[str, ...] = ()
 
@@ -43,7 +43,7 @@ class Count(Column):
 
 @dataclass(frozen=True)
 class Cost(Column):
-    """What a run of the task cost: `metric` is one of `record_values.COSTS`, shown in units of `unit`."""
+    """A cost of a run of the task. `metric` is one of `record_values.COSTS`. It is shown in units of `unit`."""
 
     unit: float = 1.0
 
@@ -54,34 +54,34 @@ class Cost(Column):
 
 @dataclass(frozen=True)
 class Average(Column):
-    """The mean over `of`, groups of columns, of each group's mean, seed by seed; of one group its plain mean."""
+    """The mean of the means of some groups of columns (`of`), seed by seed. With one group it is the plain mean."""
 
     of: tuple[tuple[Column, ...], ...] = ()
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """All columns it is over."""
+        """All columns that the average includes."""
         return tuple(column for group in self.of for column in group)
 
     def mean(self, values: Mapping[Column, float]) -> float:
-        """The average of these figures; all columns must be there."""
+        """Return the average of these figures. `values` must have all columns of the average."""
         return fmean(fmean(values[column] for column in group) for group in self.of)
 
 
 @dataclass(frozen=True)
 class PaperRow:
-    """A method's printed row: its cells from the first of `tables` that has them (see the `table` column)."""
+    """A method's row in the paper. Each cell is from the first of `tables` (the CSV's `table` column) that has it."""
 
     method: str
     row: str
     tables: tuple[str, ...]
     settings: tuple[tuple[str, tuple[object, ...]], ...] = ()
-    """What the settings of a method may be for its runs to stand beside it, such as `r`; others do not matter."""
+    """The allowed values of settings such as `r`. Only runs with allowed values are compared with this row."""
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """A row that a table shows: the runs of a method, of all its variants or of one."""
+    """A row that a table shows: the runs of a method. `variant` None means all its variants."""
 
     method: str
     variant: str | None = None
@@ -89,7 +89,7 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Table:
-    """What a table shows. `methods` come first and in this order, whatever else was run after them."""
+    """The description of a table. Rows of `methods` come first, in this order. Rows of other methods follow."""
 
     name: str
     tasks: str
@@ -97,39 +97,39 @@ class Table:
     averages: tuple[Average, ...] = ()
     methods: tuple[str, ...] = ()
     rows: tuple[TableRow, ...] = ()
-    """The rows it shows, in this order; empty: all, those of `methods` first."""
+    """The rows that the table shows, in this order. If it is empty, the table shows all rows, `methods` first."""
     paper_title: str = ""
     paper_table: int = 0
-    """The number of its table in the paper."""
+    """The number of this table in the paper."""
     paper_model: str | None = None
-    """The model of the paper's numbers; None where the table has none."""
+    """The model of the paper's numbers, or None if the table has no such numbers."""
     published: str = ""
     paper_rows: tuple[PaperRow, ...] = ()
     footnotes: tuple[tuple[str | None, str], ...] = ()
-    """A task, or None for all, and what is to be said beside the paper's numbers when it is shown."""
+    """Pairs of a task and a footnote on the paper's numbers. A footnote is printed if its task (None: any) is shown."""
     fixed: tuple[tuple[str, object], ...] = ()
-    """What these settings must be (`method.direction`), where a run has them, for it to be shown."""
+    """The required values of settings such as `method.direction`. A run that has another value is not shown."""
     varied: str = ""
-    """The only setting of a method that a variant's name may change for its runs to be shown; empty: any."""
+    """The only method setting that a shown run's variant may change. If it is empty, a variant may change any."""
     without_variant: str = ""
-    """A variant whose runs are shown in another table."""
+    """A variant whose runs are not shown, because another table shows them."""
     parts: str = "tasks"
-    """What its averages are over."""
+    """The word for the things that its averages are taken over."""
     wide: bool = False
-    """Whether its many columns need short cells: a deviation stands below its mean in a terminal, and the usual number
-    of seeds is said once."""
+    """Whether its many columns need short cells. In a terminal the deviation is then printed below its mean, and the
+    usual number of seeds is said once, above the table."""
     default: bool = False
-    """Whether it is shown where no table is asked for."""
+    """Whether the table is shown by default, without `--table`."""
 
     @property
     def main(self) -> tuple[Column, ...]:
-        """The columns that count in an average; all where there is none."""
+        """The columns that count in an average, or all columns if the table has no average."""
         counted = {column for average in self.averages for column in average.columns}
         return tuple(column for column in self.columns if column in counted or not self.averages)
 
     @property
     def of_costs(self) -> bool:
-        """Whether it shows what training costs, and not scores."""
+        """Whether the table shows costs of training instead of scores."""
         return any(isinstance(column, Cost) for column in self.columns)
 
 

@@ -1,4 +1,4 @@
-"""A table as a YAML file, of the package (`tables/`) or the user's own; docs/reference/flexlora-report.md: its keys."""
+"""Read a table from a YAML file of the package or the user. docs/reference/flexlora-report.md explains its keys."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -17,10 +17,10 @@ KEYS = (
     *("title", "columns", "rows", "methods", "averages", "costs", "units", "paper", "footnotes", "extends"),
     *("fixed", "varied", "without_variant", "parts", "wide", "default"),
 )
-# What a table takes from the one that it extends, where it does not have the key itself.
+# The keys that a table takes from the table that it extends, unless it has the key itself.
 INHERITED = ("title", "columns", "averages", "costs", "units", "methods", "parts", "wide")
 SECONDS = {"s": 1.0, "h": 3600.0}
-BYTES = {"MB": 2.0**20, "GB": 2.0**30}  # powers of two, as the paper's are wherever it can be told
+BYTES = {"MB": 2.0**20, "GB": 2.0**30}  # powers of two, like the paper's units in every case that can be checked
 KINDS = {
     str: "text",
     int: "a whole number",
@@ -33,10 +33,10 @@ Item = TypeVar("Item")
 
 
 def read_table(path: Path) -> Table:
-    """The table that a file describes; its name is the file's.
+    """Return the table that a file describes. The table has the file's name.
 
     Raises:
-        UserError: the file cannot be read, or a key is unknown, missing, or has a value that it cannot have.
+        UserError: the file cannot be read, or a key is unknown, is missing, or has an invalid value.
     """
     values = _Values(path, _with_extended(path, _load(path)), KEYS)
     columns = [*values.items("columns", COLUMN, _column), *_costs(values)]
@@ -72,7 +72,7 @@ def read_table(path: Path) -> Table:
 
 
 class _Values:
-    """A mapping in the file. It knows where its keys are, for a refusal in one line."""
+    """A mapping in the file. It knows the place of its keys in the file, for error messages."""
 
     def __init__(self, file: Path, values: object, keys: Sequence[str], place: str = "") -> None:
         self.file, self.place = file, place
@@ -88,7 +88,11 @@ class _Values:
         return UserError(f"{self.file}: {self.place}{key}: {what}")
 
     def get(self, key: str, kind: type, *default: Any) -> Any:
-        """The value of a key, which must be of this kind; without a default it must be there."""
+        """Return the value of a key, or the default if the key is missing.
+
+        Raises:
+            UserError: the value is not of this kind, or the key is missing and there is no default.
+        """
         if key not in self._values:
             if default:
                 return default[0]
@@ -99,11 +103,11 @@ class _Values:
         return value
 
     def has(self, key: str, kind: type) -> bool:
-        """Whether the key has a value of this kind."""
+        """Return whether the key has a value of this kind."""
         return isinstance(self._values.get(key), kind)
 
     def texts(self, key: str) -> list[str]:
-        """A list of texts; empty where there is none."""
+        """Return the list of texts of a key. It is empty if the key is missing."""
         found = self.get(key, list, [])
         for value in found:
             if not isinstance(value, str):
@@ -113,7 +117,7 @@ class _Values:
     def items(
         self, key: str, keys: Sequence[str], read: Callable[["_Values"], Item], short: str | None = None
     ) -> list[Item]:
-        """What `read` makes of each mapping of a list; a text stands for a mapping with only the key `short`."""
+        """Return the results of `read` for each mapping in a list. A text means a mapping with only the key `short`."""
         found = []
         for i, item in enumerate(self.get(key, list, [])):
             whole = {short: item} if short is not None and isinstance(item, str) else item
@@ -122,7 +126,7 @@ class _Values:
 
 
 class _Column(NamedTuple):
-    """A column, and whether it counts in an average over all columns."""
+    """A column, and whether an average over all columns includes it."""
 
     column: Column
     in_average: bool
@@ -147,7 +151,7 @@ def _column(item: _Values) -> _Column:
 
 
 def _heading(item: _Values, default: tuple[str, str]) -> tuple[str, str]:
-    """One or two lines: a text, or a list of two."""
+    """Return the two lines of a heading. The file has a text (one line) or a list of two texts."""
     if not item.has("heading", list):
         text = item.get("heading", str, "")
         return (text, "") if text else default
@@ -158,14 +162,14 @@ def _heading(item: _Values, default: tuple[str, str]) -> tuple[str, str]:
 
 
 def _costs(values: _Values) -> list[_Column]:
-    """The columns of what training costs, six for each task."""
+    """Return the columns of training costs, six for each task."""
     units = _Values(values.file, values.get("units", dict, {}), ("time", "memory"), "units.")
     time, size = units.get("time", str, "s"), units.get("memory", str, "MB")
     for key, unit, known in (("time", time, SECONDS), ("memory", size, BYTES)):
         if unit not in known:
             raise units.error(key, f"there is no unit {unit!r}. There are: {_list(known)}")
     second, byte = SECONDS[time], BYTES[size]
-    evaluation = "Eval Runtime (s)" if time == "s" else None  # Table 13, in hours, has none
+    evaluation = "Eval Runtime (s)" if time == "s" else None  # Table 13 is in hours and has no evaluation time
 
     def columns(item: _Values) -> list[Column]:
         task = item.get("task", str)
@@ -184,7 +188,7 @@ def _costs(values: _Values) -> list[_Column]:
 
 
 def _average(item: _Values, columns: Sequence[_Column]) -> Average:
-    """Over the columns of each of its groups, or over all that count."""
+    """Return the average that the file describes: over the columns of its groups, or over all columns that count."""
     counted = [one.column for one in columns if one.in_average]
     without, known = item.texts("without"), {column.task for column in counted}
     for task in without:
@@ -230,7 +234,7 @@ def _load(path: Path) -> dict[str, Any]:
         values = yaml.load(read_yaml_text(path), loader)
     except OSError as error:
         raise UserError(f"{path}: the table cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # of any constructor of YAML's: a number of 5,000 digits, the 32nd of a month
+    except Exception as error:  # YAML's constructors raise any error: a number of 5,000 digits, day 32
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or one_line(error)
@@ -241,7 +245,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _with_extended(path: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """The values with those that the table takes from the one of the package that it extends."""
+    """Return the table's values, completed with those of the package's table that it extends."""
     if "extends" not in values:
         return values
     name = values["extends"]
@@ -262,12 +266,16 @@ def _with_extended(path: Path, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _numbers_of(path: Path, name: str) -> str:
-    """The file of printed numbers: of the package in `published/`, else beside the table."""
+    """Return the file of printed numbers. The package's files are in `published/`, the user's beside the table."""
     return name if path.parent == FOLDER or not name else str(path.parent.absolute() / name)
 
 
 def _check_numbers(table: Table, paper: _Values) -> None:
-    """Raise a `UserError` where the printed numbers of a table of one's own cannot be shown."""
+    """Check that the printed numbers of a user's table can be shown.
+
+    Raises:
+        UserError: the file of numbers cannot be read, or lacks a row.
+    """
     for i, row in enumerate(table.paper_rows):
         try:
             lines_of(row, table.published)

@@ -20,14 +20,14 @@ Place = tuple[str, str, str, str, str]
 
 @dataclass(frozen=True)
 class Tuned:
-    """One method on one task with one model: its figure by the value of the setting, in percent over the seeds."""
+    """One method on one task with one model. `cells` has its figure over the seeds, in percent, for each value."""
 
     scale: str
     task: str
     model: str
     method: str
     others: str
-    """The other overrides of its runs; `default` where there are none."""
+    """The other overrides of its runs, or `default` if there are none."""
     metric: str
     cells: dict[Any, Cell]
     runs: int
@@ -35,13 +35,13 @@ class Tuned:
 
     @property
     def best(self) -> Any:
-        """The value with the highest mean, the lowest such value in a tie; None where no run has a figure."""
+        """The value with the highest mean (in a tie, the lowest such value), or None if no run has a figure."""
         means = {value: cell.mean for value, cell in self.cells.items() if cell.mean is not None}
         return max(means, key=means.__getitem__, default=None)
 
 
 def tuned(runs: Iterable[Run], key: str) -> list[Tuned]:
-    """Make one entry for each method, task and model that has runs on held-out rows with several values of `key`."""
+    """Return one entry for each method, task and model that has runs on held-out rows with several values of `key`."""
     by_place: dict[Place, dict[Any, list[Run]]] = {}
     for run in runs:
         record, settings = run.record, flat_keys(run.record.config)
@@ -62,12 +62,12 @@ def tuned(runs: Iterable[Run], key: str) -> list[Tuned]:
 
 
 def _comparable(value: Any) -> Any:
-    """The value as a key of a dictionary: a number or text as it is, anything else as JSON."""
+    """Return the value as a key of a dictionary. A number or a text stays the same; any other value becomes JSON."""
     return value if isinstance(value, int | float | str) else json.dumps(value)
 
 
 def _order(value: Any) -> tuple[bool, Any]:
-    """Sort numbers before texts."""
+    """Return the sort key of a value. Numbers come before texts."""
     return isinstance(value, str), value
 
 
@@ -79,7 +79,7 @@ def _cell(runs: Iterable[Run], metric: str) -> Cell:
 
 
 def as_text(entries: Iterable[Tuned], key: str, width: int) -> str:
-    """One table for each task and model, with a row for each method and a column for each value."""
+    """Return one table for each task and model, with a row for each method and a column for each value."""
     file = io.StringIO()
     console = Console(file=file, width=width, highlight=False, emoji=False, markup=False)
     groups: dict[tuple[str, str, str, str, str], list[Tuned]] = {}

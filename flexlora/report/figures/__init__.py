@@ -23,17 +23,17 @@ OF_ALLOCATIONS = ("ranks", "singular_values", "energy_entropy", "importance")
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure, the name of its files and what it shows."""
+    """A figure, the name of its files, and its title."""
 
     name: str
     title: str
     figure: Figure
 
     def save(self, ending: str) -> bytes:
-        """The figure as `png` or `svg`; the same runs give the same bytes."""
+        """Return the figure as `png` or `svg`. The same runs give the same bytes."""
         file = io.BytesIO()
         with styled():
-            # The canvas itself: `savefig` would draw everything twice.
+            # The canvas is called directly because `savefig` would draw everything twice.
             if ending == "svg":
                 FigureCanvasSVG(self.figure).print_svg(file, metadata={"Date": None})
             else:
@@ -57,7 +57,7 @@ def draw_sweeps(runs: Sequence[Run], wanted: Sequence[str] = OF_SWEEPS) -> Itera
 
 
 def draw_allocations(groups: Sequence[Allocated], wanted: Sequence[str] = OF_ALLOCATIONS) -> Iterator[Drawing]:
-    """Draw the ranks, singular values and importance of each group, where they were recorded."""
+    """Draw the ranks, singular values and importance of each group, if they were recorded."""
     for group in groups:
         for name in wanted:
             with styled():
@@ -89,7 +89,7 @@ def _importance(one: Allocation) -> str:
 
 
 def _first_rows(tasks: Mapping[str, Mapping[str, list[Run]]]) -> tuple[dict[str, dict[str, list[Run]]], str]:
-    """The first `MOST_ROWS` rows, and a note on the number of others."""
+    """Return the first `MOST_ROWS` rows, and a note on the number of other rows."""
     names = list(dict.fromkeys(name for rows in tasks.values() for name in rows))
     kept = set(names[:MOST_ROWS])
     shown = {task: {name: runs for name, runs in rows.items() if name in kept} for task, rows in tasks.items()}

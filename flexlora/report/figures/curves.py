@@ -1,4 +1,4 @@
-"""Figures of whole sweeps, made from records only: learning curves, and scores against active parameters."""
+"""Draw figures of whole sweeps from records only: learning curves, and scores against active parameters."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -17,11 +17,14 @@ from flexlora.results.collect import Run
 
 COLUMNS = 3
 ROWS = Mapping[str, Sequence[Run]]
-"""Runs by their label in the legend: the seeds of one method and variant have one label."""
+"""The runs by their label in the legend. The seeds of one method and variant have one label."""
 
 
 def draw_learning_curves(tasks: Mapping[str, ROWS], title: str) -> Figure:
-    """The main figure of every evaluation, a panel for each task: means over seeds, bands of ± a standard deviation."""
+    """Draw the main figure of every evaluation, with a panel for each task.
+
+    Lines are means over the seeds, and bands are ± one standard deviation.
+    """
     figure, panels = _panels(tasks, title)
     labels = _numbers(tasks)
     for panel, (task, rows) in zip(panels, tasks.items(), strict=False):
@@ -43,7 +46,10 @@ def draw_learning_curves(tasks: Mapping[str, ROWS], title: str) -> Figure:
 
 
 def draw_accuracy_parameters(tasks: Mapping[str, ROWS], title: str) -> Figure:
-    """The last evaluation against the adapter's active parameters, a panel for each task; bars of ± a deviation."""
+    """Draw the last evaluation against the adapter's active parameters, with a panel for each task.
+
+    Points are means over the seeds, and bars are ± one standard deviation.
+    """
     figure, panels = _panels(tasks, title)
     labels = _numbers(tasks)
     for panel, (task, rows) in zip(panels, tasks.items(), strict=False):
@@ -58,7 +64,7 @@ def draw_accuracy_parameters(tasks: Mapping[str, ROWS], title: str) -> Figure:
                 means.append(size)
                 style["linestyle"] = "none"
                 panel.errorbar(size, statistics.fmean(values), spread or None, ms=6, capsize=2, mec="black", **style)
-            else:  # a head alone: no place on a logarithmic axis
+            else:  # only a head is trained: 0 has no place on a logarithmic axis
                 panel.axhline(statistics.fmean(values), lw=1, color=style["color"], linestyle=style["linestyle"])
         panel.margins(x=0.2, y=0.15)
         _scale_sizes(panel, max(means, default=1) / min(means, default=1))
@@ -70,7 +76,10 @@ def draw_accuracy_parameters(tasks: Mapping[str, ROWS], title: str) -> Figure:
 
 
 def _scale_sizes(panel: Axes, widest: float) -> None:
-    """Make the axis logarithmic where the largest size is `widest` times the smallest, if enough ticks remain."""
+    """Make the axis logarithmic if the largest size is more than 5 times the smallest, so that enough ticks remain.
+
+    `widest` is the largest size divided by the smallest.
+    """
     if widest > 5:
         panel.set_xscale("log")
         panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if widest < 50 else (1,)))
@@ -92,7 +101,7 @@ def _panels(tasks: Mapping[str, ROWS], title: str) -> tuple[Figure, list[Axes]]:
 
 
 def _numbers(tasks: Mapping[str, ROWS]) -> dict[str, int]:
-    """The number of each label, which is the same in all panels."""
+    """Return the number of each label. A label has the same number in all panels."""
     return {label: i for i, label in enumerate(dict.fromkeys(label for rows in tasks.values() for label in rows))}
 
 
@@ -101,7 +110,7 @@ def _metric(rows: ROWS) -> str:
 
 
 def _by_epoch(runs: Sequence[Run]) -> dict[float, list[float]]:
-    """The main figure of all seeds, in percent, at every epoch after which one was evaluated."""
+    """Return the main figures of all seeds, in percent, at every epoch after which at least one seed was evaluated."""
     found: dict[float, list[float]] = {}
     for run in runs:
         for row in run.record.history:

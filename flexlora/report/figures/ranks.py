@@ -1,4 +1,4 @@
-"""Ranks by layer and module (the paper's Figure 2), and the importance that moved them."""
+"""Draw the ranks by layer and module (the paper's Figure 2), and the importance scores that moved the ranks."""
 
 from collections.abc import Sequence
 
@@ -14,11 +14,14 @@ from flexlora.report.figures.style import layer_ticks, light_to_dark, new_figure
 LAYER_HEIGHT = 0.24
 PANEL_WIDTH = 1.35
 ANNOTATED = 40
-"""The cells have numbers where the model has at most so many layers."""
+"""The largest number of layers for which the cells contain numbers."""
 
 
 def draw_ranks(seeds: Sequence[Allocation], title: str) -> Figure:
-    """Draw the final ranks (left) and their course (right), a panel for each kind of matrix; means over `seeds`."""
+    """Draw the final ranks (left) and their course (right), with a panel for each kind of matrix.
+
+    Values are means over `seeds`.
+    """
     first = seeds[0]
     kinds, layers = first.kinds, first.layers
     course = np.mean([one.grid(one.ranks) for one in seeds], axis=0)  # (E + 1, kinds, layers)
@@ -47,7 +50,10 @@ def draw_ranks(seeds: Sequence[Allocation], title: str) -> Figure:
 
 
 def draw_importance(seeds: Sequence[Allocation], title: str, name: str) -> Figure:
-    """The score of every matrix at every event, a panel for each kind; white where it was undefined. Means."""
+    """Draw the score of every matrix at every event, with a panel for each kind of matrix.
+
+    Values are means over `seeds`. An undefined score is white.
+    """
     first = seeds[0]
     scores = _mean([one.grid(one.scores) for one in seeds])
     kinds, layers = first.kinds, first.layers
@@ -66,7 +72,7 @@ def draw_importance(seeds: Sequence[Allocation], title: str, name: str) -> Figur
 def _draw_course(
     axes: Sequence[Axes], panels: Sequence[Array], names: Sequence[str], steps: Sequence[int], span: tuple[float, float]
 ) -> AxesImage:
-    """A panel for each kind: layers down, events along. (layers, events) each."""
+    """Draw a panel for each kind of matrix. Rows are layers and columns are events; each panel is (layers, events)."""
     for panel, values, name in zip(axes, panels, names, strict=True):
         image = panel.imshow(
             values, cmap=light_to_dark(), vmin=span[0], vmax=span[1], aspect="auto", interpolation="none"
@@ -93,7 +99,7 @@ def _frame(axes: Axes) -> None:
 
 
 def _mean(grids: Sequence[Array]) -> Array:
-    """The mean over the seeds with a defined value; NaN where no seed has one."""
+    """Return the mean over the seeds with a defined value. An entry is NaN if no seed has one."""
     stacked = np.stack(grids)
     defined = np.isfinite(stacked)
     total = np.where(defined, stacked, 0.0).sum(0)

@@ -1,4 +1,4 @@
-"""Singular values by matrix (the paper's Figure 3), and energy against entropy and rank."""
+"""Draw the singular values by matrix (the paper's Figure 3), and energy against entropy and rank."""
 
 from collections.abc import Sequence
 
@@ -15,14 +15,17 @@ from flexlora.report.paper_claims import energy_entropy_corner
 
 
 class _PlainNumbers(LogFormatter):
-    """Print 0.2 instead of 2e-01, and label values between the powers of ten where the axis has few of them."""
+    """Print 0.2 instead of 2e-01, and label values between the powers of ten if the axis has few powers of ten."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         return f"{x:g}" if super().__call__(x, pos) else ""
 
 
 def draw_singular_values(one: Allocation, title: str) -> Figure:
-    """|λ| of every matrix after training: a panel for each kind, a column for each layer, a dash for each direction."""
+    """Draw |λ| of every matrix after training.
+
+    There is a panel for each kind of matrix, a column for each layer, and a dash for each direction.
+    """
     assert one.spectra is not None
     kinds, names = one.kinds, short_names(one.kinds)
     columns = min(3, len(kinds))
@@ -40,7 +43,7 @@ def draw_singular_values(one: Allocation, title: str) -> Figure:
         panel.set_xticks(list(ticks), [f"L{i}" for i in ticks])
     for panel in grid.flat[len(kinds) :]:
         panel.set_axis_off()
-    for panel in grid.flat[max(0, len(kinds) - columns) : len(kinds)]:  # the lowest of each column
+    for panel in grid.flat[max(0, len(kinds) - columns) : len(kinds)]:  # the lowest panel of each column
         panel.set_xlabel("layer")
         panel.tick_params(labelbottom=True)
     for panel in grid[:, 0]:
@@ -49,7 +52,10 @@ def draw_singular_values(one: Allocation, title: str) -> Figure:
 
 
 def draw_energy_entropy(seeds: Sequence[Allocation], title: str) -> Figure:
-    """Each matrix after training by its energy and entropy, the darker and larger the higher its rank; all seeds."""
+    """Draw each matrix of all seeds after training by its energy and entropy.
+
+    The point of a matrix with a higher rank is darker and larger.
+    """
     matrices = [
         (energy(values), entropy(values), len(values), place.kind)
         for one in seeds

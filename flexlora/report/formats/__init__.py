@@ -1,4 +1,4 @@
-"""The formats of a table, with one renderer for each. A new format is a new module and a line here."""
+"""The formats of a table, with one writer for each. A new format needs a new module and a line here."""
 
 from collections.abc import Callable, Mapping, Sequence
 

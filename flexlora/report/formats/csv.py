@@ -1,4 +1,4 @@
-"""Tables as CSV, one line a figure."""
+"""Write tables as CSV, with one line for each figure."""
 
 import csv
 import io
@@ -18,10 +18,10 @@ PAIRED_INTERVAL_COLUMNS = ("paired_low", "paired_high")
 
 
 def as_csv(sheets: Sequence[Sheet]) -> str:
-    """Write one line for each figure.
+    """Return the CSV text with one line for each figure.
 
-    Scores are in percent, parameters in units, costs in the table's units. A missing figure is empty, and `status`
-    says why.
+    Scores are in percent, parameters are plain numbers, and costs are in the table's units. A missing figure is empty,
+    and `status` says why.
     """
     file = io.StringIO()
     cells = [cell for sheet in sheets for row in sheet.rows for cell in row.cells]
@@ -40,7 +40,7 @@ def as_csv(sheets: Sequence[Sheet]) -> str:
 
 
 def _line(sheet: Sheet, row: Row, cell: Cell, column: Column) -> dict[str, object]:
-    """The fields of one figure; those that it does not have are left out."""
+    """Return the fields of one figure. Fields that it does not have are left out."""
     line: dict[str, object] = {
         "table": sheet.table.name,
         "scale": sheet.scale,

@@ -1,4 +1,4 @@
-"""Tables as one HTML page. The best figure of a column is bold, the second underlined."""
+"""Write tables as one HTML page. The best figure of a column is bold, the second is underlined."""
 
 import html
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ tr.aside { color: #777; }
 
 
 def as_html(sheets: Sequence[Sheet]) -> str:
-    """One page with all tables, which needs no other file."""
+    """Return one page with all tables. It needs no other file."""
     title = html.escape(", ".join(dict.fromkeys(sheet.table.tasks for sheet in sheets)))
     return "\n".join(
         [
@@ -45,7 +45,7 @@ def as_html(sheets: Sequence[Sheet]) -> str:
 
 
 def sheet_as_html(sheet: Sheet) -> str:
-    """A table under its title, as a part of a page."""
+    """Return a table below its title, as a part of a page."""
     heads = "".join(f"<th>{html.escape(head)}</th>" for head in ("method", *headings(sheet)))
     lines = [f"<h2>{html.escape(sheet.title)}</h2>", *(f"<p>{html.escape(line)}</p>" for line in captions_of(sheet))]
     lines += ["<div><table>", f"<thead><tr>{heads}</tr></thead>"]
@@ -61,7 +61,7 @@ def sheet_as_html(sheet: Sheet) -> str:
 
 
 def _html_cell(entry: Entry) -> str:
-    """A cell with the number by which the page's script sorts; empty where the cell has no figure."""
+    """Return a cell with the number by which the page's script sorts. The number is empty if there is no figure."""
     value = "" if entry.value is None else f"{entry.value:.10g}"
     text = placed(entry, ("<b>", "</b>"), ("<u>", "</u>"), html.escape(entry.text))
     return f'<td data-value="{value}">{text}</td>'

@@ -1,4 +1,4 @@
-"""Tables as LaTeX. The best figure of a column is bold, the second underlined."""
+"""Write tables as LaTeX. The best figure of a column is bold, the second is underlined."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -8,13 +8,13 @@ from flexlora.report.layout import Entry, blocks_within, corner, printed_lines
 from flexlora.report.sheet import Row, Sheet
 
 LATEX_WIDTH = 76
-"""The letters of \\footnotesize that fit the 345 pt of an article's line. A gap between columns is as wide as three."""
+"""The number of \\footnotesize letters in an article's line of 345 pt. A gap between columns is three letters wide."""
 LATEX_HEIGHT = 42
-"""The lines of that size that fit a page together with a long caption."""
+"""The number of lines of that size that fit on a page together with a long caption."""
 
 
 def as_latex(sheets: Sequence[Sheet]) -> str:
-    """Write each table with the booktabs package. A table that does not fit a page is continued in further ones."""
+    """Return each table in LaTeX with the booktabs package. A table that does not fit on a page continues in others."""
     return "% Needs \\usepackage{booktabs}\n" + "\n".join(_latex(sheet) for sheet in sheets)
 
 
@@ -30,7 +30,7 @@ def _latex(sheet: Sheet) -> str:
 
 
 def _latex_table(sheet: Sheet, block: list[int], rows: list[str], caption: str) -> Iterator[str]:
-    """One table of these rows and columns; without a `caption` it continues the table before it."""
+    """Yield the lines of one table of these rows and columns. Without a `caption` it continues the previous table."""
     yield from (r"\begin{table}", r"\centering\footnotesize")
     if not caption:
         yield r"\addtocounter{table}{-1}"
@@ -43,7 +43,7 @@ def _latex_table(sheet: Sheet, block: list[int], rows: list[str], caption: str) 
 
 
 def _latex_pages(sheet: Sheet, block: list[int]) -> Iterator[list[str]]:
-    """The rows of these columns, a rule above each group, in pages: a `table` does not break."""
+    """Yield the rows of these columns page by page, because a LaTeX `table` does not break. Each group has a rule."""
     page: list[str] = []
     for group in sheet.groups:
         rule = [r"\midrule"]
@@ -66,7 +66,7 @@ def _latex_row(sheet: Sheet, row: Row, block: list[int]) -> Iterator[str]:
 
 
 def _latex_lines(name: str, entries: Sequence[Entry]) -> Iterator[str]:
-    """One line of figures; below it the further lines of the row's name."""
+    """Yield one line with the figures, then the further lines of the row's name."""
     cells = [placed(e, (r"\textbf{", "}"), (r"\underline{", "}"), figure_as_tex(e.text)) for e in entries]
     for i, part in enumerate(name.split("\n")):
         indented = (r"\quad " if part.startswith(" ") else "") + as_tex(part.strip())

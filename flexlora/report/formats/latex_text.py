@@ -1,4 +1,4 @@
-"""Write any text in LaTeX. Characters that pdflatex does not know are spelled out, as an error may contain any."""
+"""Write any text in LaTeX. Errors may contain any character, so those that pdflatex lacks are written as U+0000."""
 
 import re
 import unicodedata
@@ -35,13 +35,13 @@ ESCAPED = {
 
 
 def as_tex(text: str) -> str:
-    """Escape the text, letter by letter; two hyphens stay two."""
+    """Escape the text letter by letter. Two hyphens stay two hyphens."""
     parts = re.split("(?<=-)(?=-)", text)
     return "{}".join("".join(map(_character, part)) for part in parts)
 
 
 def figure_as_tex(text: str) -> str:
-    """Escape a number; its hyphen becomes a minus sign."""
+    """Escape a number. Its hyphen becomes a minus sign."""
     return re.sub(r"-(?=\d)", "$-$", as_tex(text))
 
 

@@ -1,4 +1,4 @@
-"""Tables as Markdown. The best figure of a column is bold, the second underlined."""
+"""Write tables as Markdown. The best figure of a column is bold, the second is underlined."""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from flexlora.report.sheet import Sheet
 
 
 def as_markdown(sheets: Sequence[Sheet]) -> str:
-    """Each table under its title as a heading, its notes as a list below."""
+    """Return each table with its title as a heading and its notes as a list below."""
     return "\n".join(_markdown(sheet) for sheet in sheets)
 
 
@@ -28,5 +28,5 @@ def _markdown_line(cells: Sequence[str]) -> str:
 
 
 def _literal(text: str) -> str:
-    """The text in one line, with Markdown's special characters escaped; a _ between letters is not special."""
+    """Return the text in one line, with Markdown's special characters escaped. A _ between letters is not special."""
     return re.sub(r"[\\`*<>|\[\]~&]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", one_line(text))

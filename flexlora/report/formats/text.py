@@ -1,4 +1,4 @@
-"""Tables as text for a terminal."""
+"""Write tables as text for a terminal."""
 
 import io
 import textwrap
@@ -17,7 +17,7 @@ PLACES = ("", "bold", "underline")
 
 
 def as_text(sheets: Sequence[Sheet], width: int, colour: bool = False) -> str:
-    """Write tables at most `width` wide. Columns that do not fit are printed below, group by group."""
+    """Return tables that are at most `width` characters wide. Columns that do not fit are printed below, by group."""
     file = io.StringIO()
     console = Console(file=file, width=width, force_terminal=colour, highlight=False, emoji=False, markup=False)
     for sheet in sheets:

@@ -1,4 +1,4 @@
-"""The tables of the package: each is one YAML file in this folder and needs no entry anywhere else."""
+"""The tables of the package. Each table is one YAML file in this folder and needs no entry anywhere else."""
 
 from pathlib import Path
 
@@ -12,6 +12,6 @@ TABLES: dict[str, Table] = {
         key=lambda table: (not table.default, table.paper_table, table.name),
     )
 }
-"""By name: those that are shown where no table is asked for come first, each in the order of the paper."""
+"""The tables by name. The default tables come first, then the others, both in the order of the paper."""
 
 DEFAULTS = tuple(table for table in TABLES.values() if table.default)
