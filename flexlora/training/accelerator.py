@@ -1,4 +1,4 @@
-"""The accelerator of one run, and what it refuses of the way the processes were launched."""
+"""The accelerator of one run, and the checks of how its processes were launched."""
 
 import os
 from pathlib import Path
@@ -14,17 +14,20 @@ from flexlora.training.distributed import WORLD_SIZES
 
 
 def stay_on_cpu() -> bool:
-    """Whether to stay on the CPU. Without another device, several processes only find each other if told so."""
+    """Return whether the run stays on the CPU: the launcher asks for it, or there is no other device.
+
+    Without another device, several processes only find each other if Accelerate is told to use the CPU.
+    """
     return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
 
 
 def make_accelerator(settings: RunSettings, path: Path) -> Accelerator:
-    """The accelerator of one run whose folder is `path`.
+    """Return the accelerator of one run whose folder is `path`.
 
     Raises:
-        UserError: this device does not have the precision, or the number of processes contradicts the settings.
+        UserError: this device does not support the precision, or the number of processes contradicts the settings.
     """
-    # The runs of a sweep share one process, and a second Accelerator of another precision would be refused.
+    # The runs of a sweep share one process. Without this reset, a second Accelerator of another precision is refused.
     AcceleratorState._reset_state()
     GradientState._reset_state()
     training = settings.training
@@ -37,7 +40,7 @@ def make_accelerator(settings: RunSettings, path: Path) -> Accelerator:
             mixed_precision=precision,
             log_with=settings.trackers or None,
             project_config=ProjectConfiguration(logging_dir=str(path / "tensorboard")),
-            # Masks of active directions are buffers, and the same on all processes already.
+            # Masks of active directions are buffers. They are already the same on all processes.
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
     except ValueError as error:
@@ -52,13 +55,13 @@ def make_accelerator(settings: RunSettings, path: Path) -> Accelerator:
 
 
 def _check_launch() -> None:
-    """Refuse what `accelerate launch` was asked for and does not do, or would do behind the loop's back.
+    """Check that `accelerate launch` got no option that it ignores or that changes the training.
 
     Raises:
-        UserError: it was given `--cpu` with several processes, of which it starts one, or FSDP, or DeepSpeed.
+        UserError: the options ask for several processes with `--cpu` (only one is started), for FSDP or for DeepSpeed.
     """
     launched = {*WORLD_SIZES, "LOCAL_RANK"} & set(os.environ)
-    # With --cpu it names a place to meet, and starts a single process all the same.
+    # With --cpu and several processes, `accelerate launch` sets MASTER_PORT but starts a single process.
     if parse_flag_from_env("ACCELERATE_USE_CPU") and "MASTER_PORT" in os.environ and not launched:
         raise UserError(
             "accelerate launch --cpu starts one process, whatever --num_processes says: take --multi_gpu instead of "

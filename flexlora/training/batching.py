@@ -1,4 +1,4 @@
-"""Which examples go into which batch: a pure function of (seed, epoch), so that a resumed run sees the same order."""
+"""Assigns examples to batches. The order depends only on (seed, epoch), so a resumed run sees the same order."""
 
 import itertools
 import math
@@ -6,31 +6,35 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# Examples are sorted by length within stretches of this many batches a process: little padding, still shuffled.
+# Examples are sorted by length within stretches of this many batches for each process. This needs little padding, and
+# the order is still random.
 BATCHES_PER_STRETCH = 50
 
 
 def batches_per_epoch(examples: int, batch_size: int, processes: int = 1) -> int:
-    """Batches of an epoch over all processes together: a multiple of `processes`, so that none waits for another."""
+    """Return the number of batches of an epoch on all processes together.
+
+    It is a multiple of `processes`, so that no process waits for another.
+    """
     return processes * math.ceil(examples / (processes * batch_size))
 
 
 def steps_per_epoch(examples: int, batch_size: int, accumulation: int = 1, processes: int = 1) -> int:
-    """Optimizer steps of an epoch; the last one may accumulate fewer batches."""
+    """Return the number of optimizer steps of an epoch; the last one may accumulate fewer batches."""
     return math.ceil(batches_per_epoch(examples, batch_size, processes) / (processes * accumulation))
 
 
 def epoch_batches(
     lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int, processes: int = 1
 ) -> list[list[int]]:
-    """The batches of one epoch, as lists of indices into `lengths`, in training order.
+    """Return the batches of one epoch in training order, as lists of indices into `lengths`.
 
-    Every example is in exactly one batch. Batches hold examples of similar length, at most `batch_size` of them, and
-    differ in size by one at most (no short last batch whose few examples would weigh more). Process p of `processes`
-    takes every batch whose number is p modulo `processes`; batches that are taken together are of similar length.
+    Every example is in exactly one batch. A batch holds at most `batch_size` examples of similar length. The sizes of
+    the batches differ by at most one: the few examples of a short last batch would have a larger weight. Process p of
+    `processes` takes every batch whose number is p modulo `processes`. Batches of the same step have similar lengths.
 
     Raises:
-        ValueError: fewer examples than processes: a process would go without.
+        ValueError: there are fewer examples than processes, so that a process would have none.
     """
     count = batches_per_epoch(len(lengths), batch_size, processes)
     if len(lengths) < count:
@@ -38,11 +42,11 @@ def epoch_batches(
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(len(lengths))
     ends = [len(lengths) * number // count for number in range(count + 1)]
-    stretch = processes * BATCHES_PER_STRETCH  # a joint batch of all processes is one of a single process
+    stretch = processes * BATCHES_PER_STRETCH  # one joint batch of all processes counts as one batch
     by_length = np.asarray(lengths)
     for first in range(0, count, stretch):
         part = slice(ends[first], ends[min(first + stretch, count)])
-        # Stable: equal lengths keep their shuffled order.
+        # The sort is stable: examples of equal length keep their shuffled order.
         order[part] = order[part][np.argsort(by_length[order[part]], kind="stable")]
     batches = [order[start:end].tolist() for start, end in itertools.pairwise(ends)]
     turns = generator.permutation(count // processes)
@@ -50,12 +54,15 @@ def epoch_batches(
 
 
 def optimizer_steps(batches: list[list[int]], accumulation: int, processes: int = 1) -> list[list[list[int]]]:
-    """The epoch's batches by optimizer step: `accumulation` × `processes` of them, the last may have fewer."""
+    """Group the batches of an epoch by optimizer step: `accumulation` × `processes` each; the last may have fewer."""
     size = accumulation * processes
     return [batches[first : first + size] for first in range(0, len(batches), size)]
 
 
 def evaluation_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Batches by falling length: the least padding, and the largest batch first, where memory would run out."""
+    """Return the batches of an evaluation by decreasing length, which needs the least padding.
+
+    The largest batch comes first, so that an evaluation that does not fit in memory fails at its start.
+    """
     order = np.argsort(-np.asarray(lengths), kind="stable")
     return [order[first : first + batch_size].tolist() for first in range(0, len(lengths), batch_size)]

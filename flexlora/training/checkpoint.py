@@ -1,4 +1,4 @@
-"""Checkpoints of a run: all that the steps to come depend on, whole or absent, and checked before it is believed."""
+"""Checkpoints of a run: everything that later steps depend on. Each is whole or absent, and is checked before use."""
 
 import hashlib
 import io
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("flexlora")
 
 KEPT = 2
-# Parts of the state that have the same form in every training; `Outcome.take` and the methods check their own.
+# Parts of the state that have the same form in every training. `Outcome.take` and the methods check the other parts.
 ALIKE = ("optimizer", "scheduler", "random", "epoch", "steps_in_epoch", "evaluation_due", "sums", "tokens")
 LARGEST = 2.0**64
 # Tensors of an optimizer's state that have the shape of their parameter.
@@ -43,12 +43,12 @@ MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"}
 
 
 class Checkpoints:
-    """`<run>/checkpoints/step-<n>/`, the newest two.
+    """The folders `<run>/checkpoints/step-<n>/`. Only the newest two are kept.
 
-    Each holds `trained.safetensors` (parameters that train, and every buffer: masks too), `state.pt` (optimizer,
+    Each folder holds `trained.safetensors` (parameters that train, and every buffer: masks too), `state.pt` (optimizer,
     schedule, random generators, position in the data, the method's own state; read with `weights_only=True`) and
     `manifest.json` with the SHA-256 of both, written last. A folder gets its name when it is whole and on the disk.
-    Only then are older ones deleted.
+    Older folders are deleted after that.
     """
 
     def __init__(self, run: Path) -> None:
@@ -57,16 +57,16 @@ class Checkpoints:
         self._damaged: list[Path] = []
 
     def save(self, step: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
-        """Write the checkpoint of `step` and drop all but the newest two.
+        """Write the checkpoint of `step` and delete all checkpoints except the newest two.
 
         Raises:
-            OSError: the disk is full or read-only; the older checkpoints are untouched.
+            OSError: the disk is full or read-only; the older checkpoints remain.
         """
         part = self.folder / f".step-{step:09d}.part"
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         try:
-            # Through memory: writing to a full disk themselves, both raise errors that do not say so.
+            # Both parts are made in memory first: their own writes to a full disk raise errors that do not say so.
             archive = io.BytesIO()
             torch.save(dict(state), archive)
             hashes = {}
@@ -77,14 +77,14 @@ class Checkpoints:
             write_text(part / MANIFEST, to_json({"step": step, "sha256": hashes}))
             sync(part)
             target = self.folder / f"step-{step:09d}"
-            if target.exists():  # it stays until the new one is on the disk
+            if target.exists():  # the old one stays until the new one is on the disk
                 replaced = target.with_name(f"{target.name}{REPLACED}")
                 shutil.rmtree(replaced, ignore_errors=True)
                 target.replace(replaced)
             part.replace(target)
             sync(self.folder)
             sync(self.run)
-            # Damaged ones too: newer than this one, they would be kept in its place.
+            # Damaged ones are deleted too. If they were newer than this one, they would be kept in its place.
             for old in {*self._damaged, *self.folder.glob(f"step-*{REPLACED}")} - {target}:
                 shutil.rmtree(old, ignore_errors=True)
             self._damaged.clear()
@@ -94,9 +94,9 @@ class Checkpoints:
             shutil.rmtree(old, ignore_errors=True)
 
     def load(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-        """Tensors and state of the newest checkpoint that is whole, on the CPU; None without one.
+        """Return the tensors (on the CPU) and the state of the newest whole checkpoint; None if there is none.
 
-        A damaged one is passed over with a line in the log, and goes when the next is saved.
+        A damaged checkpoint is skipped with a line in the log. It is deleted when the next one is saved.
         """
         folders = list(checkpoint_folders(self.run).values())
         for folder, older in itertools.zip_longest(folders, folders[1:]):
@@ -117,11 +117,11 @@ class Checkpoints:
 def check_restored(
     state: Mapping[str, Any], optimizer: torch.optim.Optimizer, epoch_size: int, total_steps: int
 ) -> None:
-    """Check what a training took from a checkpoint, for it would fail over it some steps later.
+    """Check the values that a training took from a checkpoint: wrong ones would make it fail some steps later.
 
     Raises:
-        ValueError: the number of steps contradicts the place in the data, or a moment of the optimizer has not the
-            shape of its parameter.
+        ValueError: the number of steps contradicts the position in the data, or a moment of the optimizer does not have
+            the shape of its parameter.
     """
     steps, place = state["outcome"]["steps"], state["epoch"] * epoch_size + state["steps_in_epoch"]
     if not 0 <= steps == place <= total_steps or not 0 <= state["steps_in_epoch"] <= epoch_size:
@@ -133,11 +133,11 @@ def check_restored(
 
 
 def check_alike(saved: Any, own: Any, where: str) -> None:
-    """Check that a part of a checkpoint has the types of the same part of a training that begins.
+    """Check that a part of a checkpoint has the same types as this part of a new training.
 
     Raises:
         ValueError: a value has another type or shape, is missing, or is a number that is not finite.
-        RecursionError: it never ends.
+        RecursionError: the part is nested too deeply.
     """
     if isinstance(own, torch.Tensor):
         alike = isinstance(saved, torch.Tensor) and (saved.dtype, saved.shape) == (own.dtype, own.shape)
@@ -162,9 +162,9 @@ def restore(loop: "Loop", saved: tuple[dict[str, torch.Tensor], dict[str, Any]])
     """Put a checkpoint, as `Checkpoints.load` returns it, into a training.
 
     Raises:
-        UserError: it is of a run with other settings, data or weights.
-        ValueError, KeyError, TypeError, RuntimeError, AttributeError, IndexError, OverflowError: it is of another model
-            or version, or its fields are damaged.
+        UserError: the checkpoint is of a run with other settings, data or weights.
+        ValueError, KeyError, TypeError, RuntimeError, AttributeError, IndexError, OverflowError: the checkpoint is of
+            another model or version, or its fields are damaged.
     """
     own = loop.state_dict()
     for part in ALIKE:
@@ -178,15 +178,15 @@ def restore(loop: "Loop", saved: tuple[dict[str, torch.Tensor], dict[str, Any]])
 
 
 def changing_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Copies on the CPU of what a training may change: parameters that train, and all buffers (masks of ranks)."""
+    """Return CPU copies of what a training may change: the parameters that train, and all buffers (masks of ranks)."""
     return {name: _cpu(tensor) for name, tensor in _changing(model)}
 
 
 def restore_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Put `changing_tensors` back, in place.
+    """Copy `tensors`, which `changing_tensors` returned, into `model`.
 
     Raises:
-        ValueError: the model has other parameters that train, or of other shapes.
+        ValueError: the model has other parameters that train, other buffers, or other shapes.
     """
     held = dict(_changing(model))
     strange = sorted(set(held) ^ set(tensors)) or [n for n in held if held[n].shape != tensors[n].shape]
@@ -203,13 +203,13 @@ def _changing(model: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
 
 
 def _cpu(tensor: torch.Tensor) -> torch.Tensor:
-    # A clone: safetensors refuses tensors that share memory, as a buffer and its view may.
+    # The tensor is copied: safetensors refuses tensors that share memory, as a buffer and its view may.
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def random_state() -> dict[str, Any]:
-    """The generators of python, numpy and torch on this process, as tensors and plain values."""
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002 (whatever a library draws from)
+    """Return the states of the generators of python, numpy and torch on this process, as tensors and plain values."""
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002 (libraries draw from this generator)
     state: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": (name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest),
@@ -221,7 +221,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Put `random_state` back."""
+    """Restore the generators from what `random_state` returned."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = state["numpy"]

@@ -1,6 +1,6 @@
-"""Several processes of one run: they leave together, and none waits for ever for one that failed alone.
+"""Several processes of one run: they end together, and no process waits forever for one that failed alone.
 
-They talk over gloo here, whatever the devices talk over: hosts exchange words, and no device has to wait.
+These exchanges use gloo on the CPU whatever the device backend is, so no GPU has to synchronise.
 """
 
 import atexit
@@ -18,49 +18,50 @@ from flexlora.errors import UserError, one_line
 P = ParamSpec("P")
 E = TypeVar("E")
 
-# Seconds that a process which failed waits for the others to come to an end of their own.
+# Seconds that a failed process waits for the others to end by themselves.
 PATIENCE = 20.0
-# And one that was told to stop: a launcher gives all of them 30 to leave.
+# Seconds that an interrupted process waits for the others: a launcher gives all of them 30 seconds to end.
 PATIENCE_WHEN_TOLD = 5.0
-# Of a process that has nothing left to do, until the main one has said how it went.
+# Seconds that a process with nothing left to do waits until the main process has reported the result.
 PATIENCE_AT_EXIT = 10.0
-# One that is done waits as long as the main process writes; a launcher ends it where that one is gone.
+# Seconds that a process that is done waits while the main process writes. A launcher ends it if that process is gone.
 UNTIL_THE_MAIN_PROCESS_IS_DONE = 24 * 3600.0
 
-# Variables in which launchers say how many processes they started.
+# Environment variables in which launchers state how many processes they started.
 WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 _groups: dict[str, Any] = {}
 
 
 def launched_alone() -> bool:
-    """Whether no launcher started other processes of this run; known before torch is imported."""
+    """Return whether no launcher started other processes of this run. This needs no import of torch."""
     return all(os.environ.get(name, "1") == "1" for name in WORLD_SIZES)
 
 
 def several() -> bool:
-    """Whether this process is one of several."""
+    """Return whether this process is one of several."""
     import torch.distributed as dist
 
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def begin_together(cpu: bool) -> None:
-    """Let the processes that a launcher started find each other, once however often this is called."""
+    """Let the processes that a launcher started find each other. Further calls have no effect."""
     from accelerate import PartialState
 
     PartialState(cpu=cpu)
     if several() and not _groups:
         import torch.distributed as dist
 
-        # Made while all are well, for making one takes all. Two, so that an ending never meets another exchange.
+        # All processes must take part in making a group, so the groups are made before any can fail. There are two, so
+        # that the exchange at the end never meets another exchange.
         _groups.update({use: dist.new_group(backend="gloo") for use in ("words", "ends")})
         if dist.get_rank() > 0:
             atexit.register(_leave_after_the_main_process)
 
 
 def largest(number: int) -> int:
-    """The largest of all processes' numbers; every process must ask."""
+    """Return the largest of all processes' numbers. Every process must call this."""
     if not several():
         return number
     import torch
@@ -73,7 +74,10 @@ def largest(number: int) -> int:
 
 @contextlib.contextmanager
 def shared_failure() -> Iterator[None]:
-    """What fails in this block on one process, such as a write of the main one, is raised on all; all must enter."""
+    """Raise an error of one process in this block, such as a failed write of the main process, on all processes.
+
+    Every process must enter the block.
+    """
     if not several():
         yield
         return
@@ -84,7 +88,7 @@ def shared_failure() -> Iterator[None]:
         yield
     except Exception as error:
         mine = error
-    # Of a class that every process can make again from its arguments.
+    # The class of the error is one that every process can make again from its arguments.
     told = mine if mine is None or type(mine) is UserError or isinstance(mine, OSError) else RuntimeError(_name(mine))
     errors: list[Exception | None] = [None] * dist.get_world_size()
     dist.all_gather_object(errors, told, group=_groups["words"])
@@ -94,12 +98,13 @@ def shared_failure() -> Iterator[None]:
 
 
 def ends_together(job: Callable[P, E]) -> Callable[P, E]:
-    """Make a `job`, which returns its status or what has one, end on all processes or on none.
+    """Make `job` end on all processes or on none. `job` returns its status, or an object with a `status`.
 
-    Where one fails and the others do too, each gets its own failure and a sweep goes on. Where they are still at work
-    after `PATIENCE` it failed alone: they wait for it, inside an exchange that cannot be called off, and in a sweep it
-    would meet them there with the next run's. So it says why in a line and leaves its whole process, with 2 for a
-    `UserError` and else 1, and the launcher (torchrun, `accelerate launch`) ends the others.
+    If one process fails and the others fail too, each raises its own error and a sweep continues. If the others are
+    still at work after `PATIENCE`, the process failed alone. The others then wait for it inside an exchange that cannot
+    be cancelled, and in a sweep the exchange of its next run would meet theirs. The failed process therefore prints the
+    reason in one line and ends, with exit code 2 for a `UserError` and 1 for another error. The launcher (torchrun,
+    `accelerate launch`) then ends the others.
     """
 
     @functools.wraps(job)
@@ -122,13 +127,13 @@ def ends_together(job: Callable[P, E]) -> Callable[P, E]:
 
 
 def _all_end(seconds: float) -> bool:
-    """Wait until all processes are here; False where they are not within so many `seconds`."""
+    """Wait until all processes are here; return False if they are not here within `seconds`."""
     if not _groups:
         return True
     import torch.distributed as dist
 
     end = time.monotonic() + seconds
-    # Not monitored_barrier: on a process that is not the main one its timeout does not hold.
+    # monitored_barrier is not used: its timeout only works on the main process.
     arrival = dist.barrier(group=_groups["ends"], async_op=True)
     while not arrival.is_completed():
         if time.monotonic() > end:
@@ -142,12 +147,15 @@ def _all_end(seconds: float) -> bool:
 
 
 def _leave_after_the_main_process() -> None:
-    """A launcher kills all that are left when one leaves with a code that is not 0, and the main one is to speak."""
+    """Wait at exit until the main process has ended, so that it can report the result first.
+
+    A launcher kills the remaining processes as soon as one ends with an exit code that is not 0.
+    """
     import torch.distributed as dist
 
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by the launcher, in its turn: nothing to tell of
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a SIGTERM of the launcher now needs no message
     if dist.is_initialized():
-        _all_end(PATIENCE_AT_EXIT)  # the main one never comes: it is gone, which ends the wait
+        _all_end(PATIENCE_AT_EXIT)  # the main process never enters this barrier: its end ends the wait
 
 
 def _leave(code: int, why: str) -> None:
@@ -156,7 +164,7 @@ def _leave(code: int, why: str) -> None:
     print(f"flexlora-run: process {dist.get_rank()} of {dist.get_world_size()} failed: {why}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    # Not sys.exit: on its way out the interpreter would wait for the exchange that the others are in.
+    # sys.exit is not used: at exit the interpreter would wait for the exchange that the other processes are in.
     os._exit(code)
 
 

@@ -1,4 +1,7 @@
-"""What has become of a run so far, and how long a missing one would take, by what lies in folders; nothing is run."""
+"""The dry run: it shows the status of each run, and estimates the time that the missing runs would take.
+
+It only reads the folders of the runs and starts none of them.
+"""
 
 import statistics
 from collections.abc import Mapping
@@ -10,25 +13,27 @@ from flexlora.results.folder import RunFolder
 from flexlora.results.record import Ending, read_record
 from flexlora.training.progress import duration
 
-# Seconds. A record that says more is damaged.
+# The longest time of a run in seconds. A record with a longer time is damaged.
 LONGEST = 1e9
 
 
 class DryRun:
-    """Looks at one run after another and adds up what is left to do."""
+    """Looks at one run after another and adds up the remaining time."""
 
     def __init__(self) -> None:
         self.asked = False
         self.seconds = 0.0
-        """Of the runs that are not done, one after another, as far as it is known."""
+        """The expected seconds of the runs that are not done, one after another. Runs in `unknown` are not included."""
         self.unknown = 0
-        """Runs that are not done and of which nothing says how long they take."""
+        """The number of runs that are not done and whose time cannot be estimated."""
 
     def look(self, path: Path, config: Mapping[str, Any]) -> Ending:
-        """`done`, `diverged`, `failed`, `interrupted`, `running` or `missing`, and what the same command would do.
+        """Return the status of the run in `path`, and what the same command would do.
+
+        The status is `done`, `diverged`, `failed`, `interrupted`, `running` or `missing`.
 
         Raises:
-            UserError: the folder keeps a run of another config.
+            UserError: the folder has a run of another config.
         """
         self.asked = True
         folder = RunFolder(path, config)
@@ -65,7 +70,10 @@ class DryRun:
 
 
 def _seconds_of_others(path: Path) -> float | None:
-    """Mean time of the finished runs of the same method on the same task and model; else of any method there."""
+    """Return the mean time, in seconds, of the finished runs of the same method on the same task and model.
+
+    If there are none, return the mean time of the finished runs of all methods there; None without any.
+    """
     method = path.parents[1]
     for pattern in (f"{method.name}/*/seed*/result.json", "*/*/seed*/result.json"):
         times = []

@@ -17,20 +17,20 @@ from flexlora.training.outcome import Diverged
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found."""
+    """The results of one evaluation."""
 
     losses: dict[str, float]
-    """The mean loss, by the split's name."""
+    """The mean loss of each split, by the split's name."""
     predictions: dict[str, list[Any]]
-    """In the split's order, by the split's name."""
+    """The predictions of each split in its order, by the split's name."""
     scores: dict[str, float]
-    """The metrics of all splits, and those over all splits together."""
+    """The metrics of all splits, and the metrics over all splits together."""
 
     def check(self, step: int) -> None:
-        """Refuse losses that are not finite: no training step shows what the very last update did.
+        """Check that the losses are finite: no training step shows the effect of the very last update.
 
         Raises:
-            Diverged: there is such a loss.
+            Diverged: a loss is not finite.
         """
         if not all(math.isfinite(loss) for loss in self.losses.values()):
             raise Diverged(f"the evaluation's loss is not finite after step {step}")
@@ -54,7 +54,7 @@ class Evaluator:
         self._before_batch = before_batch
 
     def evaluate(self) -> Evaluation:
-        """Score every evaluation split with the model as it is."""
+        """Score every evaluation split with the model's current weights."""
         losses: dict[str, float] = {}
         predictions: dict[str, list[Any]] = {}
         scores: dict[str, float] = {}
@@ -67,12 +67,12 @@ class Evaluator:
 
     @torch.no_grad()
     def _predict(self, split: Split) -> tuple[float, list[Any]]:
-        """The split's mean loss and its predictions in order."""
+        """Return the split's mean loss, and its predictions in the split's order."""
         mine, batches = self._loader.evaluation_batches(split)
         losses, predictions = [], []
         for number, batch in enumerate(batches):
             self._before_batch()
-            with self._accelerator.autocast():  # generating does not go through the model's own forward
+            with self._accelerator.autocast():  # generation does not call the model's own forward
                 loss, predicted = self._task.predict(self._model, self._loader.to_device(batch))
             if number < len(mine):
                 losses.append(loss.float() * len(mine[number]))

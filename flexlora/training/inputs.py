@@ -1,4 +1,4 @@
-"""What a run reads: folders that are missing are refused before torch is imported; files get stamps for the record."""
+"""The inputs of a run: missing folders are refused before torch is imported, and files get stamps for the record."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,9 +16,9 @@ MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".jinja")
 
 
 def refuse_missing_inputs(settings: RunSettings) -> None:
-    """Refuse a folder that the task, the model or the method would refuse, some seconds later.
+    """Refuse a missing folder now, because the task, the model or the method would refuse it some seconds later.
 
-    What only code from outside this package reads is left to that code, and so is the data that flexlora/tiny makes.
+    This does not check folders that only code from outside this package reads, nor data that flexlora/tiny makes.
 
     Raises:
         UserError: a folder is missing.
@@ -35,7 +35,7 @@ def refuse_missing_inputs(settings: RunSettings) -> None:
 
 
 def _has_module(folder: str, name: str) -> bool:
-    """Whether `flexlora/<folder>/<name>.py` exists; importing the package would import torch."""
+    """Return whether `flexlora/<folder>/<name>.py` exists. An import of the package would also import torch."""
     return (Path(flexlora.__file__).parent / folder / f"{name}.py").is_file()
 
 
@@ -46,13 +46,13 @@ Inputs = dict[str, dict[str, Stamp]]
 def stamp_inputs(
     settings: RunSettings, provenance: Mapping[str, Any], revision: str | None, images: Iterator[Path]
 ) -> Inputs:
-    """Return the stamps of the files that a run has just read. Data from the hub has its revision instead.
+    """Return the stamps of the files that a run has just read. Data from the hub has a revision instead.
 
     Args:
         settings: the settings of the run.
         provenance: the source of the data, as the task recorded it.
         revision: the commit of a model from the hub.
-        images: the files of the task that are too many for stamps of their own.
+        images: the files of the task that are too many to have one stamp each.
 
     Raises:
         UserError: a file has changed since it was read.
@@ -78,7 +78,7 @@ def stamp_inputs(
 
 
 def contents(inputs: Inputs) -> dict[str, dict[str, str]]:
-    """Return what a checkpoint keeps of the inputs beside the data: the SHA-256 of each file, by its name."""
+    """Return the SHA-256 of each file by its name: a checkpoint keeps it for all inputs except the data."""
     return {
         group: {Path(path).name: values["sha256"] for path, values in files.items()}
         for group, files in inputs.items()
@@ -87,14 +87,14 @@ def contents(inputs: Inputs) -> dict[str, dict[str, str]]:
 
 
 def refuse_other(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint that was saved by a run of other settings, or on other data or weights.
+    """Refuse a checkpoint of a run with other settings, data or weights.
 
     Args:
-        before: what the checkpoint was saved with, by `config`, `data` and the names of `contents`.
-        now: the same of this run.
+        before: the identity in the checkpoint, by `config`, `data` and the names of `contents`.
+        now: the identity of this run, in the same form.
 
     Raises:
-        UserError: they differ; the message names the first file that does.
+        UserError: `before` and `now` differ; the message names the first file that differs.
     """
     for group in sorted({*before, *now}):
         old, new = before.get(group), now.get(group)
@@ -107,7 +107,7 @@ def refuse_other(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 
 def _where(old: Any, new: Any) -> str:
-    """Return ` (<file> differs)` for the first name whose hash differs; empty where no hash does."""
+    """Return ` (<file> differs)` for the first name whose hash differs; an empty text if no hash differs."""
     if not isinstance(old, Mapping) or not isinstance(new, Mapping):
         return ""
     old, new = (side["sha256"] if isinstance(side.get("sha256"), Mapping) else side for side in (old, new))
@@ -116,7 +116,7 @@ def _where(old: Any, new: Any) -> str:
 
 
 def _data_files(provenance: Mapping[str, Any]) -> Iterator[Path]:
-    """Yield the files whose hashes a task recorded, and not what else it hashed (generated rows, decoded images)."""
+    """Yield the files whose hashes a task recorded. Other hashes (generated rows, decoded images) name no files."""
     if provenance.get("source") == "folder":
         files = (Path(provenance["path"]) / name for name in provenance.get("sha256") or ())
         yield from (file for file in files if file.is_file())
@@ -124,7 +124,7 @@ def _data_files(provenance: Mapping[str, Any]) -> Iterator[Path]:
 
 def _model_files(settings: RunSettings, revision: str | None) -> list[Path]:
     model = settings.model
-    if model.path is None:  # ours: its revision is a hash of the code that made it
+    if model.path is None:  # our own model: its revision is a hash of the code that made it
         return []
     folder = Path(model.path).expanduser()
     if on_hub(model):

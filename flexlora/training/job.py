@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("flexlora")
 
-# What a file system says that has no room, is read-only, has a limit on a file's size, or fails; some writes then name
-# no file.
+# The errors of a file system that is full, is read-only, limits the size of a file, or fails. Some writes raise them
+# without a file name.
 NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE)
 
 
 def run_path(settings: RunSettings, overrides: Iterable[str]) -> Path:
-    """`<output_root>/<scale>/<task>/<model>/<method>/<variant>/seed<seed>`."""
+    """Return the run's folder, `<output_root>/<scale>/<task>/<model>/<method>/<variant>/seed<seed>`."""
     from flexlora.models import model_name
 
     variant = settings.variant or variant_name(overrides)
@@ -50,11 +50,11 @@ def run_job(settings: RunSettings, config: dict[str, Any], overrides: Iterable[s
     """Run one configuration and record it; `config` is the same as `settings`, as plain data.
 
     Returns:
-        `skipped` where this very run is finished already, else the record's status: `done`, `diverged`, or `failed`
-        (a bug, whose traceback is shown and kept in `log.txt`).
+        `skipped` if this run is finished already, otherwise the record's status: `done`, `diverged`, or `failed` (a
+        bug, whose traceback is shown and kept in `log.txt`).
 
     Raises:
-        UserError: the folder is refused, or something the user can put right went wrong (recorded as `failed`).
+        UserError: the folder is refused, or the run has an error that the user can correct (recorded as `failed`).
         KeyboardInterrupt: the run was interrupted (recorded as `interrupted`).
     """
     require_trackers(settings.trackers)
@@ -75,16 +75,16 @@ def run_job(settings: RunSettings, config: dict[str, Any], overrides: Iterable[s
 
 
 def _open(folder: RunFolder, stack: contextlib.ExitStack) -> str | UserError:
-    """Take the folder until `stack` closes: `begun` or `resumed`; or `skipped`, or why it is refused."""
+    """Take the folder until `stack` closes; return `begun`, `resumed`, `skipped`, or the error if it is refused."""
     try:
         try:
             stack.enter_context(folder)
         except UserError:
-            if _is_finished(folder):  # and may lie where nothing can be written any more
+            if _is_finished(folder):  # the folder of a finished run may be read-only
                 return "skipped"
             raise
         if _is_finished(folder):
-            folder.drop_checkpoints()  # it was killed just before it did so itself
+            folder.drop_checkpoints()  # the run was killed just before it did this itself
             return "skipped"
         resume = folder.can_resume()
         if not resume:
@@ -98,7 +98,7 @@ def _open(folder: RunFolder, stack: contextlib.ExitStack) -> str | UserError:
 
 
 def _is_finished(folder: RunFolder) -> bool:
-    """Whether the run is finished; what of it cannot be compared with its record is a line of the log."""
+    """Return whether the run is finished. One line is logged for each part that cannot be compared with its record."""
     unknown = folder.finished()
     for line in unknown or ():
         log.warning("%s: %s", folder.path, line)
@@ -106,7 +106,7 @@ def _is_finished(folder: RunFolder) -> bool:
 
 
 def _open_together(folder: RunFolder, stack: contextlib.ExitStack) -> str | UserError:
-    """Let the main process open the folder; all processes follow its verdict."""
+    """Let the main process open the folder; return its verdict on all processes."""
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
@@ -121,7 +121,7 @@ def _open_together(folder: RunFolder, stack: contextlib.ExitStack) -> str | User
 
 class _QuietFileHandler(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
-        """Nothing: a full disk is told of once, by what fails for it, and not at every line."""
+        """Do nothing: on a full disk another write fails and reports it once. Lines of the log would each repeat it."""
 
 
 @contextlib.contextmanager
@@ -133,12 +133,12 @@ def _log_file(path: Path) -> Iterator[None]:
         yield
     finally:
         log.removeHandler(handler)
-        with contextlib.suppress(OSError):  # what a full disk did not take is on the screen
+        with contextlib.suppress(OSError):  # the lines that a full disk did not take are on the screen
             handler.close()
 
 
 class _Job:
-    """One run in an open folder; `record` fills up as it goes and is written however it ends."""
+    """One run in an open folder. `record` is filled during the run, and is written however the run ends."""
 
     def __init__(self, settings: RunSettings, config: dict[str, Any], folder: RunFolder, resume: bool) -> None:
         self.settings = settings
@@ -201,18 +201,18 @@ class _Job:
             return
         record.files = vouched_files(self.path) if record.status in KEPT else {}
         if record.status in KEPT:
-            self.folder.sync()  # what the record vouches for is on the disk before the record is
+            self.folder.sync()  # the files that the record vouches for are on the disk before it
         record.write(self.path / "result.json")
 
     def _write_if_possible(self) -> None:
-        """Write the record of a run that something else is to be said of than that this was not possible."""
+        """Write the record of a run that failed or was interrupted. If this fails too, only log a warning."""
         try:
             self._write()
         except OSError as error:
             log.warning("%s", cannot_write(self.path, error))
 
     def _is_of_its_folder(self, error: OSError) -> bool:
-        """Whether it is the run's folder that failed, and no bug."""
+        """Return whether `error` comes from the run's folder and is not a bug."""
         return error.errno in NO_WRITING or str(error.filename).startswith(str(self.path))
 
     def _train(self) -> None:
@@ -286,7 +286,7 @@ class _Job:
             with fitting(self.path):
                 positions = None if saved is None else saved[1]["files"]
                 journal = stack.enter_context(Journal(self.path, positions) if self.main else Journal())
-            # Dropout begins at the same place whatever a method drew to initialise, and differs between processes.
+            # Dropout does not depend on the random numbers that a method drew before. It differs between processes.
             set_seed(settings.seed + accelerator.process_index)
             loop = Loop(
                 model,
@@ -320,7 +320,7 @@ class _Job:
             record.adapter_sha256 = {file.name: file_sha256(file) for file in files}
 
     def _begin_session(self, outcome: "Outcome") -> None:
-        """Add this process to the sessions of the run. One line says how it differs from the process before."""
+        """Add this process to the sessions of the run. One line says how it differs from the previous process."""
         session = environment.session(outcome.steps, self.record.started, self.record.hardware)
         changed = environment.changes(outcome.sessions[-1], session) if outcome.sessions else []
         if changed:
@@ -330,10 +330,10 @@ class _Job:
 
 @contextlib.contextmanager
 def fitting(path: Path) -> Iterator[None]:
-    """Refuse a checkpoint of the run in `path` over which the block fails.
+    """Refuse the checkpoint of the run in `path` if the block fails.
 
     Raises:
-        UserError: the checkpoint is whole, but of another model or version than this one, or its fields are damaged.
+        UserError: the block fails: the checkpoint is whole, but of another model or version, or its fields are damaged.
     """
     try:
         yield

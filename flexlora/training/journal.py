@@ -1,4 +1,4 @@
-"""What a training writes while it runs: `metrics.jsonl`, `ranks.jsonl` and predictions."""
+"""The files that a training writes while it runs: `metrics.jsonl`, `ranks.jsonl` and predictions."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,13 +14,13 @@ from flexlora.training.outcome import Outcome
 
 
 class Journal:
-    """The files of one run, begun afresh or continued at the `positions` of a checkpoint.
+    """The files of one run. They start empty, or continue at the `positions` of a checkpoint.
 
-    Only the main process has a `folder`. The others call the same methods, because a write that fails there is raised
-    on all processes.
+    Only the main process has a `folder`. The others call the same methods, because its failed writes are raised on all
+    processes.
 
     Raises:
-        UserError: a file is no longer what it was at its position.
+        UserError: the content of a file before its position has changed.
     """
 
     def __init__(self, folder: Path | None = None, positions: Mapping[str, Any] | None = None) -> None:
@@ -62,18 +62,18 @@ class Journal:
                 self._files[name].write(row)
 
     def predictions(self, step: int, found: Mapping[str, list[Any]], splits: list[Split], *, best: bool) -> None:
-        """Keep the predictions of each split as the last ones, and as the best ones."""
+        """Keep the predictions of each split as the last ones, and if `best` also as the best ones."""
         with shared_failure():
             if self._predictions is not None:
                 labels = {split.name: split.labels for split in splits}
                 self._predictions.keep(step, found, labels, best=best)
 
     def positions(self) -> dict[str, Any]:
-        """Where the files end now, for a checkpoint."""
+        """Return the positions where the files end now, for a checkpoint."""
         return {name: file.position() for name, file in self._files.items()}
 
     def read_back(self, outcome: Outcome) -> None:
-        """Fill in what a checkpoint leaves to the files (`IN_FILES`); a process without files does not need it."""
+        """Fill in the fields that only the files hold (`IN_FILES`). A process without files does not need them."""
         if not self._files:
             return
         rows = list(self._files["metrics"].rows())

@@ -16,7 +16,7 @@ Batch = dict[str, torch.Tensor]
 
 
 class TaskLoader:
-    """Makes the batches of one process; `data_seed` decides their order and what augmentation draws."""
+    """Makes the batches of one process; `data_seed` decides their order and the augmentation."""
 
     def __init__(self, task: Task, settings: TrainingSettings, accelerator: Accelerator, data_seed: int) -> None:
         self._task = task
@@ -27,15 +27,15 @@ class TaskLoader:
 
     @cached_property
     def epoch_size(self) -> int:
-        """Optimizer steps of an epoch."""
+        """The number of optimizer steps of an epoch."""
         settings = self._settings
         rows = len(self._task.train)
         return batching.steps_per_epoch(rows, settings.batch_size, settings.gradient_accumulation, self._processes)
 
     def epoch_steps(self, epoch: int, done: int = 0) -> Iterator[tuple[list[list[int]], list[Batch]]]:
-        """Yield each optimizer step of the epoch: the indices of its batches on all processes, and our own batches.
+        """Yield for each optimizer step the indices of its batches on all processes, and this process's batches.
 
-        The first `done` steps are left out, and their batches are not made.
+        The first `done` steps of the epoch are skipped, and their batches are not made.
         """
         accumulation, processes = self._settings.gradient_accumulation, self._processes
         batches = batching.epoch_batches(
@@ -52,15 +52,15 @@ class TaskLoader:
             yield indices, [next(loader) for _ in range(len(indices) // processes)]
 
     def first_batches(self) -> Iterator[Batch]:
-        """The first epoch's batches on the device, for a method that prepares itself on them."""
+        """Yield the first epoch's batches on the device, for a method that prepares itself on them."""
         for _, batches in self.epoch_steps(0):
             yield from (self.to_device(batch) for batch in batches)
 
     def evaluation_batches(self, split: Split) -> tuple[list[list[int]], Iterator[Batch]]:
-        """The indices of our batches of `split`, and as many batches as any process has.
+        """Return the indices of this process's batches of `split`, and an iterator over the batches to run.
 
         Every process runs the same number of forward passes, as FSDP requires. A process with fewer batches gets the
-        split's first one again, and has to discard the result.
+        split's first batch again and has to discard the result.
         """
         batches = batching.evaluation_batches(split.lengths, self._settings.eval_batch_size)
         mine = batches[self._process :: self._processes]
@@ -76,6 +76,6 @@ class TaskLoader:
             batch_sampler=batches,
             collate_fn=self._task.collate,
             pin_memory=self._device.type == "cuda",
-            # Its own generator: without one, starting an epoch draws from the generator that dropout draws from.
+            # The loader has its own generator. Without one, the start of an epoch draws from the generator of dropout.
             generator=torch.Generator(),
         )

@@ -1,4 +1,4 @@
-"""The loop that trains every method on every task. It asks the method and the task, and knows neither by name."""
+"""The loop that trains every method on every task. It knows no method and no task by name."""
 
 import contextlib
 import logging
@@ -44,7 +44,7 @@ Batches = list[dict[str, torch.Tensor]]
 
 
 class Loop:
-    """One training. `run` goes from the first step to the last evaluation; `outcome` is valid whenever it stops."""
+    """One training. `run` executes all steps and evaluations. `outcome` is valid whenever it stops."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Loop:
         self.optimizer = method.optimizer(groups, settings.learning_rate, settings.weight_decay)
         factor = warmup_and_decay(total_steps, warmup_steps(total_steps, settings), settings.lr_scheduler)
         self.scheduler = method.scheduler(self.optimizer, factor)
-        # Several processes share what trains by DDP, or over a sharded base by `average_gradients`.
+        # DDP averages the gradients of several processes. With a sharded base, `average_gradients` does.
         self.model = accelerator.prepare_model(
             self.adapted, device_placement=False, evaluation_mode=settings.shard_base
         )
@@ -95,7 +95,7 @@ class Loop:
         self._tokens = {"real": 0, "padded": 0}
 
     def _place(self, model: nn.Module) -> nn.Module:
-        """`model` on the device; its base sharded over the processes where the settings say so."""
+        """Move `model` to the device, or shard its base over the processes if the settings say so; return it."""
         if not self.settings.shard_base:
             return model.to(self.accelerator.device)
         try:
@@ -105,10 +105,10 @@ class Loop:
         return model
 
     def run(self) -> Outcome:
-        """Train, evaluate, and say how it went; a loss that is not finite ends it with status `diverged`.
+        """Train, evaluate and return the outcome. A loss that is not finite ends it with status `diverged`.
 
         Raises:
-            Interrupted: SIGINT or SIGTERM came; the step was finished and a checkpoint kept.
+            Interrupted: SIGINT or SIGTERM came. The step was finished and a checkpoint was written.
         """
         outcome, shown = self.outcome, self.accelerator.is_main_process
         self._bar = Progress(self.total_steps, self.task.main_metric, done=outcome.steps, visible=shown)
@@ -123,10 +123,10 @@ class Loop:
         return outcome
 
     def _train(self) -> None:
-        """Take all steps that are left, and do after each what is due."""
+        """Take all remaining steps. After each one, log, evaluate and write a checkpoint as the settings say."""
         self.model.train()
         self._clock.restart()
-        if self._evaluation_due:  # the run was stopped in an evaluation
+        if self._evaluation_due:  # the run was stopped during an evaluation
             self._evaluate_and_keep()
         while self.outcome.steps < self.total_steps:
             if self._steps_in_epoch == 0:
@@ -140,7 +140,7 @@ class Loop:
             self._epoch, self._steps_in_epoch = self._epoch + 1, 0
 
     def _step(self, indices: list[list[int]], batches: Batches) -> None:
-        """One optimizer step: the gradient of the mean loss over all its examples, on all processes."""
+        """Take one optimizer step with the gradient of the mean loss over all its examples, on all processes."""
         loss = self._accumulate(indices, batches)
         self._finish_gradients()
         self.method.regularise(self.adapted)
@@ -162,7 +162,7 @@ class Loop:
         self._add_tokens(indices[mine::processes], batches)
         loss = self._loss.zero()
         for number, batch in enumerate(batches):
-            # Batches differ in size by one, and gradients are averaged over processes: weigh by examples.
+            # Batch sizes differ by one, and gradients are averaged over processes: weight by examples.
             weight = len(indices[number * processes + mine]) * processes / examples
             is_last = number == len(batches) - 1
             with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.model):
@@ -175,11 +175,11 @@ class Loop:
         return loss.detach().float()
 
     def _finish_gradients(self) -> None:
-        """Average the gradients over a sharded base's processes, and clip them or bring them to their real size."""
+        """Average the gradients over a sharded base's processes. Then clip them, or undo the loss scaling."""
         if self.settings.shard_base:
             average_gradients(self.trained)
         if self.settings.max_grad_norm is None:
-            self.accelerator.unscale_gradients()  # a penalty is added to gradients of their real size
+            self.accelerator.unscale_gradients()  # a penalty is added to unscaled gradients
             return
         norm = self.accelerator.clip_grad_norm_(self.trained, self.settings.max_grad_norm)
         if norm is not None:
@@ -193,7 +193,7 @@ class Loop:
 
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:
-        """Count the operations of the very first step, where that is asked for; its time is in no clock."""
+        """Count the operations of the first step if the settings ask for it. No clock includes its time."""
         if not self.settings.count_flops or self.outcome.steps > 0:
             yield
             return
@@ -204,7 +204,7 @@ class Loop:
         self.outcome.flops = counter.get_total_flops()
 
     def _after_step(self) -> None:
-        """Log, leave, evaluate, keep a checkpoint: whatever is due after a step."""
+        """After a step, log, stop, evaluate and write a checkpoint as the settings and signals say."""
         steps, settings = self.outcome.steps, self.settings
         at_end = steps == self.total_steps
         if at_end or steps % settings.log_every == 0:
@@ -221,7 +221,7 @@ class Loop:
             self._keep()
 
     def _check_losses(self) -> None:
-        """Stop the clock and raise `Diverged` where a loss so far is not finite."""
+        """Stop the clock and raise `Diverged` if a loss so far is not finite."""
         try:
             self._loss.check()
         except Diverged:
@@ -229,7 +229,7 @@ class Loop:
             raise
 
     def _log(self) -> None:
-        """A line of metrics.jsonl; the only place, with evaluations, where the host waits for the device."""
+        """Write a line of metrics.jsonl. The host waits for the device only here and in evaluations."""
         loss = self._loss.mean_of_line()
         row = {
             "kind": "train",
@@ -252,18 +252,18 @@ class Loop:
         self.accelerator.log(scalars(row), step=row["step"])
 
     def _write_events(self) -> None:
-        """A line of ranks.jsonl for each rank event of this step."""
+        """Write a line of ranks.jsonl for each rank event of this step."""
         for event in self.method.rank_events():
             self.outcome.events.append(event)
             self._journal.event(event)
 
     def _evaluate_and_keep(self) -> None:
-        """The evaluation that is due, and a checkpoint: before the last evaluation, and after every other one."""
+        """Evaluate, and write a checkpoint: before the last evaluation, and after every other one."""
         self._clock.pause()
         self._check_losses()
         at_end = self.outcome.steps == self.total_steps
         if at_end:
-            self._keep()  # the last evaluation may be long, and after it the run is done and needs none
+            self._keep()  # the last evaluation may be long; after it the run is done and needs no checkpoint
             self.method.search(self.adapted, self._main_score, self._keep)
             self.method.finish(self.adapted)
         self._evaluate()
@@ -273,7 +273,7 @@ class Loop:
             self._keep()
 
     def _evaluate(self) -> None:
-        """Evaluate; keep the result as the last one, and as the best one where it is."""
+        """Evaluate. Keep the result as the last one, and also as the best one if it is the best."""
         began = running_seconds()
         outcome = self.outcome
         outcome.train_loss = self._loss.mean_of_epoch(self._steps_in_epoch)
@@ -301,27 +301,27 @@ class Loop:
         found.check(outcome.steps)
 
     def _main_score(self) -> float:
-        """The main metric of the model as it is, for a method that chooses by it."""
+        """Evaluate the model and return its main metric, for a method that chooses by it."""
         return self.evaluator.evaluate().scores[self.task.main_metric]
 
     def _leave_if_told(self) -> None:
-        """Keep a checkpoint and raise `Interrupted` where a signal came to any process."""
+        """Write a checkpoint and raise `Interrupted` if a signal came to any process."""
         number = largest(self._stop.number or 0)
         if number:
             self._keep_if_possible()
             raise Interrupted(number)
 
     def _leave_evaluation_if_told(self) -> None:
-        """Do the same in an evaluation, which starts again when the run resumes."""
+        """Do the same during an evaluation. The evaluation starts again when the run resumes."""
         number = largest(self._stop.number or 0)
         if number:
-            self._clock.restart()  # no time of training
-            if self.outcome.steps < self.total_steps:  # else there is a checkpoint of this moment
+            self._clock.restart()  # this time is not training time
+            if self.outcome.steps < self.total_steps:  # otherwise there is a checkpoint of this step
                 self._keep_if_possible()
             raise Interrupted(number)
 
     def _keep_if_possible(self) -> None:
-        """A checkpoint on the way out. A full disk, or a loss that is not finite, only means that there is none."""
+        """Write a checkpoint before the run ends. A full disk, or a loss that is not finite, is only a warning."""
         try:
             self._keep()
         except Diverged as error:
@@ -330,7 +330,7 @@ class Loop:
             log.warning("no checkpoint of step %d: %s", self.outcome.steps, error.strerror or error)
 
     def _keep(self) -> None:
-        """Write a checkpoint of this moment.
+        """Write a checkpoint of the current step.
 
         Raises:
             Diverged: a loss so far is not finite.
@@ -346,9 +346,9 @@ class Loop:
         self._clock.restart()
 
     def state_dict(self) -> dict[str, Any]:
-        """All but the model that the steps to come depend on, and the outcome so far. Every process must ask.
+        """Return the outcome so far, and all that later steps depend on, except the model. Every process must call it.
 
-        Of `metrics.jsonl` and `ranks.jsonl` it has only where the files end.
+        It has the positions where `metrics.jsonl` and `ranks.jsonl` end, not their content.
         """
         scaler = self.accelerator.scaler
         return {
@@ -368,11 +368,11 @@ class Loop:
         }
 
     def load_state_dict(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken; `tensors` are the model's that training changes.
+        """Continue from `state`, which `state_dict` returned, and `tensors`, which `changing_tensors` returned.
 
         Raises:
-            UserError: it was taken with another number of processes, of other settings, or on other data or weights.
-            ValueError: it is of another model.
+            UserError: the state is of a run with another number of processes, other settings, data or weights.
+            ValueError: the state is of another model.
         """
         mine, processes = self.accelerator.process_index, self.accelerator.num_processes
         if len(state["random"]) != processes:

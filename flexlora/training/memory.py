@@ -1,13 +1,13 @@
-"""How much memory a training needs, found by taking two of its steps with tensors that have shapes and no data.
+"""Measures how much memory a training needs: it takes two steps with tensors that have shapes and no data.
 
 The adapted model, its optimizer and the largest batch are made under torch's FakeTensorMode: every operation of
-forward, backward and optimizer computes shapes only, and `_Alive` counts the bytes of all storages that are alive after
-each. No formula of layers or heads: whatever the architecture, the method and the precision save for the backward is
-counted. What an operation allocates and frees inside itself is not seen.
+forward, backward and optimizer computes shapes only. `_Alive` counts the bytes of all storages that are alive after
+each operation. There is no formula for layers or heads: all tensors that the architecture, the method and the precision
+save for the backward pass are counted. Memory that an operation allocates and frees inside itself is not counted.
 
-Measured (tests/training/test_memory.py, docs/reference/flexlora-doctor.md): within 3 % of a real step's resident memory
-if malloc returns memory at once. By default glibc keeps fragments, and a run on a CPU holds up to about twice the
-bytes that are alive.
+The result was compared with real steps (tests/training/test_memory.py, docs/reference/flexlora-doctor.md). It is within
+3 % of the resident memory if malloc returns memory at once. By default glibc keeps fragments, and a run on a CPU then
+holds up to about twice the bytes that are alive.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from flexlora.methods import Method
 from flexlora.settings import Precision, TrainingSettings
 
-# Bytes resident over bytes alive on a CPU, at most, as measured with glibc's malloc.
+# The largest measured ratio of resident bytes to bytes alive on a CPU, with glibc's malloc.
 CPU_FRAGMENTS = 2.0
 AUTOCAST = {Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
 
@@ -36,24 +36,24 @@ Batch = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes on the device. The parts are not all alive at once: `peak` is the most that ever is."""
+    """The memory of a training in bytes on the device. The parts are not all alive at the same time."""
 
     frozen: int
-    """Parameters that do not train, and buffers."""
+    """The parameters that do not train, and the buffers."""
     trained: int
-    """Parameters that train, inactive directions included."""
+    """The parameters that train, inactive directions included."""
     gradients: int
     optimizer: int
     activations: int
-    """Kept from a forward for its backward, over the largest batch."""
+    """The tensors that the forward pass of the largest batch keeps for its backward pass."""
     peak: int
-    """Of a training step or of an evaluation's batch, all of the above that is alive then included."""
+    """The largest number of bytes alive at the same time, in a training step or in a batch of an evaluation."""
     evaluation_decides: bool
-    """Whether the peak is an evaluation's."""
+    """Whether the peak is in an evaluation and not in a training step."""
 
 
 class _Alive(TorchDispatchMode):
-    """Counts the bytes of the storages that are alive: each from when an operation returns it until it is freed."""
+    """Counts the bytes of all storages from the operation that returns them until they are freed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,16 +93,18 @@ def step_memory(
     eval_batch: Batch,
     device: str = "cpu",
 ) -> StepMemory:
-    """The memory of training `model`, which `method` has wrapped on the meta device; it is used up by this.
+    """Measure the memory of training `model`, which `method` has wrapped on the meta device.
+
+    `model` cannot be used afterwards.
 
     Args:
-        model: the backbone's, adapted.
-        logits: what `model` answers to a batch (`Backbone.logits`).
-        method: gives groups and optimizer.
-        training: precision, learning rate, weight decay.
-        train_batch: the largest batch of a training step; labels may be among its tensors and are left out.
-        eval_batch: the largest of an evaluation.
-        device: type of the device to train on, which decides about kernels: cpu, cuda.
+        model: the backbone's adapted model.
+        logits: computes the logits of `model` for a batch (`Backbone.logits`).
+        method: makes the parameter groups and the optimizer.
+        training: has the precision, the learning rate and the weight decay.
+        train_batch: the largest batch of a training step; labels in it are ignored.
+        eval_batch: the largest batch of an evaluation.
+        device: the type of the device to train on (cpu, cuda), on which the choice of kernels depends.
     """
     with FakeTensorMode(allow_non_fake_inputs=True), _quiet():
         model.to_empty(device=device)
@@ -126,7 +128,7 @@ def step_memory(
             for tensor in (*model.parameters(), *model.buffers()):
                 alive.add(tensor)
             activations = gradients = state = 0
-            for _ in range(2):  # the optimizer's state is there from the second step on
+            for _ in range(2):  # the optimizer's state exists from the second step on
                 before = alive.bytes
                 loss = forward(inputs)
                 activations = alive.bytes - before
@@ -158,7 +160,7 @@ def _bytes(tensor: torch.Tensor) -> int:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what transformers warns of at a forward whose masks cannot be read."""
+    """Hide the warnings of transformers about a forward pass whose masks cannot be read."""
     logger = logging.getLogger("transformers")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -169,9 +171,9 @@ def _quiet() -> Iterator[None]:
 
 
 def free_memory(device: str) -> tuple[int, int] | None:
-    """(free, in all) in bytes of the device's memory; on a CPU of the machine's, or of the container's share of it.
+    """Return the free and the total memory of the device in bytes; None if the system does not report them.
 
-    None where the system does not say.
+    For a CPU they are those of the machine, or of the container's share of it.
     """
     if device.startswith("cuda"):
         return torch.cuda.mem_get_info(torch.device(device))
@@ -181,7 +183,7 @@ def free_memory(device: str) -> tuple[int, int] | None:
         free, total = kib["MemAvailable"] * 1024, kib["MemTotal"] * 1024
     except (OSError, KeyError, ValueError):
         return None
-    with contextlib.suppress(OSError, ValueError):  # no control group, or one without a limit ("max")
+    with contextlib.suppress(OSError, ValueError):  # there is no control group, or its limit is "max"
         group = Path("/sys/fs/cgroup")
         limit = int((group / "memory.max").read_text())
         used = int((group / "memory.current").read_text())

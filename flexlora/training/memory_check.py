@@ -1,4 +1,4 @@
-"""Whether a model's training fits the device, found from its shapes before its weights are loaded."""
+"""Checks whether a model's training fits the device, from its shapes and before its weights are loaded."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,18 +10,18 @@ if TYPE_CHECKING:
     from flexlora.tasks import Split, Task
 
 GIB = 2**30
-# Below this many bytes of weights a model is loaded and tried sooner than its step is worked out.
+# Below this many bytes of weights the step is not computed: loading and trying the model is faster.
 WORTH_A_LOOK = GIB
 
 
 def refuse_what_cannot_fit(settings: RunSettings, task: "Task", device: str, processes: int = 1) -> None:
-    """Hold the weights, and of a large model a whole training step, against the device's free memory.
+    """Check that the weights, and for a large model a whole training step, fit in the device's free memory.
 
-    Only kinds of models that tell their shapes without their weights are looked at (`flexlora.models.sketch`). A base
-    that is sharded over processes is not: what each holds depends on how many they are.
+    Only kinds of models whose shapes are known without their weights are checked (`flexlora.models.sketch`). A base
+    that is sharded over processes is not checked: the share of each process depends on their number.
 
     Raises:
-        UserError: it does not fit, with the numbers.
+        UserError: the model does not fit; the message has the numbers.
     """
     from flexlora.models import sketch
     from flexlora.training.memory import free_memory, step_memory
@@ -69,7 +69,7 @@ def refuse_what_cannot_fit(settings: RunSettings, task: "Task", device: str, pro
 
 
 def largest_batch(task: "Task", splits: "list[Split]", rows: int) -> Any:
-    """A batch of the longest examples of the split that has the longest: no batch of a run is larger."""
+    """Make a batch of the longest examples of the split that has the longest one. No batch of a run is larger."""
     split = max(splits, key=lambda split: max(split.lengths))
     order = sorted(range(len(split)), key=lambda i: -split.lengths[i])
     return task.collate([split.examples[i] for i in order[:rows]])

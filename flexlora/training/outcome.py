@@ -1,4 +1,4 @@
-"""What a training came to, and the error of one that diverged."""
+"""The outcome of a training, and the error of a training that diverged."""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ REMEDY = "lower training.learning_rate, or take training.precision=fp32 or bf16,
 
 
 class Diverged(Exception):
-    """A loss is not finite. The message says where, and what to change."""
+    """A loss is not finite. The message says where, and which settings to change."""
 
     def __init__(self, where: str) -> None:
         super().__init__(f"{where}: {REMEDY}")
@@ -19,7 +19,7 @@ class Diverged(Exception):
 
 @dataclass
 class Outcome:
-    """What a training came to so far. It is valid whenever the training stops."""
+    """The outcome of a training so far. It is valid whenever the training stops."""
 
     status: str = "failed"
     error: str | None = "the training did not reach its end"
@@ -32,23 +32,23 @@ class Outcome:
     history: list[dict[str, Any]] = field(default_factory=list)
     """All evaluations."""
     train_seconds: float = 0.0
-    """Time in steps alone: evaluations and logging are not in it."""
+    """The time in training steps, in seconds. Evaluations and logging are not included."""
     eval_seconds: float = 0.0
     flops: int | None = None
-    """Floating point operations of the first step, where they were counted; its time is then in no clock."""
+    """The floating point operations of the first step, if counted. The time of that step is then in no clock."""
     tokens: dict[str, int] | None = None
-    """Trained on until the last evaluation, on all processes: `real` ones, and `padded` with their padding."""
+    """Tokens trained on until the last evaluation, on all processes: `real` without padding, `padded` with it."""
     events: list[dict[str, Any]] = field(default_factory=list)
     """All rank events."""
     resumed_at: list[int] = field(default_factory=list)
-    """Steps after which the training went on from a checkpoint."""
+    """The steps after which the training continued from a checkpoint."""
     sessions: list[dict[str, Any]] = field(default_factory=list)
-    """The processes that trained a part of the run (`environment.session`), the last one is this process."""
+    """The processes that trained a part of the run (`environment.session`). The last one is this process."""
     losses: list[tuple[int, float]] = field(default_factory=list)
-    """(step, mean training loss since the one before), as logged."""
+    """The logged losses: (step, mean training loss since the previous entry)."""
 
     def add_evaluation(self, result: dict[str, Any], metric: str) -> bool:
-        """Add an evaluation; whether it is the best one by `metric`."""
+        """Add an evaluation; return whether it is the best one by `metric`."""
         self.history.append(result)
         self.last = result
         is_best = self.best is None or result[metric] > self.best[metric]
@@ -57,11 +57,11 @@ class Outcome:
         return is_best
 
     def kept(self) -> dict[str, Any]:
-        """Return what a checkpoint holds of it: all but `IN_FILES`."""
+        """Return the fields that a checkpoint holds: all except `IN_FILES`."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in IN_FILES}
 
     def take(self, kept: Mapping[str, Any]) -> None:
-        """Take over what `kept` returned.
+        """Set all fields to their values in `kept`, which the method `kept` returned.
 
         Raises:
             KeyError: a value is missing.
@@ -77,4 +77,4 @@ class Outcome:
 
 
 IN_FILES = ("history", "events", "losses")
-"""What `metrics.jsonl` and `ranks.jsonl` hold too. A checkpoint leaves it out, so that its size does not grow."""
+"""The fields that `metrics.jsonl` and `ranks.jsonl` hold too. Checkpoints omit them, so that their size stays small."""

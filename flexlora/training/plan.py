@@ -1,6 +1,6 @@
-"""What a run is going to do, known before it starts: its steps, and what its method is told of them.
+"""The plan of a run, known before the run starts: its steps, and what its method is told about them.
 
-The job does what stands here and `flexlora-doctor` tells it, so the two cannot disagree.
+The job executes this plan and `flexlora-doctor` prints it, so the two cannot disagree.
 """
 
 import logging
@@ -20,25 +20,25 @@ log = logging.getLogger("flexlora")
 
 @dataclass(frozen=True)
 class Steps:
-    """The steps of a training, all processes together."""
+    """The steps of a training on all processes together."""
 
     rows: int
-    """Examples of the training split."""
+    """The number of examples of the training split."""
     batches: int
-    """Forward passes of an epoch, on all processes."""
+    """The number of forward passes of an epoch, on all processes."""
     per_epoch: int
-    """Optimizer steps of an epoch."""
+    """The number of optimizer steps of an epoch."""
     total: int
-    """Optimizer steps of the whole training."""
+    """The number of optimizer steps of the whole training."""
     warmup: int
-    """Optimizer steps over which the learning rate rises."""
+    """The number of optimizer steps over which the learning rate rises."""
 
     def __str__(self) -> str:
         return f"{self.rows:,} rows, {self.per_epoch:,} optimizer steps an epoch, {self.total:,} in all"
 
 
 def plan_steps(training: TrainingSettings, rows: int, processes: int = 1) -> Steps:
-    """The steps of training on `rows` examples: `max_steps` of them, or `epochs` times an epoch's."""
+    """Return the steps of training on `rows` examples: `max_steps`, or `epochs` times the steps of an epoch."""
     an_epoch = steps_per_epoch(rows, training.batch_size, training.gradient_accumulation, processes)
     total = training.epochs * an_epoch if training.max_steps is None else training.max_steps
     return Steps(
@@ -51,14 +51,17 @@ def plan_steps(training: TrainingSettings, rows: int, processes: int = 1) -> Ste
 
 
 def warmup_steps(total_steps: int, training: TrainingSettings) -> int:
-    """Steps over which the learning rate rises: as given, all of them at most, or a share of all, rounded up."""
+    """Return the number of steps over which the learning rate rises.
+
+    It is `warmup_steps`, but at most `total_steps`. Without that setting it is `warmup_ratio` of all steps, rounded up.
+    """
     if training.warmup_steps is not None:
         return min(training.warmup_steps, total_steps)
     return math.ceil(training.warmup_ratio * total_steps)
 
 
 def run_context(settings: RunSettings, backbone: "Backbone", total_steps: int) -> "RunContext":
-    """What a method is told before it wraps the model: its windows, and its capacity, depend on the steps."""
+    """Return what a method is told before it wraps the model. Its windows and its capacity depend on the steps."""
     from flexlora.methods import RunContext
 
     return RunContext(
@@ -76,7 +79,10 @@ def run_context(settings: RunSettings, backbone: "Backbone", total_steps: int) -
 def make_method(
     settings: RunSettings, backbone: "Backbone", total_steps: int
 ) -> "tuple[Method, dict[str, Any] | None]":
-    """The run's method, and what was chosen for it where a parameter budget is set, for the record."""
+    """Build the run's method. Also return, for the record, what was chosen to fit the parameter budget.
+
+    The second value is None if no parameter budget is set.
+    """
     from flexlora.methods import build_method
     from flexlora.methods.parameter_budget import fit_to_budget
 
@@ -89,7 +95,7 @@ def make_method(
 
 
 def windows_line(schedule: dict[str, Any]) -> str:
-    """How a method's windows (tinit, tfinal, deltaT) were brought to this run's steps, in one line."""
+    """Return one line that says how a method's windows (tinit, tfinal, deltaT) were scaled to this run's steps."""
     if schedule["factor"] == 1.0:
         return "windows as given: " + ", ".join(f"{name} {value}" for name, value in schedule["used"].items())
     changes = ", ".join(f"{name} {before} → {schedule['used'][name]}" for name, before in schedule["given"].items())

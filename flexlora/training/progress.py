@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a bar on a terminal, one line an evaluation anywhere else."""
+"""The output of a run while it trains: a bar on a terminal, and one line for each evaluation."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ log = logging.getLogger("flexlora")
 
 
 def duration(seconds: float) -> str:
-    """`42s`, `3m05s`, `2h07m`."""
+    """Return a time as a short text: `42s`, `3m05s`, `2h07m`."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f}s" if seconds < 10 else f"{whole}s"
@@ -24,7 +24,7 @@ def duration(seconds: float) -> str:
 
 
 def rank_range(ranks: dict[str, int]) -> str:
-    """`8` or `1–18`; empty without ranks."""
+    """Return the range of the ranks, `8` or `1–18`; an empty text without ranks."""
     if not ranks:
         return ""
     low, high = min(ranks.values()), max(ranks.values())
@@ -32,7 +32,7 @@ def rank_range(ranks: dict[str, int]) -> str:
 
 
 class Progress:
-    """A bar over optimizer steps with loss, metric, ranks and the time left."""
+    """A bar over optimizer steps. It shows the loss, the metric, the ranks and the remaining time."""
 
     def __init__(self, total_steps: int, metric: str, done: int = 0, visible: bool = True) -> None:
         self.total_steps = total_steps
@@ -51,18 +51,18 @@ class Progress:
         )
 
     def step(self) -> None:
-        """One optimizer step is done."""
+        """Move the bar by one optimizer step."""
         self._bar.update(1)
 
     def loss(self, loss: float, ranks: dict[str, int]) -> None:
-        """The mean loss since the last call."""
+        """Show the mean loss since the last call, and the ranks."""
         self._shown |= {"loss": f"{loss:.3f}"} | ({"ranks": rank_range(ranks)} if ranks else {})
         self._bar.set_postfix(self._shown)
 
     def evaluation(
         self, step: int, epoch: float, train_loss: float | None, score: float, ranks: dict[str, int]
     ) -> None:
-        """An evaluation is done; `score` is the main metric."""
+        """Show an evaluation; `score` is the main metric."""
         self._shown |= {self.metric.split("_")[0]: f"{score:.3f}"}
         self._bar.set_postfix(self._shown)
         if not self._visible:
@@ -91,14 +91,14 @@ class BarFriendlyHandler(logging.Handler):
 
 
 def is_main_process() -> bool:
-    """Whether this process speaks for the run, by the launcher's environment: known before anything is imported."""
+    """Return whether this process reports for the run. The launcher's environment tells it before any import."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def show_log() -> None:
-    """Print the package's log on the terminal, once however often this is called; on the main process only."""
+    """Print the package's log on the terminal, only on the main process. Further calls add nothing."""
     log.setLevel(logging.INFO)
-    # tqdm's own lock is the system's as well, which a process that is killed leaves behind: Python warns of it later.
+    # tqdm's own lock is also a lock of the system. A killed process leaves it behind, and Python later warns about it.
     tqdm.set_lock(threading.RLock())
     if is_main_process() and not any(isinstance(h, BarFriendlyHandler) for h in log.handlers):
         log.addHandler(BarFriendlyHandler())
@@ -108,7 +108,7 @@ def show_log() -> None:
 
 def quiet_libraries() -> None:
     """Hide warnings of libraries that a user of a command cannot act on."""
-    # PEFT imports bitsandbytes where it is installed, which then warns of kernels for bases that are not quantised.
+    # PEFT imports bitsandbytes if it is installed. It then warns about kernels even for bases that are not quantised.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    # Deprecations of one library inside another.
+    # These are warnings about deprecated calls of one library in another.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|accelerate")

@@ -1,20 +1,20 @@
-"""Signs in a run's rank events that something is off: for the log and the record, not a reason to stop."""
+"""Signs in a run's rank events that something is wrong. They go into the log and the record and do not stop the run."""
 
 from collections.abc import Sequence
 from typing import Any
 
-# A share of the modules from which it is worth a line, and a rise of the logged loss that is no noise.
+# MANY: the share of the modules from which there is an alarm. SPIKE: the rise of the logged loss that is not noise.
 MANY = 0.5
 SPIKE = 1.5
 
 
 def rank_alarms(events: Sequence[dict[str, Any]], losses: Sequence[tuple[int, float]]) -> list[str]:
-    """What a user should know about the rank events of a run, a line each; empty where nothing stands out.
+    """Return the alarms about the rank events of a run, one line each; an empty list if nothing is unusual.
 
     Args:
-        events: rank events as the method reports them (`RankEvent.to_dict()`), oldest first; null where a sign has no
-            meaning for the method.
-        losses: (step, mean training loss since the row before), oldest first.
+        events: rank events as the method reports them (`RankEvent.to_dict()`), oldest first. A value is null if the
+            sign has no meaning for the method.
+        losses: (step, mean training loss since the previous row), oldest first.
     """
     if not events:
         return []
@@ -44,9 +44,9 @@ def rank_alarms(events: Sequence[dict[str, Any]], losses: Sequence[tuple[int, fl
 
 
 def _spikes(step: int, losses: Sequence[tuple[int, float]]) -> bool:
-    """Whether the first logged stretch wholly after `step` lies far above the last one wholly before it."""
+    """Return whether the first logged mean over steps after `step` is far above the last mean over steps before it."""
     before = [loss for at, loss in losses if at <= step]
-    # The row that ends after the event still holds steps before it, unless one ends at the event.
+    # The first row after the event also covers steps before it, unless a row ends at the event.
     exact = any(at == step for at, _ in losses)
     after = [loss for at, loss in losses if at > step][0 if exact else 1 :]
     return bool(before and after) and after[0] > SPIKE * before[-1]

@@ -12,7 +12,7 @@ NEVER = 2**31 - 1
 
 
 class RunningLoss:
-    """Kept on the device and read only when a line is logged: reading at every step would synchronise the device."""
+    """Sums of the loss on the device, read only when a line is logged: a read at every step would synchronise it."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
@@ -21,10 +21,10 @@ class RunningLoss:
         self._bad_step = torch.full((), NEVER, dtype=torch.int64, device=accelerator.device)
         self._steps_since_line = 0
         self.grad_norm = torch.full((), math.nan, device=accelerator.device)
-        """Of the last step, before clipping."""
+        """The norm of the gradients of the last step, before clipping."""
 
     def zero(self) -> torch.Tensor:
-        """A sum to begin with."""
+        """Return a zero on the device, to start a sum."""
         return torch.zeros_like(self._since_line)
 
     def add(self, loss: torch.Tensor, step: int) -> None:
@@ -38,21 +38,21 @@ class RunningLoss:
         self._in_epoch.zero_()
 
     def mean_of_line(self) -> float:
-        """The mean over all processes and the steps since this was last asked."""
+        """Return the mean over all processes and over the steps since the last call."""
         mean = self._mean(self._since_line / max(1, self._steps_since_line))
         self._since_line.zero_()
         self._steps_since_line = 0
         return mean
 
     def mean_of_epoch(self, steps: int) -> float:
-        """The mean over all processes and the `steps` of this epoch."""
+        """Return the mean over all processes and over the `steps` of this epoch."""
         return self._mean(self._in_epoch / max(1, steps))
 
     def _mean(self, value: torch.Tensor) -> float:
         return float(self._accelerator.reduce(value, reduction="mean"))
 
     def check(self) -> None:
-        """Hold all losses so far, on all processes, against what is finite.
+        """Check that all losses so far are finite, on all processes.
 
         Raises:
             Diverged: the loss of a step is not finite; the message names the first such step.

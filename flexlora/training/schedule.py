@@ -1,4 +1,4 @@
-"""The learning rate over a run: linear warmup, then a fall to zero."""
+"""The learning rate of a run: a linear warmup, then a decay to zero."""
 
 import math
 from collections.abc import Callable
@@ -7,9 +7,10 @@ from flexlora.settings import LrScheduler
 
 
 def warmup_and_decay(total_steps: int, warmup: int, kind: LrScheduler) -> Callable[[int], float]:
-    """A factor on the learning rate: up over `warmup` steps, then down to 0 at `total_steps`, by a line or a cosine.
+    """Return a function from a step to the factor on the learning rate.
 
-    For torch's own scheduler, to be stepped once per optimizer step; accelerate's would step once per process.
+    The factor rises over `warmup` steps. It then falls to 0 at `total_steps`, on a line or a cosine. The function is
+    for torch's own scheduler, which steps once per optimizer step. Accelerate's scheduler would step once per process.
     """
 
     def factor(step: int) -> float:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: a training finishes its step, keeps a checkpoint and leaves; a second signal leaves at once."""
+"""SIGINT and SIGTERM: a training finishes its step, writes a checkpoint and ends. A second signal ends it at once."""
 
 import logging
 import signal
@@ -12,7 +12,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run was told to stop. `number` is the signal's; a command leaves with 128 + number."""
+    """A run was told to stop. `number` is the signal's number; a command exits with 128 + number."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -20,14 +20,14 @@ class Interrupted(KeyboardInterrupt):
 
 
 def raise_interrupted(number: int, frame: FrameType | None) -> None:
-    """The handler outside of a training: stop where it is."""
+    """Handle a signal outside of a training: stop at once."""
     raise Interrupted(number)
 
 
 class StopRequest:
-    """While it is entered the first signal only sets `number`; whoever trains looks at it after every step.
+    """A context in which the first signal only sets `number`. The training loop reads it after every step.
 
-    Outside of the main thread, where Python takes no signals, it never sets anything.
+    Outside of the main thread, where Python handles no signals, `number` is never set.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            # What a shell's background made deaf to SIGINT stays so.
+            # A shell makes background processes ignore SIGINT: they continue to ignore it.
             heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
             self._before = {number: signal.signal(number, self._request) for number in heard}
         return self

@@ -7,11 +7,11 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
-# Seconds between two looks at the clock: what is counted wrongly at most, at each end of a stop.
+# Seconds between two looks at the clock. The error at each end of a stop is at most this.
 PERIOD = 0.1
-# Shorter gaps between two looks are delays of a busy machine.
+# Seconds. A shorter gap between two looks is a delay of a busy machine.
 SHORTEST = 0.3
-# Looks after which a gap is no longer taken for the stop that a SIGCONT ended. A long operation delays the signal.
+# A gap counts as a stop only if its SIGCONT comes within this many looks: a long operation can delay the signal.
 KEPT_LOOKS = 600
 
 
@@ -49,7 +49,7 @@ class StoppedTime:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Watch for stops in this block. Outside of the main thread Python takes no signals, and nothing is added."""
+        """Watch for stops in this block. Other threads than the main one add no time: Python sends them no signals."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -75,5 +75,5 @@ stopped = StoppedTime()
 
 
 def running_seconds() -> float:
-    """Return a time in seconds, for differences, that stands still while the process is stopped."""
+    """Return a time in seconds that does not advance while the process is stopped. Only differences have a meaning."""
     return time.perf_counter() - stopped.seconds

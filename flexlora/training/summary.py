@@ -1,4 +1,4 @@
-"""What a run came to, for its record and in a few lines of the log."""
+"""The summary of a run, for its record and for the log."""
 
 import logging
 from pathlib import Path
@@ -27,7 +27,12 @@ def fill_in(record: RunRecord, outcome: Outcome) -> None:
 
 
 def events_summary(outcome: Outcome, ranks: dict[str, int]) -> dict[str, Any]:
-    """The rank events of a training that ended at `ranks`, for the record. Events that moved nothing do not count."""
+    """Return a summary of a training's rank events for the record. Events that moved no direction do not count.
+
+    Args:
+        outcome: the outcome of the training.
+        ranks: the final rank of each module.
+    """
     steps = [event["step"] for event in outcome.events if not event.get("empty")]
     return {
         "count": len(steps),
@@ -39,7 +44,7 @@ def events_summary(outcome: Outcome, ranks: dict[str, int]) -> dict[str, Any]:
 
 
 def log_summary(record: RunRecord, path: Path) -> None:
-    """Log what a run came to, in a few lines."""
+    """Log the summary of a run in a few lines."""
     rows = [("status", record.status if record.error is None else f"{record.status}: {record.error}")]
     last, best = record.metrics["last"], record.metrics["best"]
     if last is not None and best is not None:

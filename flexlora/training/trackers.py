@@ -1,4 +1,4 @@
-"""Trackers beside `metrics.jsonl`: TensorBoard, Weights & Biases, Trackio, through Accelerate."""
+"""Trackers besides `metrics.jsonl`, through Accelerate: TensorBoard, Weights & Biases and Trackio."""
 
 import contextlib
 import importlib.util
@@ -17,10 +17,10 @@ TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
 def require_trackers(names: Sequence[str]) -> None:
-    """Refuse a tracker that cannot track: Accelerate passes over it with a debug message.
+    """Refuse a tracker that cannot be used. Accelerate would skip it with only a debug message.
 
     Raises:
-        UserError: no such tracker, or its package is not installed.
+        UserError: the tracker does not exist, or its package is not installed.
     """
     for name in names:
         if name not in TRACKERS:
@@ -33,13 +33,13 @@ def require_trackers(names: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def tracked(accelerator: "Accelerator", name: str, config: Mapping[str, Any], folder: Path) -> Iterator[None]:
-    """Start the accelerator's trackers for one run, and finish them however it ends.
+    """Start the accelerator's trackers for one run, and finish them however the run ends.
 
     Args:
-        accelerator: made with `log_with` and `project_dir`.
-        name: what the run is called there.
-        config: its resolved configuration.
-        folder: the run's own; wandb keeps its files below it.
+        accelerator: the accelerator, made with `log_with` and `project_dir`.
+        name: the name of the run in the trackers.
+        config: the run's resolved configuration.
+        folder: the run's folder; wandb keeps its files in it.
 
     Raises:
         UserError: a tracker does not start (no account, no network).
@@ -51,18 +51,18 @@ def tracked(accelerator: "Accelerator", name: str, config: Mapping[str, Any], fo
     options = {"wandb": {"name": name, "dir": str(folder)}, "trackio": {"name": name}}
     try:
         accelerator.init_trackers(PROJECT, config=plain, init_kwargs=options)
-    except Exception as error:  # each has its own kinds
+    except Exception as error:  # each tracker raises its own kinds of errors
         raise UserError(f"trackers: {one_line(error).rstrip('.')}; leave it out, or set it up first") from error
     try:
         yield
     finally:
-        # Not `end_training`, which would also part the processes that the next run of a sweep needs.
+        # `end_training` is not used: it would also end the process group, which the next run of a sweep needs.
         for tracker in accelerator.trackers:
             tracker.finish()
 
 
 def scalars(row: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a line of `metrics.jsonl` as trackers name them: `train/loss`, `eval/ranks/max`."""
+    """Return the numbers of a line of `metrics.jsonl` by their names in trackers: `train/loss`, `eval/ranks/max`."""
     return {
         f"{row['kind']}/{key.replace('.', '/')}": value
         for key, value in flat_keys(row).items()

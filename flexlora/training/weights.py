@@ -1,4 +1,4 @@
-"""A run's weights on the disk: damaged ones are refused, and the adapter is saved whole or not at all."""
+"""A run's weights on the disk: damaged weights are refused, and the adapter is saved whole or not at all."""
 
 import logging
 import shutil
@@ -21,13 +21,13 @@ log = logging.getLogger("flexlora")
 
 
 def refuse_not_finite(model: nn.Module, what: str) -> None:
-    """Refuse weights that a damaged file made NaN or infinite, before a training is said to diverge over them.
+    """Refuse weights that a damaged file made NaN or infinite. Otherwise the training would seem to diverge.
 
     Raises:
-        UserError: there are such weights; the message begins with `what`.
+        UserError: a weight is not finite; the message begins with `what`.
     """
     for name, parameter in model.named_parameters():
-        # The sum of a tensor needs no memory beside it, and is finite only if every value is.
+        # The sum of a tensor needs no further memory, and it is finite only if every value is finite.
         if parameter.is_floating_point() and not parameter.detach().sum(dtype=torch.float32).isfinite():
             raise UserError(f"{what} has values in {name} that are not finite: the file is damaged")
 
@@ -37,7 +37,7 @@ def load_start(
 ) -> None:
     """Load the adapter in `folder`, the value of the setting `adapter`, into the adapted model.
 
-    One line warns of an adapter that was trained on other weights than this run's: they decide what its update means.
+    One line warns about an adapter that was trained on other weights than this run's: its update fits only those.
 
     Args:
         method: the run's method.
@@ -47,8 +47,8 @@ def load_start(
         base: the SHA-256 of the model's files by name, as the record has it; None if it is not known.
 
     Raises:
-        UserError: there is no such folder, a file of it is not what its run wrote, its head has the task's classes in
-            another order, its values are not finite, or it does not fit (`Method.load`).
+        UserError: the folder does not exist, one of its files is not what its run wrote, its head has the task's
+            classes in another order, a value is not finite, or the adapter does not fit (`Method.load`).
     """
     adapter = saved_folder("adapter", folder)
     try:
@@ -74,7 +74,7 @@ def _refuse_other_order(theirs: Any, ours: list[str], folder: str) -> None:
 
 
 def _other_weights(theirs: Any, ours: Mapping[str, str] | None) -> str | None:
-    """Return the name of the first file of weights whose hash differs; None where none does or it is not known."""
+    """Return the name of the first file of weights whose hash differs; None if no hash differs or none is known."""
     if not isinstance(theirs, dict) or ours is None:
         return None
     weights = (name for name in sorted(theirs.keys() & ours.keys()) if Path(name).suffix in (".safetensors", ".bin"))
@@ -82,18 +82,18 @@ def _other_weights(theirs: Any, ours: Mapping[str, str] | None) -> str | None:
 
 
 def save_adapter(method: "Method", model: nn.Module, path: Path) -> list[Path]:
-    """Write `adapter/` into the run's folder `path`, whole or not at all; return the files with its weights."""
+    """Write `adapter/` into the run's folder `path`, whole or not at all; return the files of its weights."""
     part, adapter = path / ".adapter.part", path / "adapter"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     try:
         method.save(model, part)
-        mode = part.stat().st_mode  # of a new folder of this user
+        mode = part.stat().st_mode  # the mode of a new folder of this user
         for file in part.rglob("*"):
-            file.chmod(mode if file.is_dir() else mode & 0o666)  # safetensors writes 0600, whatever the umask is
-        shutil.rmtree(adapter, ignore_errors=True)  # of a run that was killed before its record was written
+            file.chmod(mode if file.is_dir() else mode & 0o666)  # safetensors always writes 0600, without the umask
+        shutil.rmtree(adapter, ignore_errors=True)  # it is of a run that was killed before its record was written
         part.replace(adapter)
-    except SafetensorError as error:  # its own word for any failure of the file system
+    except SafetensorError as error:  # safetensors raises this for any failure of the file system
         raise UserError(f"cannot write {part}: {one_line(error)}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
