@@ -1,4 +1,4 @@
-"""The folders of a run's checkpoints, and whether a checkpoint is whole. What is in it, only the training knows."""
+"""The folders of a run's checkpoints, and the check that one is whole. Only the training knows their content."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def verify(folder: Path) -> None:
 
     Raises:
         OSError: a file is missing or cannot be read.
-        ValueError: a file is not what the manifest says.
+        ValueError: the manifest is damaged, or a file differs from its hash in the manifest.
     """
     manifest = json.loads(read_text(folder / MANIFEST))
     hashes = manifest.get("sha256") if isinstance(manifest, dict) else None

@@ -51,7 +51,7 @@ def without_duplicates(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     """Keep the latest of several runs that differ only in their folder.
 
     Returns:
-        The runs that are kept, in the given order, and a line for each run left out.
+        The runs that are kept, in the given order, and a line for each run that is left out.
     """
     latest: dict[tuple[str, str, str, str, str, int], Run] = {}
     notes = []
@@ -66,7 +66,7 @@ def without_duplicates(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
 
 
 def _read(folder: Path, files: Sequence[str]) -> RunRecord | None:
-    """Return the record of the run in `folder`; None where `folder` is not the folder of a run.
+    """Return the record of the run in `folder`; None if `folder` is not the folder of a run.
 
     Raises:
         ValueError: `result.json` is not the record of a run.
@@ -77,7 +77,7 @@ def _read(folder: Path, files: Sequence[str]) -> RunRecord | None:
 
 
 def _unfinished(folder: Path) -> RunRecord | None:
-    """Return a record from the `config.yaml` of a run without a `result.json`; None where no run wrote that file."""
+    """Return a record from the `config.yaml` of a run without a `result.json`; None if no run wrote that file."""
     try:
         config = yaml.safe_load(read_yaml_text(folder / "config.yaml"))
         return record_of(

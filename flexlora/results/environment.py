@@ -78,7 +78,7 @@ def session(first_step: int, started: str | None, hardware: Mapping[str, Any]) -
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return what differs between two sessions of one run, such as `torch 2.8.0 → 2.9.0`."""
+    """Return the differences between two sessions of one run, such as `torch 2.8.0 → 2.9.0`."""
     pairs = []
     for part in ("versions", "git", "hardware"):
         old, new = before[part], now[part]

@@ -1,4 +1,4 @@
-"""Writes files in one move, so that none is ever half written; reads and writes JSON."""
+"""Writes files in one move, so that no file is ever half written. Also reads and writes JSON."""
 
 import contextlib
 import hashlib
@@ -14,14 +14,14 @@ from typing import Any, BinaryIO
 
 from flexlora.reading import open_regular, read_bytes, read_lines
 
-# Part of the name of every file that `replacing` makes: no file of others is deleted.
+# A part of the name of every file that `replacing` makes. Only files with this part are deleted.
 MADE_HERE = "flexlora-"
 PART = re.compile(rf"\..+\.{MADE_HERE}[0-9a-f]{{8}}\.part")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield an empty file to write to, which then replaces `path` in one move; it is removed if an error occurs.
+    """Yield an empty file to write to. It then replaces `path` in one move, or is removed if an error occurs.
 
     The file is locked while it is written. A file that a killed process left in this folder has no lock: it is deleted.
     """
@@ -37,11 +37,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _new_part(path: Path) -> tuple[int, Path]:
-    """Create and lock the file that shall replace `path`. Its mode is that of any new file of this user."""
+    """Create and lock the file that shall replace `path`. Its mode is the usual mode of a new file of this user."""
     while True:
         part = path.with_name(f".{path.name}.{MADE_HERE}{secrets.token_hex(4)}.part")
         handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        # Another process may have found the file before it was locked, and deletes it.
+        # Another process may have found the file before it was locked, and may then delete it.
         if lock(handle) is not False and os.fstat(handle).st_nlink > 0:
             return handle, part
         os.close(handle)
@@ -61,14 +61,18 @@ def _remove_left_behind(folder: Path) -> None:
 
 
 def lock(handle: int) -> bool | None:
-    """Lock an open file until it is closed: False where another process has the lock, None where locks do not work."""
+    """Lock an open file until it is closed.
+
+    Returns:
+        True if this process has the lock, False if another process has it, None if locks do not work here.
+    """
     try:
         import fcntl
 
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except (OSError, ImportError):  # this file system, or this operating system, has no such locks
+    except (OSError, ImportError):  # this file system or this operating system has no such locks
         return None
     return True
 
@@ -87,7 +91,7 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have the system write a file, or the entries of a folder, to the disk before what follows.
+    """Make the system write a file, or the entries of a folder, to the disk before this function returns.
 
     Raises:
         OSError: the disk fails, or is full.
@@ -100,7 +104,7 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(folder: Path, leave_out: str = "") -> None:
-    """Have the system write all files and folders under `folder` to the disk, but the entry `leave_out`.
+    """Make the system write all files and folders under `folder` to the disk, except the entry `leave_out`.
 
     Raises:
         OSError: the disk fails, or is full.
@@ -116,7 +120,7 @@ def sync_tree(folder: Path, leave_out: str = "") -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, which is read in pieces."""
+    """Return the SHA-256 of a file. The file is read in pieces."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -139,7 +143,7 @@ def _finite(value: Any) -> Any:
 class JsonLines:
     """A file with one JSON object on each line, flushed after each line.
 
-    Without `position` the file starts empty. With it, the file continues there and loses what comes after.
+    Without `position` the file starts empty. With `position` it continues there, and all later content is deleted.
 
     Raises:
         ValueError: the content before `position` has changed.
@@ -187,9 +191,9 @@ class JsonLines:
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a file of JSON lines; none where the file does not exist.
+    """Yield the objects of a file of JSON lines; no objects if the file does not exist.
 
-    A last line without a line break is left out: its writer was stopped.
+    A last line without a line break is skipped, because its writer was stopped.
 
     Raises:
         ValueError: a complete line is not a JSON object; the message names the line.

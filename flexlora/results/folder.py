@@ -31,7 +31,7 @@ from flexlora.settings import flat_keys
 
 log = logging.getLogger("flexlora")
 
-# Settings that change where a run is written or whether it runs, and not its results.
+# Settings that change where a run is written or whether it runs, but not its results.
 LOCATION_KEYS = frozenset({"output_root", "task.token_cache", "dry"})
 # Overrides that do not appear in a variant's name: they have folders of their own, or name a location.
 PATH_KEYS = LOCATION_KEYS | {
@@ -46,10 +46,11 @@ PATH_KEYS = LOCATION_KEYS | {
     "task.data_dir",
 }
 LEFTOVERS = ("result.json", "metrics.jsonl", "ranks.jsonl", LAST, BEST, "config.yaml", "log.txt")
-# Folders above a run's that the run may have made: output_root, scale, task (of two parts), model, method, variant, and
-# the one that output_root is in.
+# The number of folders above a run's folder that the run may have made: output_root, scale, task (two parts), model,
+# method, variant, and the parent folder of output_root.
 PARENTS = 8
-# Statuses of a run that is not run again. A failed, interrupted or killed run continues from its newest checkpoint.
+# A run with one of these statuses is not started again. A failed, interrupted or killed run continues from its newest
+# checkpoint.
 KEPT = ("done", "diverged")
 
 
@@ -68,7 +69,7 @@ def variant_name(overrides: Iterable[str]) -> str:
 
 
 def _folder_name(text: str, longest: int) -> str:
-    """Return `text` as a part of a folder name; where it had to change, a hash of it is added."""
+    """Return `text` as a part of a folder name. If it has to change, a hash of it is added."""
     safe = re.sub(r"[^A-Za-z0-9._+-]", "~", text.replace("=", "-"))
     if "~" not in safe and len(safe) <= longest:
         return safe
@@ -93,9 +94,9 @@ def held_by(path: Path, holder: str) -> str:
 
 
 class RunFolder:
-    """`<output_root>/<scale>/<task>/<model>/<method>/<variant>/seed<seed>`, held by one process at a time.
+    """The folder `<output_root>/<scale>/<task>/<model>/<method>/<variant>/seed<seed>`, for one process at a time.
 
-    As a context manager: locks on entry, lets go on exit.
+    As a context manager, it locks the folder on entry and unlocks it on exit.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
@@ -108,8 +109,8 @@ class RunFolder:
         """Create the folder and lock it.
 
         Raises:
-            UserError: another process has the lock (the message says which), the folder cannot be written, or it has a
-                pipe, a socket or a device.
+            UserError: another process has the lock (the message says which), the folder cannot be written, or it
+                contains a pipe, a socket or a device.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -134,7 +135,7 @@ class RunFolder:
         self._lock.release()
 
     def holder(self) -> str | None:
-        """Return which process has the lock, None where none has. Writes nothing and does not wait."""
+        """Return which process has the lock; None if no process has it. This writes nothing and does not wait."""
         try:
             import fcntl
 
@@ -147,13 +148,13 @@ class RunFolder:
         return None
 
     def is_finished(self) -> bool:
-        """Return whether the run with this config is done, see `finished`."""
+        """Return whether the run with this config is done (see `finished`)."""
         return self.finished() is not None
 
     def finished(self) -> list[str] | None:
-        """Return None where the run with this config is not done, else what of it cannot be compared, a line each.
+        """Return None if the run with this config is not done, else a line for each part that cannot be compared.
 
-        The files of the folder and the files that the run read are compared with the record. A file is read only where
+        The files of the folder and the files that the run read are compared with the record. A file is only read if
         its time of change differs from the record's.
 
         Raises:
@@ -219,18 +220,18 @@ class RunFolder:
         )
 
     def sync(self) -> None:
-        """Have the system write the files of the run to the disk, and the names of the folder and of its parents.
+        """Make the system write the run's files to the disk, and the names of its folder and of the folders above.
 
         Raises:
             OSError: the disk fails, or is full.
         """
         sync_tree(self.path, leave_out=CHECKPOINTS)
         for parent in self.path.absolute().parents[:PARENTS]:
-            with contextlib.suppress(OSError):  # not all folders above the runs may be open to this user
+            with contextlib.suppress(OSError):  # this user may not have access to all folders above the runs
                 sync(parent)
 
     def drop_checkpoints(self) -> None:
-        """Delete the checkpoints: a finished run needs none, as soon as its record is on the disk.
+        """Delete the checkpoints. A finished run needs none once its record is on the disk.
 
         Raises:
             OSError: the disk fails.
@@ -255,7 +256,7 @@ class RunFolder:
             return "another process"
 
     def _clear_parts(self) -> None:
-        """Remove partial files of a killed process."""
+        """Delete the partial files of a killed process."""
         for part in [*self.path.glob(".*.part"), *(self.path / CHECKPOINTS).glob(".*.part")]:
             if part.is_dir():
                 shutil.rmtree(part, ignore_errors=True)

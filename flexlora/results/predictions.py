@@ -21,7 +21,7 @@ LAST, BEST = "predictions-last.parquet", "predictions-best.parquet"
 LARGEST = 2**30
 """The largest file that is read, in bytes."""
 MOST_ROWS = 10_000_000
-"""A small file can stand for any number of equal rows."""
+"""The largest number of rows that is read: a small file can stand for any number of equal rows."""
 
 Array = npt.NDArray[Any]
 
@@ -52,7 +52,7 @@ class Predictions:
         """Write the evaluation at `step` as the last one, and if `best` also as the best one, each in one move.
 
         Args:
-            step: number of completed optimizer steps.
+            step: the number of completed optimizer steps.
             predictions: one number for each example, by split and in the order of the split.
             labels: the true labels in the same form; None for a split whose labels are not known.
         """

@@ -17,11 +17,11 @@ SCHEMA_VERSION = 1
 STATUSES = ("done", "failed", "interrupted", "diverged")
 
 INPUTS = ("data", "images", "model", "adapter", "ranks")
-"""What a run reads: files of data, folders of images, files of the model, an initial adapter, a source of ranks."""
+"""The inputs of a run: files of data, folders of images, files of the model, an initial adapter, a source of ranks."""
 
 
 class Ending(NamedTuple):
-    """How a run of a command ended, and the reason if it failed. A command has more statuses than the record."""
+    """The end of a run: its status, and the reason if it failed. A command has more statuses than the record."""
 
     status: str
     reason: str | None = None
@@ -48,26 +48,26 @@ class RunRecord:
     """The `last` and the `best` evaluation, each with its own step, epoch, evaluation loss and metrics."""
     history: list[dict[str, Any]] = field(default_factory=list)
     train_loss: float | None = None
-    """Mean over the examples of the last epoch."""
+    """The mean training loss over the examples of the last epoch."""
 
     steps: int | None = None
     total_steps: int | None = None
     resumed_at: list[int] = field(default_factory=list)
-    """Steps of the checkpoints from which the run continued after it was interrupted or killed."""
+    """The steps of the checkpoints from which the run continued after it was interrupted or killed."""
     epochs: float | None = None
     subset: bool | None = None
     samples: dict[str, Any] = field(default_factory=dict)
     tokens: dict[str, int] | None = None
-    """Tokens trained on until the last evaluation: `real` without padding, `padded` with it."""
+    """The tokens trained on until the last evaluation: `real` without padding, `padded` with it."""
     schedule: dict[str, Any] | None = None
-    """How the method's windows were scaled to this run: the factor, and each window before and after."""
+    """The scaling of the method's windows to this run: the factor, and each window before and after."""
 
     parameters: dict[str, int] = field(default_factory=dict)
     parameter_budget: dict[str, Any] | None = None
-    """Where a budget was set: the budget, the method's settings chosen for it, and their number of parameters."""
+    """If a budget was set: the budget, the method's settings chosen for it, and their number of parameters."""
     adapter_bytes: int | None = None
     adapter_sha256: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of each file of weights in `adapter/`, by name."""
+    """The SHA-256 of each file of weights in `adapter/`, by name."""
     files: dict[str, Any] = field(default_factory=dict)
     """The stamp of each file of the folder that this record vouches for (flexlora/results/stamps.py), by its path in
     the folder."""
@@ -78,13 +78,13 @@ class RunRecord:
 
     started: str | None = None
     total_seconds: float | None = None
-    """Of the process that wrote the record. The times of training and evaluation are those of the whole run."""
+    """The time of the process that wrote the record. `train_seconds` and `eval_seconds` are those of the whole run."""
     train_seconds: float | None = None
     eval_seconds: float | None = None
     peak_memory: dict[str, int | None] = field(default_factory=dict)
     flops: float | None = None
-    """Floating point operations of the first optimizer step (`training.count_flops`) as torch counts them: products and
-    convolutions of forward, backward and penalty. `train_seconds` then does not include that step."""
+    """The floating point operations of the first optimizer step (`training.count_flops`) as torch counts them: products
+    and convolutions of forward, backward and penalty. `train_seconds` then does not include that step."""
 
     data: dict[str, Any] = field(default_factory=dict)
     backbone: dict[str, Any] = field(default_factory=dict)
@@ -92,7 +92,7 @@ class RunRecord:
     versions: dict[str, str] = field(default_factory=dict)
     hardware: dict[str, Any] = field(default_factory=dict)
     sessions: list[dict[str, Any]] = field(default_factory=list)
-    """Each process that trained a part of this run: its first step, versions, commit and hardware."""
+    """The processes that trained a part of this run: the first step, versions, commit and hardware of each."""
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -152,7 +152,7 @@ def record_of(values: dict[str, Any]) -> RunRecord:
 
 
 def check_types(kind: type, values: Mapping[str, Any]) -> None:
-    """Check the values of some fields of the dataclass `kind`; what is in a list or a dictionary is not looked at.
+    """Check the types of the values of fields of `kind`, a dataclass. Content of lists and dictionaries is not checked.
 
     Raises:
         ValueError: a value has the wrong type; the message names the field.

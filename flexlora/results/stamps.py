@@ -1,7 +1,7 @@
 """Stamps of files: the size, the time of change and the SHA-256 that a file had, to see later whether it is the same.
 
-A look at a stamp is cheap: a file with the size and the time of its stamp is not read. The hash of a large file is kept
-in the cache under the file's path, size and time, so that a model is read once and not by every run.
+The comparison with a stamp is cheap: a file with the size and the time of its stamp is not read. The hash of a large
+file is kept in the cache under the file's path, size and time, so that a model is read once and not by every run.
 """
 
 import contextlib
@@ -17,11 +17,11 @@ from flexlora.cache import cache_dir
 from flexlora.reading import read_text, status_of
 from flexlora.results.files import file_sha256, write_text
 
-# Bytes from which on a hash is kept: below, reading the file takes no longer than reading the hash.
+# The size in bytes from which a hash is cached. Reading a smaller file takes no longer than reading its hash.
 KEPT_FROM = 1 << 20
 
 Stamp = dict[str, Any]
-"""`bytes`, `ctime_ns` (the time of the last change, which no program can set back) and `sha256`."""
+"""The keys are `bytes`, `ctime_ns` (the time of the last change, which no program can set back) and `sha256`."""
 
 
 FILE = {"bytes": int, "ctime_ns": int, "sha256": str}
@@ -29,7 +29,7 @@ FOLDER = {"files": int, "bytes": int, "sha256": str}
 
 
 def is_stamp(value: object, keys: Mapping[str, type] = FILE) -> bool:
-    """Return whether `value`, read from JSON, is the stamp of a file, or with `FOLDER` of a folder."""
+    """Return whether `value`, read from JSON, is a stamp with `keys`: `FILE` for a file, `FOLDER` for a folder."""
     return (
         isinstance(value, dict)
         and value.keys() == keys.keys()
@@ -57,7 +57,7 @@ def stamps(paths: Iterable[Path]) -> dict[str, Stamp]:
 
 
 def difference(path: Path, before: Mapping[str, Any], sha256_of: Callable[[Path], str] | None = None) -> str | None:
-    """Return what differs between a file and its stamp, as the end of a sentence; None where nothing does.
+    """Return what differs between a file and its stamp, as the end of a sentence; None if nothing differs.
 
     Args:
         path: the file.
@@ -97,7 +97,7 @@ def folder_stamp(folder: Path) -> Stamp:
 
 
 def _kept_sha256(path: Path, found: os.stat_result) -> str:
-    """Return the SHA-256 of a file whose status is `found`, from the cache where it is there."""
+    """Return the SHA-256 of a file whose status is `found`, from the cache if it is there."""
     if found.st_size < KEPT_FROM:
         return file_sha256(path)
     absolute = str(path.absolute())

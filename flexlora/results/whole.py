@@ -1,4 +1,4 @@
-"""Whether a finished run is still what its record says: the files of its folder, and the files that it read."""
+"""Compares a finished run with its record: the files of its folder, and the files that it read."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,22 +10,22 @@ from flexlora.results.record import RunRecord
 from flexlora.results.stamps import Stamp, difference, folder_stamp, stamps
 
 VOUCHED = ("metrics.jsonl", "ranks.jsonl", LAST, BEST, "config.yaml")
-"""The files of a run's folder that its record vouches for, beside those in `adapter/`."""
+"""The files of a run's folder that its record vouches for, besides those in `adapter/`."""
 CARD = "README.md"
-"""PEFT's page about an adapter, which is there for its user to fill in."""
+"""PEFT's page about an adapter. It is not compared, because users may edit it."""
 NOUNS = {"data": "data", "images": "images", "model": "model", "adapter": "initial adapter", "ranks": "source of ranks"}
 
 
 @dataclass
 class Findings:
-    """What differs from a record."""
+    """The differences between a run and its record."""
 
     damaged: list[str] = field(default_factory=list)
-    """Files of the run's folder."""
+    """A line for each file of the run's folder that differs."""
     changed: dict[str, list[str]] = field(default_factory=dict)
-    """Files that the run read, by what they are."""
+    """A line for each file that the run read and that differs, by the kind of input."""
     unknown: list[str] = field(default_factory=list)
-    """What cannot be compared, and why."""
+    """A line for each part that cannot be compared, with the reason."""
 
 
 def vouched_files(folder: Path) -> dict[str, Stamp]:
@@ -45,8 +45,8 @@ def look(folder: Path, record: RunRecord, sha256_of: Callable[[Path], str] | Non
     Args:
         folder: the run's folder.
         record: its record.
-        sha256_of: computes the hash of a file, for all of them. Without it, a file is read only if its time of change
-            differs.
+        sha256_of: computes the hash of a file, and is called for all files. Without it, a file is read only if its time
+            of change differs.
     """
     found = Findings(
         damaged=_differences(((name, folder / name, old) for name, old in record.files.items()), sha256_of)
@@ -77,7 +77,7 @@ def _differences(
 
 
 def _folders(folders: Mapping[str, Any]) -> list[str]:
-    """Return a line for each folder of images that changed. Only a task knows which of its files it read."""
+    """Return a line for each folder of images that changed. Only a task knows whether it read the changed files."""
     changed = []
     for path, before in folders.items():
         try:
@@ -90,5 +90,5 @@ def _folders(folders: Mapping[str, Any]) -> list[str]:
 
 
 def first_of(lines: list[str]) -> str:
-    """Return the first line, and how many there are beside it."""
+    """Return the first line, and the number of the other lines."""
     return lines[0] if len(lines) == 1 else f"{lines[0]} (and {len(lines) - 1} more)"
