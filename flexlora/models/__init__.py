@@ -25,7 +25,7 @@ class Backbone:
     processor: Any
     """The tokenizer or the image settings; None for an outline."""
     target_modules: str | None
-    """Regular expression of the linears to adapt by default; None if it is not known for this architecture."""
+    """The regular expression of the linears to adapt by default; None if it is not known for this architecture."""
     head_modules: list[str]
     task_type: str | None
     revision: str | None
@@ -34,7 +34,7 @@ class Backbone:
     """The dropout of the layers while training, by its names in the model's configuration."""
 
     def match_classes(self, labels: Sequence[str]) -> str | None:
-        """Bring a head of the checkpoint to the task's classes; return one line about the head. The head is new here.
+        """Match a head of the checkpoint to the task's classes; return one line about it, or None for a new head.
 
         Args:
             labels: the names of the task's classes, in the order of the head's outputs; empty if they have none.
@@ -42,7 +42,7 @@ class Backbone:
         return None
 
     def facts(self) -> dict[str, Any]:
-        """What the record says about the loaded model."""
+        """Return the facts about the loaded model for the record."""
         return {"dropout": self.dropout}
 
     def logits(self, model: Any, batch: "Mapping[str, torch.Tensor]") -> "torch.Tensor":
@@ -58,7 +58,7 @@ class Backbone:
         return {"input_ids": ids, "attention_mask": ids}
 
     def weight_bytes(self) -> tuple[int, int]:
-        """The bytes of the weights as loaded now, and as a run will hold them."""
+        """Return the bytes of the weights as loaded now, and as a run will hold them."""
         held = sum(p.numel() * p.element_size() for p in self.model.parameters())
         return held, held
 
@@ -99,7 +99,7 @@ def outline(settings: Any, num_labels: int | None) -> tuple[Backbone, str]:
 
 
 def on_hub(settings: Any) -> bool:
-    """Whether `model.path` names a repository on the hub and not a folder."""
+    """Return whether `model.path` names a repository on the hub and not a folder."""
     if settings.path is None or settings.name is None:
         return False
     path = Path(settings.path).expanduser()
@@ -109,12 +109,12 @@ def on_hub(settings: Any) -> bool:
 def sketch(settings: Any, num_labels: int | None) -> Backbone | None:
     """Make the backbone on the meta device with its processor: like `load_backbone`, but without the weights.
 
-    None if its kind does not support this, or if its files are not on this machine.
+    Return None if its kind does not support this, or if its files are not on this machine.
     """
     draw = getattr(load_module(KINDS, settings.kind, "model.kind", "load"), "sketch", None)
     return None if draw is None else draw(settings, num_labels)
 
 
 def model_name(settings: Any) -> str:
-    """The model's name in a run's path: `model.name`, or the name of the folder of the model."""
+    """Return the model's name in a run's path: `model.name`, or the name of the folder of the model."""
     return settings.name or (settings.path or "").rstrip("/").rpartition("/")[2] or "unnamed"

@@ -27,7 +27,7 @@ LOCAL_HINT = "model=local model.path=DIR takes a language model from a folder"
 PAD = 0
 
 
-# Bytes of a quantised weight. With 4 bits every 64 weights share a float32 scale.
+# The number of bytes of a quantised weight. With 4 bits every 64 weights share a float32 scale.
 PACKED = {Quantization["8bit"]: 1.0, Quantization["4bit"]: 0.5 + 4 / 64}
 
 
@@ -38,7 +38,7 @@ class CausalLm(Backbone):
     quantization: Quantization | None = None
 
     def weight_bytes(self) -> tuple[int, int]:
-        """The bytes of the weights as loaded now, and after bitsandbytes quantises the linears."""
+        """Return the bytes of the weights as loaded now, and after bitsandbytes quantises the linears."""
         from torch import nn
 
         whole, packed = super().weight_bytes()
@@ -86,7 +86,7 @@ def _load(source: str, where: dict[str, Any], settings: ModelSettings) -> Backbo
         use_safetensors=settings.use_safetensors,
         dtype=getattr(torch, settings.dtype.value),
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # they are refused below
+        ignore_mismatched_sizes=True,  # such weights are refused below
         **packed,
         **where,
     )
@@ -125,7 +125,7 @@ def _tokenizer(source: str, where: dict[str, Any], settings: ModelSettings, conf
 
 
 def _packed(settings: ModelSettings) -> dict[str, Any]:
-    """The keywords of `from_pretrained` for a model whose linears bitsandbytes quantises.
+    """Return the keywords of `from_pretrained` for a model whose linears bitsandbytes quantises.
 
     Raises:
         UserError: bitsandbytes is not installed.
@@ -164,7 +164,9 @@ def _backbone(model: Any, tokenizer: Any, revision: str | None, settings: ModelS
 
 
 def sketch(settings: ModelSettings, num_labels: None = None) -> CausalLm | None:
-    """Make the model on the meta device, with its tokenizer, from a folder or the hub's cache; None if not cached.
+    """Make the model on the meta device, with its tokenizer, from a folder or the hub's cache.
+
+    Return None if the hub's cache does not have them.
 
     Raises:
         UserError: as for `load`, except for errors in the weights, which are not read.

@@ -11,14 +11,14 @@ UNNAMED = re.compile(r"label[ _]?\d+", re.IGNORECASE)
 
 @dataclass
 class Head:
-    """What the record and one line say about a head. Parts are modules, such as `classifier.out_proj`."""
+    """The facts about a head for the record and the log. Parts are modules, such as `classifier.out_proj`."""
 
     kept: list[str] = field(default_factory=list)
     """The parts with the checkpoint's weights."""
     new: list[str] = field(default_factory=list)
     """The parts that are freshly initialised."""
     classes: str | None = None
-    """What was done about the classes of a kept last layer; None if that layer is new."""
+    """How the classes of a kept last layer were matched; None if that layer is new."""
 
     def __str__(self) -> str:
         parts = []
@@ -39,16 +39,16 @@ def parts_of_head(model: Any, head_modules: Sequence[str], new: Sequence[str]) -
 
 
 def match_classes(model: Any, head: Head, theirs: Sequence[str], ours: Sequence[str]) -> None:
-    """Bring the last layer of a kept head to the task's classes, and name them in the model's configuration.
+    """Match the last layer of a kept head to the task's classes, and name them in the model's configuration.
 
-    The same classes in another order: the layer's rows are put in the task's order. Other classes: the layer is
-    initialised again. Classes without names: the layer is kept.
+    If the classes are the same in another order, the layer's rows are put in the task's order. If the classes
+    differ, the layer is initialised again. If the checkpoint's classes have no names, the layer is kept.
 
     Args:
         model: a classifier of transformers.
         head: its head, updated in place.
         theirs: the names of the checkpoint's classes, in the order of its outputs.
-        ours: the names of the task's classes; none for a regression.
+        ours: the names of the task's classes; empty for a regression.
     """
     name, layer = _last_layer(model)
     if ours and name in head.kept:
@@ -77,7 +77,7 @@ def unnamed(count: int) -> list[str]:
 
 
 def class_names(written: Mapping[str, Any], count: int) -> list[str]:
-    """Return the names of `count` classes by a config.json's content; those of `unnamed` if it does not name them."""
+    """Return the names of `count` classes from a config.json's content; those of `unnamed` if it has no names."""
     named = written.get("id2label")
     names = {str(key): str(name) for key, name in named.items()} if isinstance(named, dict) else {}
     keys = [str(number) for number in range(count)]
@@ -85,7 +85,7 @@ def class_names(written: Mapping[str, Any], count: int) -> list[str]:
 
 
 def class_order(theirs: Sequence[str], ours: Sequence[str]) -> list[int] | None:
-    """For each of our classes its number in `theirs`; None if they are other classes.
+    """Return the number of each of our classes in `theirs`; None if the classes differ.
 
     Case does not matter, and a space, `-` and `_` are equal. Classes without names count as ours.
     """
@@ -102,7 +102,7 @@ def _plain(name: str) -> str:
 
 
 def _last_layer(model: Any) -> tuple[str, Any]:
-    """The linear layer that makes the logits, with its name."""
+    """Return the name of the linear layer that makes the logits, and the layer."""
     from torch import nn
 
     return [

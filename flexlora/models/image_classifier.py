@@ -26,8 +26,8 @@ log = logging.getLogger("flexlora")
 
 LOCAL_HINT = "model=local model.path=DIR takes a timm model from a folder"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-# What timm's constructor takes beside an architecture's own arguments: where weights come from (`checkpoint_path` would
-# be unpickled), and what the model is made for.
+# Arguments of timm's constructor that are not an architecture's own: they say where weights come from (timm unpickles
+# `checkpoint_path`), and what the model is made for.
 NOT_OF_MODEL = {
     *("cache_dir", "checkpoint_path", "exportable", "features_only", "no_jit", "pretrained", "pretrained_cfg"),
     *("pretrained_cfg_overlay", "pretrained_strict", "scriptable"),
@@ -40,7 +40,7 @@ class ImageInput:
     """The image settings of a backbone. Mean and deviation are for values in [0, 1], one for each of three channels."""
 
     size: tuple[int, int]
-    """Height and width."""
+    """The height and the width, in pixels."""
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -211,7 +211,7 @@ def _described(values: Any, path: str) -> _Description:
 
 
 def _reset(description: _Description, settings: ModelSettings) -> dict[str, float]:
-    """Take the dropout of an earlier head out of the arguments; return that of the layers, which stays."""
+    """Remove the dropout of an earlier head from the arguments; return the dropout of the layers, which stays."""
     arguments = description.arguments
     head = arguments.pop(HEAD_DROPOUT, None)
     say_unused({HEAD_DROPOUT: head} if head else {}, settings.path)
@@ -293,7 +293,7 @@ def _backbone(model: Any, description: _Description, settings: ModelSettings, re
 
 
 def _last_names(model: Any, head: list[str]) -> list[str]:
-    """The last parts of the head modules' names, which methods match: `fc` for `head.fc`."""
+    """Return the last parts of the head modules' names, which methods match: `fc` for `head.fc`."""
     names = [name.rpartition(".")[2] for name in head]
     others = [name for name, _ in model.named_modules() if name not in head and name.rpartition(".")[2] in names]
     if others:

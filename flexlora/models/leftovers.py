@@ -1,4 +1,4 @@
-"""Takes away what an earlier task left in a checkpoint's config.json and tokenizer files: this run's task decides.
+"""Removes what an earlier task left in a checkpoint's config.json and tokenizer files: this run's task decides.
 
 A checkpoint may have been fine-tuned before. Its files then also hold settings of that task: its loss, what a forward
 pass returns, the dropout of its head, how its texts were cut and padded.
@@ -14,9 +14,9 @@ from flexlora.settings import ModelSettings
 
 log = logging.getLogger("flexlora")
 
-# The form of a model's output, which the loop reads by its names.
+# The form of a model's output. The loop reads its fields by their names.
 OUTPUT = {"return_dict": True, "output_hidden_states": False, "output_attentions": False}
-# An encoder's loss and mask: a decoder's mask hides from each token what follows it.
+# An encoder's loss and mask: a decoder's mask would hide all later tokens from each token.
 ENCODER = {"problem_type": None, "is_decoder": False, "add_cross_attention": False}
 TASK = ("id2label", "label2id", "num_labels", "problem_type")
 HEAD_DROPOUT = ("classifier_dropout", "cls_dropout", "pooler_dropout", "seq_classif_dropout", "summary_last_dropout")
@@ -61,7 +61,7 @@ def reset_config(config: Any, written: Mapping[str, Any], settings: ModelSetting
 
 
 def say_unused(left: Mapping[str, Any], path: str | None) -> None:
-    """Say in one line what config.json has of an earlier task; nothing if there is nothing."""
+    """Log in one line which settings of an earlier task config.json has; log nothing if it has none."""
     if left:
         log.info("model.path: config.json of %s has %s of an earlier task: not used", path, _spelled(left))
 
@@ -69,7 +69,7 @@ def say_unused(left: Mapping[str, Any], path: str | None) -> None:
 def layer_dropout(
     found: Mapping[str, Any], usual: Mapping[str, Any], architecture: str, settings: ModelSettings
 ) -> dict[str, float]:
-    """Return the dropout among `found` by its names; one line says which is not `usual`.
+    """Return the dropouts in `found` by their names; one line names those that are not `usual`.
 
     Raises:
         UserError: a dropout is not a probability below 1.
@@ -122,10 +122,10 @@ def reset_tokenizer(tokenizer: Any, path: str | None, limit: int, padding_side: 
 
 
 def match_segments(tokenizer: Any, model: Any) -> None:
-    """Let the tokenizer number the two texts of a pair (`token_type_ids`) if and only if the model takes that.
+    """Let the tokenizer number the two texts of a pair (`token_type_ids`) if and only if the model uses these.
 
-    A model without segments does not take the argument, or has one segment only. One with two segments would read both
-    texts as the first.
+    A model without segments does not take the argument, or has one segment only. A model with two segments would
+    otherwise read both texts as the first one.
     """
     names = tokenizer.model_input_names
     size = getattr(model.config, "type_vocab_size", None)

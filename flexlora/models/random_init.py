@@ -93,7 +93,7 @@ def random_init(
         device: 'meta' allocates no memory, which is enough to count parameters.
 
     Raises:
-        ValueError: the name is not one of these.
+        ValueError: `name` is not one of these.
     """
     with torch.device(device):
         if name == "deberta_v3_base":

@@ -145,7 +145,7 @@ def outline(settings: ModelSettings, num_labels: int) -> tuple[Backbone, str]:
 
 
 def positions(model: Any) -> int:
-    """The number of tokens in an encoder's table of absolute positions; `sys.maxsize` if it has no such table."""
+    """Return the number of tokens in an encoder's table of absolute positions; `sys.maxsize` without such a table."""
     from torch import nn
 
     for name, module in model.named_modules():

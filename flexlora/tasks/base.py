@@ -38,7 +38,7 @@ class Task:
     main_metric: str
     """The metric that selects the best checkpoint; higher is better."""
     num_labels: int | None
-    """Outputs of a fresh head; None if the backbone brings its own head."""
+    """The number of outputs of a fresh head; None if the backbone brings its own head."""
     labels: Sequence[str] = ()
     """The names of the classes in the order of the head's outputs; empty if there are none."""
     provenance: dict[str, Any]
@@ -51,11 +51,11 @@ class Task:
         raise NotImplementedError
 
     def image_files(self) -> Iterator[Path]:
-        """Yield the files of the splits beside those whose hashes `provenance` has; only image tasks have such."""
+        """Yield the files of the splits whose hashes are not in `provenance`. Only image tasks have such files."""
         yield from ()
 
     def train_examples(self, seed: int, epoch: int) -> Sequence[dict[str, Any]]:
-        """The training examples of epoch `epoch`. Augmentation is a function of (seed, epoch, index)."""
+        """Return the training examples of epoch `epoch`. Augmentation is a function of (seed, epoch, index)."""
         return self.train.examples
 
     def collate(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -63,7 +63,7 @@ class Task:
         raise NotImplementedError
 
     def padded_size(self, batch: dict[str, torch.Tensor]) -> int:
-        """The padded size of an example in this batch, in the unit of `Split.lengths`."""
+        """Return the padded size of an example in this batch, in the unit of `Split.lengths`."""
         return 1
 
     def loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -27,7 +27,7 @@ class ImageRows:
     names: list[str]
     """The name of each image in error messages."""
     images: Sequence[Path | bytes]
-    """Files, or files' contents."""
+    """The image files, or their contents."""
     labels: list[int]
     sha256: dict[str, str] = field(default_factory=dict)
     """The hash of the list file, by its name."""
@@ -36,11 +36,11 @@ class ImageRows:
         return len(self.labels)
 
     def first(self, count: int | None) -> "ImageRows":
-        """The first `count` rows, or all rows if `count` is None."""
+        """Return the first `count` rows, or all rows if `count` is None."""
         return ImageRows(self.names[:count], self.images[:count], self.labels[:count], self.sha256)
 
     def pick(self, numbers: Sequence[int]) -> "ImageRows":
-        """The rows with these numbers, counted from 0."""
+        """Return the rows with these numbers, counted from 0."""
         names, labels = [self.names[i] for i in numbers], [self.labels[i] for i in numbers]
         return ImageRows(names, [self.images[i] for i in numbers], labels, self.sha256)
 
@@ -146,7 +146,7 @@ class _Inside:
         self._parents: dict[PurePosixPath, bool] = {}
 
     def path(self, name: str) -> Path | None:
-        """The path of the file `name`, which need not exist; None if it is outside the folder."""
+        """Return the path of the file `name`, which need not exist; None if it is outside the folder."""
         relative = PurePosixPath(name)
         if relative.is_absolute() or ".." in relative.parts or "\0" in name:
             return None

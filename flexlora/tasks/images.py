@@ -29,9 +29,9 @@ log = logging.getLogger("flexlora")
 
 # The version of the file format, part of every file's name. Increase it whenever the content changes.
 FORMAT = 2
-# Number of images that all threads together decode at a time.
+# The number of images that all threads together decode at a time.
 CHUNK = 256
-# Bytes at the end of a file: the CRC-32 of its name and of all bytes before, in hexadecimal.
+# The number of bytes of the checksum at the end of a file: the CRC-32 of its name and of all bytes before it.
 CHECKSUM = 8
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -56,7 +56,7 @@ class BadImages(Exception):
 
 
 class ImageExamples(Sequence[dict[str, Any]]):
-    """Images with their classes. Each image is (3, height, width) uint8."""
+    """Images with their classes. Each image has the shape and type (3, height, width) uint8."""
 
     def __init__(self, images: Array, labels: Sequence[int]) -> None:
         self.images = images
@@ -250,7 +250,7 @@ def _mapped(path: Path, shape: tuple[int, ...], warn: bool = False) -> Array | N
     except FileNotFoundError:
         return None
     except NotRead:
-        pass  # it is replaced
+        pass  # the caller replaces the file
     if warn:
         log.warning("%s is damaged: making it again", path)
     return None
@@ -268,5 +268,5 @@ def _parts(flat: Array, size: int) -> Iterator[Array]:
 
 
 def _threads() -> int:
-    """The number of decoding threads. Threads help because Pillow releases the interpreter lock."""
+    """Return the number of decoding threads. Threads help because Pillow releases the interpreter lock."""
     return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

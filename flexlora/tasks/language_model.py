@@ -64,7 +64,7 @@ def generate(
         tokenizer: the model's tokenizer.
         max_new_tokens: the largest number of new tokens; a row ends earlier at its end-of-sequence token.
         num_beams: 1 means greedy decoding.
-        is_answer: called with a row's number and its new text after every token; the row ends when it returns true.
+        is_answer: a function of a row's number and its new text, called after every token. The row ends if it is true.
     """
     from transformers import GenerationConfig, StoppingCriteriaList
 
@@ -123,19 +123,19 @@ def _without_own_settings(model: nn.Module) -> Iterator[None]:
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DDP's wrapper."""
+    """Return the model inside DDP's wrapper."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 def _innermost(model: nn.Module) -> nn.Module:
-    """The transformers model inside PEFT's and DDP's wrappers."""
+    """Return the transformers model inside PEFT's and DDP's wrappers."""
     model = _unwrapped(model)
     base = getattr(model, "get_base_model", None)
     return model if base is None else base()
 
 
 def _is_sharded(model: nn.Module) -> bool:
-    """Whether FSDP shards the model. Every forward pass then needs all processes."""
+    """Return whether FSDP shards the model. Every forward pass then needs all processes."""
     from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
     if not isinstance(model, FSDPModule):

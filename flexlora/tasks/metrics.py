@@ -99,7 +99,7 @@ class PearsonSpearman(_Metric):
 
 
 def _varies(values: np.ndarray[Any, Any]) -> bool:
-    """Whether a correlation with `values` is defined: scipy treats a spread below 1e-13 of the mean as constant."""
+    """Return whether a correlation with `values` is defined: scipy finds no spread below 1e-13 of the mean."""
     if not np.isfinite(values).all():
         return False
     return bool(np.linalg.norm(values - values.mean()) > 1e-13 * abs(values.mean()))

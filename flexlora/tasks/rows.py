@@ -26,17 +26,17 @@ class Rows:
         return len(self.labels)
 
     def first(self, count: int | None) -> "Rows":
-        """The first `count` rows, or all rows if `count` is None."""
+        """Return the first `count` rows, or all rows if `count` is None."""
         return Rows(tuple(text[:count] for text in self.texts), self.labels[:count], self.sha256, self.left_out)
 
     def pick(self, numbers: Sequence[int]) -> "Rows":
-        """The rows with these numbers, counted from 0."""
+        """Return the rows with these numbers, counted from 0."""
         texts = tuple([text[i] for i in numbers] for text in self.texts)
         return Rows(texts, [self.labels[i] for i in numbers], self.sha256, self.left_out)
 
 
 def held_out(count: int, rows: int) -> tuple[list[int], list[int]]:
-    """Choose `count` of the training rows as held-out split. Returns the numbers of the remaining and held-out rows.
+    """Choose `count` of the training rows as held-out split; return the numbers of the remaining and held-out rows.
 
     The choice is the same for every seed.
 
@@ -106,7 +106,7 @@ def check_labels(settings: GlueTask) -> None:
 
 
 def _unlabelled(label: Any) -> str:
-    """Return what the label -1 means: whoever sees it has the file of a test set."""
+    """Return an explanation for the label -1, which marks the rows of a test set; an empty text for other labels."""
     try:
         marks = float(label) == -1
     except (TypeError, ValueError):

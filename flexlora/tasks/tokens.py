@@ -25,7 +25,7 @@ log = logging.getLogger("flexlora")
 PAD_TO_MULTIPLE_OF = 8
 # The version of the file format, part of every file's name. Increase it whenever the content changes.
 FORMAT = 2
-# Texts tokenised at a time. A tokenizer returns lists of Python integers, ten times the size of the arrays.
+# The number of texts tokenised at a time. A tokenizer returns lists of integers, ten times the size of the arrays.
 CHUNK = 10_000
 OFFSETS = "offsets"
 # The value of `task.token_cache` that selects the default folder.
@@ -43,7 +43,7 @@ class Tokens:
 
     columns: dict[str, Array]
     offsets: Array
-    """(examples + 1,), int64."""
+    """The start of each example, and the end of the last one: (examples + 1,), int64."""
 
     @property
     def lengths(self) -> list[int]:
@@ -52,7 +52,7 @@ class Tokens:
         return lengths
 
     def row(self, index: int) -> Array:
-        """The token ids of one example."""
+        """Return the token ids of one example."""
         return self.columns["input_ids"][self.offsets[index] : self.offsets[index + 1]]
 
 
@@ -125,7 +125,7 @@ def pad(examples: Sequence[dict[str, Any]], processor: Any) -> dict[str, torch.T
 
 
 def cache_folder(setting: str | None) -> Path | None:
-    """The folder that `task.token_cache` names; None means that tokens are not cached."""
+    """Return the folder that `task.token_cache` names; None means that tokens are not cached."""
     if setting is None:
         return None
     return cache_dir("tokens") if setting == DEFAULT_CACHE else trusted(Path(setting).expanduser())
@@ -144,7 +144,7 @@ class TokenCache:
         self._processor = processor
 
     def tokens(self, texts: tuple[list[str], ...], max_length: int) -> Tokens:
-        """The tokens of `texts` (one or two for each example), from the cache if they are there."""
+        """Return the tokens of `texts` (one or two for each example), from the cache if they are there."""
         if self._folder is None or self._fingerprint is None:
             return tokenize(self._processor, texts, max_length)
         path = self._folder / f"{_key(self._fingerprint, texts, max_length)}.safetensors"
@@ -175,7 +175,7 @@ def _fingerprint(processor: Any) -> str | None:
     if backend is None:
         return None
     rules = json.loads(backend.to_str())
-    # An earlier call may have left these; each call sets its own.
+    # An earlier call may have left these settings. Each call sets its own.
     rules.pop("truncation", None)
     rules.pop("padding", None)
     facts = {

@@ -59,7 +59,7 @@ class Vtab(Task):
                 f"{self.name} is an image task: set model=vit_b16, or another model with model.kind=image_classifier"
             )
         self._form, mean, std = _preprocessing(self.settings, processor)
-        # For integer values up to 255, and shaped to broadcast with (rows, 3, height, width).
+        # Mean and deviation are scaled to values up to 255 and shaped to broadcast with (rows, 3, height, width).
         self._mean = torch.tensor(mean).reshape(3, 1, 1) * 255
         self._std = torch.tensor(std).reshape(3, 1, 1) * 255
         self._dtype = processor.dtype
@@ -148,7 +148,7 @@ def vtab(settings: VtabTask, train: ImageRows, evaluation: dict[str, ImageRows],
 
 
 def _sizes(settings: VtabTask, train: ImageRows, evaluation: ImageRows) -> dict[str, list[int]]:
-    """The number of rows of each list and the benchmark's number. A difference is logged as a warning."""
+    """Return the number of rows of each list, and the benchmark's number. A difference is logged as a warning."""
     train_file, _, evaluation_file = PARTS[settings.split]
     expected = {**SIZES, "test.txt": settings.test_rows}
     sizes = {file: [len(rows), expected[file]] for file, rows in ((train_file, train), (evaluation_file, evaluation))}

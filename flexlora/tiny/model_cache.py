@@ -128,7 +128,7 @@ def ensure(folder: Path, name: str, build: Build) -> None:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether `folder` is the model that it is named after, and every file matches its checksum."""
+    """Return whether `folder` is the model that it is named after, and every file matches its checksum."""
     try:
         return bool(json.loads(read_text(folder / CHECKSUM)) == _identity(folder, folder.name))
     except (OSError, ValueError):
@@ -142,7 +142,7 @@ def _build_in(folder: Path, name: str, build: Build) -> None:
     _remove_left_behind(folder)
     part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
     part.mkdir()
-    mode = part.stat().st_mode & 0o666  # as of any new file of this user; safetensors makes files for this user only
+    mode = part.stat().st_mode & 0o666  # as for any new file of this user; safetensors makes files for this user only
     try:
         _announced(name, build, part)
         (part / CHECKSUM).write_text(json.dumps(_identity(part, folder.name)), encoding="utf-8")
@@ -155,7 +155,7 @@ def _build_in(folder: Path, name: str, build: Build) -> None:
 
 
 def _remove_left_behind(folder: Path) -> None:
-    """Delete what killed processes left half-built beside `folder`, whose lock this process has."""
+    """Delete half-built folders of killed processes beside `folder`. This process has the lock of `folder`."""
     for part in folder.parent.glob(".*.part"):
         name = part.name[1:].rpartition(".")[0].rpartition(".")[0]
         lock = FileLock(folder.with_name(f".{name}.lock"), timeout=0)
