@@ -1,6 +1,6 @@
 """`predictions-{last,best}.parquet`: a run's prediction for every example of its last and of its best evaluation.
 
-The columns are `split`, `index` (of the example in its split), `label` (null where it is not known) and `prediction`.
+The columns are `split`, `index` (of the example in its split), `label` (null if it is not known) and `prediction`.
 The metadata of the file has the step of the evaluation.
 """
 

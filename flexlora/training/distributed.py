@@ -22,9 +22,9 @@ E = TypeVar("E")
 PATIENCE = 20.0
 # Seconds that an interrupted process waits for the others: a launcher gives all of them 30 seconds to end.
 PATIENCE_WHEN_TOLD = 5.0
-# Seconds that a process with nothing left to do waits until the main process has reported the result.
+# Seconds that a process waits at its exit until the main process has reported the result.
 PATIENCE_AT_EXIT = 10.0
-# Seconds that a process that is done waits while the main process writes. A launcher ends it if that process is gone.
+# Seconds that a finished process waits while the main process writes. If the main process is gone, a launcher ends it.
 UNTIL_THE_MAIN_PROCESS_IS_DONE = 24 * 3600.0
 
 # Environment variables in which launchers state how many processes they started.

@@ -312,7 +312,7 @@ class Loop:
             raise Interrupted(number)
 
     def _leave_evaluation_if_told(self) -> None:
-        """Do the same during an evaluation. The evaluation starts again when the run resumes."""
+        """Do the same as `_leave_if_told` in an evaluation, which starts again when the run resumes."""
         number = largest(self._stop.number or 0)
         if number:
             self._clock.restart()  # this time is not training time

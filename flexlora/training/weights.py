@@ -90,7 +90,7 @@ def save_adapter(method: "Method", model: nn.Module, path: Path) -> list[Path]:
         method.save(model, part)
         mode = part.stat().st_mode  # the mode of a new folder of this user
         for file in part.rglob("*"):
-            file.chmod(mode if file.is_dir() else mode & 0o666)  # safetensors always writes 0600, without the umask
+            file.chmod(mode if file.is_dir() else mode & 0o666)  # safetensors writes 0600 and ignores the umask
         shutil.rmtree(adapter, ignore_errors=True)  # it is of a run that was killed before its record was written
         part.replace(adapter)
     except SafetensorError as error:  # safetensors raises this for any failure of the file system
