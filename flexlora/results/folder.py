@@ -104,6 +104,7 @@ class RunFolder:
         self.config = config
         self._lock = FileLock(path / ".lock")
         self._holder = path / ".holder.json"
+        self._held: tuple[int, int] | None = None
 
     def __enter__(self) -> "RunFolder":
         """Create the folder and lock it.
@@ -117,6 +118,7 @@ class RunFolder:
             for name, kind in special_files(self.path):
                 raise UserError(f"{self.path / name} is {kind}, not a regular file: remove it")
             self._lock.acquire(timeout=0)
+            self._held = self._lock_file()
             self._clear_parts()
             since = datetime.now(UTC).isoformat(timespec="seconds")
             write_text(self._holder, to_json({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
@@ -131,8 +133,28 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with contextlib.suppress(OSError):  # the disk can no longer be written; the lock alone decides
-            self._holder.unlink(missing_ok=True)
+            if self._lock_file() == self._held:
+                self._holder.unlink(missing_ok=True)
         self._lock.release()
+
+    def require_held(self) -> None:
+        """Check that the folder at this path is still the one that this process locked, before something is written.
+
+        Raises:
+            UserError: the folder was moved or deleted since. Another process may have begun the run again there.
+        """
+        if self._lock_file() != self._held:
+            raise UserError(
+                f"{self.path} was moved or deleted while the run was using it: nothing more is written. Move it back "
+                "and give the same command again."
+            )
+
+    def _lock_file(self) -> tuple[int, int] | None:
+        try:
+            found = (self.path / ".lock").stat()
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
 
     def holder(self) -> str | None:
         """Return which process has the lock; None if no process has it. This writes nothing and does not wait."""

@@ -6,7 +6,7 @@ import itertools
 import logging
 import random
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
@@ -51,8 +51,10 @@ class Checkpoints:
     Older folders are deleted after that.
     """
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, guard: Callable[[], None] = lambda: None) -> None:
+        """Keep the checkpoints of the run in the folder `run`; `guard` is called before one is written."""
         self.run = run
+        self._guard = guard
         self.folder = run / CHECKPOINTS
         self._damaged: list[Path] = []
 
@@ -62,6 +64,7 @@ class Checkpoints:
         Raises:
             OSError: the disk is full or read-only; the older checkpoints remain.
         """
+        self._guard()
         part = self.folder / f".step-{step:09d}.part"
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)

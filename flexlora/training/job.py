@@ -199,6 +199,7 @@ class _Job:
         record.total_seconds = round(running_seconds() - self.began, 3)
         if not self.main:
             return
+        self.folder.require_held()
         record.files = vouched_files(self.path) if record.status in KEPT else {}
         if record.status in KEPT:
             self.folder.sync()  # the files that the record vouches for are on the disk before it
@@ -210,6 +211,8 @@ class _Job:
             self._write()
         except OSError as error:
             log.warning("%s", cannot_write(self.path, error))
+        except UserError as error:
+            log.warning("%s", error)
 
     def _is_of_its_folder(self, error: OSError) -> bool:
         """Return whether `error` comes from the run's folder and is not a bug."""
@@ -278,14 +281,16 @@ class _Job:
             load_start(method, model, settings.adapter, task.labels, found.get("model"))
         record.parameters = dict(method.parameters(model))
 
-        checkpoints = Checkpoints(self.path)
+        checkpoints = Checkpoints(self.path, self.folder.require_held)
         saved = checkpoints.load() if self.resume else None
         with contextlib.ExitStack() as stack:
             name = f"{record.task} {record.method} {record.model} {record.variant} seed{record.seed}"
             stack.enter_context(tracked(accelerator, name, record.config, self.path))
             with fitting(self.path):
                 positions = None if saved is None else saved[1]["files"]
-                journal = stack.enter_context(Journal(self.path, positions) if self.main else Journal())
+                journal = stack.enter_context(
+                    Journal(self.path, positions, self.folder.require_held) if self.main else Journal()
+                )
             # Dropout does not depend on the random numbers that a method drew before. It differs between processes.
             set_seed(settings.seed + accelerator.process_index)
             loop = Loop(
@@ -315,6 +320,7 @@ class _Job:
         if ranks:
             record.rank_events = events_summary(loop.outcome, ranks)
         if self.main:
+            self.folder.require_held()
             files = save_adapter(method, model, self.path)
             record.adapter_bytes = sum(file.stat().st_size for file in files)
             record.adapter_sha256 = {file.name: file_sha256(file) for file in files}

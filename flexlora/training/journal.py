@@ -1,6 +1,6 @@
 """The files that a training writes while it runs: `metrics.jsonl`, `ranks.jsonl` and predictions."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,11 +19,19 @@ class Journal:
     Only the main process has a `folder`. The others call the same methods, because its failed writes are raised on all
     processes.
 
+    `guard` is called before predictions are written.
+
     Raises:
         UserError: the content of a file before its position has changed.
     """
 
-    def __init__(self, folder: Path | None = None, positions: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path | None = None,
+        positions: Mapping[str, Any] | None = None,
+        guard: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._guard = guard
         self._files: dict[str, JsonLines] = {}
         self._predictions = None if folder is None else Predictions(folder)
         if folder is None:
@@ -65,6 +73,7 @@ class Journal:
         """Keep the predictions of each split as the last ones, and if `best` also as the best ones."""
         with shared_failure():
             if self._predictions is not None:
+                self._guard()
                 labels = {split.name: split.labels for split in splits}
                 self._predictions.keep(step, found, labels, best=best)
 
