@@ -199,5 +199,11 @@ def _from_hub(settings: GlueTask) -> tuple[Rows, dict[str, Rows], dict[str, Any]
         if split not in loaded:
             raise UserError(f"{hub.path} ({hub.name}) has no split '{split}'. It has: {', '.join(loaded)}")
     rows = {name: hub_rows(loaded[split], settings, split) for name, split in splits.items()}
-    provenance = {"source": "hub", "path": f"{hub.path}/{hub.name}", "revision": hub.revision, "sha256": None}
+    provenance = {
+        "source": "hub",
+        "path": f"{hub.path}/{hub.name}",
+        "revision": hub.revision,
+        "sha256": None,
+        "content": {name: split.content() for name, split in rows.items()},
+    }
     return rows.pop("train"), rows, provenance

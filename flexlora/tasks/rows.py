@@ -1,5 +1,7 @@
 """The rows of a split with texts and labels, from any kind of file."""
 
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,6 +26,13 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def content(self) -> str:
+        """The hash of the texts and labels: the identity of rows that come from no file."""
+        digest = hashlib.sha256()
+        for column in (*self.texts, self.labels):
+            digest.update(json.dumps(column).encode())
+        return digest.hexdigest()
 
     def first(self, count: int | None) -> "Rows":
         """Return the first `count` rows, or all rows if `count` is None."""

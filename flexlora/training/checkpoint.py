@@ -130,6 +130,8 @@ def check_restored(
     if not 0 <= steps == place <= total_steps or not 0 <= state["steps_in_epoch"] <= epoch_size:
         raise ValueError(f"step {steps} of {total_steps} is not the step {place} of the data")
     for parameter, values in optimizer.state.items():
+        if not isinstance(parameter, torch.Tensor):  # LoRA-FA's optimizer has names there
+            continue
         for name in MOMENTS & values.keys():
             if not isinstance(values[name], torch.Tensor) or values[name].shape != parameter.shape:
                 raise ValueError(f"a tensor {name} of the optimizer does not belong to its parameter")

@@ -110,7 +110,8 @@ def _where(old: Any, new: Any) -> str:
     """Return ` (<file> differs)` for the first name whose hash differs; an empty text if no hash differs."""
     if not isinstance(old, Mapping) or not isinstance(new, Mapping):
         return ""
-    old, new = (side["sha256"] if isinstance(side.get("sha256"), Mapping) else side for side in (old, new))
+    for part in ("sha256", "content"):  # of data: files, or rows from the hub
+        old, new = (side[part] if isinstance(side.get(part), Mapping) else side for side in (old, new))
     differ = sorted(str(name) for name in {*old, *new} if old.get(name) != new.get(name))
     return f" ({differ[0]} differs)" if differ else ""
 

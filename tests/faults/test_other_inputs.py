@@ -13,6 +13,7 @@ from runner_helpers import one_line
 
 from flexlora.errors import UserError
 from flexlora.results.record import read_record
+from flexlora.tasks.rows import Rows
 from flexlora.testing.commands import COMMAND, run_command
 from flexlora.training.inputs import refuse_other
 
@@ -95,6 +96,11 @@ def test_a_run_keeps_its_sessions_and_says_in_one_line_how_the_new_one_differs(s
         ({"config": "a"}, {"config": "b"}, "the configuration is not"),
         ({"data": {"path": "a", "sha256": {}}}, {"data": {"path": "b", "sha256": {}}}, "the data is not"),
         ({"model": {"a": "1"}}, {"model": {"a": "1", "b": "2"}}, r"the model .* \(b differs\)"),
+        (
+            {"data": {"sha256": None, "content": {"train": "1"}}},
+            {"data": {"sha256": None, "content": {"train": "2"}}},
+            r"the data .* \(train differs\)",
+        ),
         ({"adapter": {"a": "1"}}, {}, "the adapter is not"),
         ({}, {"model revision": "a"}, "the model revision is not"),
     ],
@@ -103,3 +109,11 @@ def test_a_checkpoint_of_another_run_is_refused(before, now, line):
     refuse_other(before, before)
     with pytest.raises(UserError, match=line):
         refuse_other(before, now)
+
+
+def test_rows_from_the_hub_are_known_by_their_content():
+    """A revision may be a branch, or none: the rows can change behind it."""
+    rows = Rows((["a", "b"], ["c", "d"]), [0, 1])
+    others = [Rows((["a", "b"], ["c", "d"]), [1, 0]), Rows((["ab", ""], ["c", "d"]), [0, 1])]
+    assert rows.content() == Rows((["a", "b"], ["c", "d"]), [0, 1]).content()
+    assert rows.content() not in {other.content() for other in others}

@@ -25,7 +25,7 @@ from method_helpers import (
 from flexlora.errors import UserError
 from flexlora.methods import build_method
 from flexlora.models.random_init import random_init
-from flexlora.training.checkpoint import Checkpoints
+from flexlora.training.checkpoint import Checkpoints, restore
 from flexlora.training.journal import Journal
 
 ARCHITECTURES = ("bert", "roberta", "deberta-v2", "llama")
@@ -230,7 +230,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(name, tmp_path):
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(1.0)
-    resumed.load_state_dict(*loaded)
+    restore(resumed, loaded)
     assert resumed.outcome.steps == 3
     resumed.run()
     assert resumed.outcome.steps == TOTAL_STEPS
