@@ -1,4 +1,4 @@
-"""The commands: parse, say what will happen, call down. No logic of their own."""
+"""The commands. They parse the command line, print what will happen, and call other packages to do the work."""
 
 from flexlora.cli.interrupt import leave_while_importing
 

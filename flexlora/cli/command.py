@@ -1,4 +1,4 @@
-"""What `flexlora-run` and `flexlora-doctor` share: Hydra composes, an error is one line, the exit code tells."""
+"""The code that `flexlora-run` and `flexlora-doctor` share: composing with Hydra, one-line errors, exit codes."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ from flexlora.training.signals import raise_interrupted
 REFUSED, FAILED = 2, 1
 PRINTS = ("-h", "--h", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")  # options that print and run nothing
 
-# Our modules that stand between Hydra and Hydra's own code.
+# Our modules that Hydra calls and that call Hydra's own code. They may be in the traceback of an error of Hydra's.
 BETWEEN = {"flexlora.cli.config_loader", "flexlora.cli.sweep"}
 
 Job = Callable[[RunSettings, dict[str, Any], list[str]], Ending]
@@ -42,7 +42,7 @@ Finished = Callable[[RunSettings, dict[str, Any], list[str]], bool]
 
 
 class Task:
-    """What Hydra calls for every run of the command line, in this process or in one that a launcher starts."""
+    """The function that Hydra calls for every run of the command line, here or in a process that a launcher starts."""
 
     def __init__(self, program: str, job: Job, finished: Finished | None = None) -> None:
         self.program = program
@@ -52,7 +52,7 @@ class Task:
         self.endings: list[Ending] = []
 
     def __call__(self, config: DictConfig) -> Ending:
-        """Call the job; a `UserError` becomes a line on stderr and the ending `refused`."""
+        """Call the job. A `UserError` becomes a line on stderr and the ending `refused`."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, raise_interrupted)
         try:
@@ -67,7 +67,7 @@ class Task:
         return ending
 
     def is_finished(self, config: DictConfig) -> bool:
-        """Return whether the run of a composed config, with Hydra's own part, is finished on the disk."""
+        """Return whether the run is finished on the disk. `config` is composed and contains Hydra's own part."""
         before = HydraConfig.instance().cfg
         HydraConfig.instance().set_config(config)
         try:
@@ -86,20 +86,20 @@ def call_with_settings(
 ) -> list[Ending]:
     """Call `job(settings, the same as plain data, the command line's overrides)` for every run of the command line.
 
-    `job` imports what is heavy itself, so that a bad setting is answered before. Settings that cannot be composed, and
-    an interruption, leave the program with a line and an exit code (2; 130 or 143).
+    `job` itself imports the heavy packages, so that a bad setting is refused before these imports. If the settings
+    cannot be composed (exit code 2) or the program is interrupted (130 or 143), the program prints a line and exits.
 
     Args:
-        program: what lines on stderr begin with.
-        job: returns how it ended; a `UserError` of its own becomes a line on stderr and the ending `refused`.
-        overrides: Hydra's, of the program itself, such as what `--help` says.
-        finished: whether a run is finished on the disk, for the runs of a sweep that was stopped before it met them.
+        program: the name at the beginning of lines on stderr.
+        job: returns how the run ended. A `UserError` from it becomes a line on stderr and the ending `refused`.
+        overrides: the program's own overrides for Hydra, such as the text of `--help`.
+        finished: returns whether a run is finished on the disk. A stopped sweep asks this about its remaining runs.
 
     Returns:
         How each run ended, in order.
     """
     take_any_letter()
-    if "--version" in sys.argv:  # else Hydra says its own
+    if "--version" in sys.argv:  # otherwise Hydra prints its own version
         print(f"{program} {version('flexlora')}")
         sys.exit()
     register_schemas()
@@ -107,9 +107,9 @@ def call_with_settings(
     config_loader.install()
     OmegaConf.register_new_resolver("choices", list_choices, replace=True)
     task = Task(program, job, finished)
-    # Hydra then hands its errors on instead of printing them its own way and leaving.
+    # With this variable Hydra raises its errors instead of printing them in its own way and exiting.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    # Wherever they were typed: Hydra takes its overrides in one row.
+    # These flags may be anywhere on the command line, but Hydra needs its overrides to follow each other.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda item: item not in {"-m", "--multirun"})
     try:
         signal.signal(signal.SIGTERM, raise_interrupted)
@@ -117,7 +117,7 @@ def call_with_settings(
         check_flags(sys.argv[1:])
         _insert(overrides)
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
-    except BrokenPipeError:  # `--help | head` has read enough
+    except BrokenPipeError:  # the reader closed the pipe, as in `--help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILED)
     except KeyboardInterrupt as error:
@@ -136,14 +136,14 @@ def call_with_settings(
 
 
 def refusal(error: Exception) -> str | None:
-    """The line for an error while settings are composed and checked; None where it is a bug and no user's."""
+    """Return the line for an error in composing and checking settings, or None if the error is a bug."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, HydraException | OmegaConfBaseException | YAMLError | OSError):
         return printable(explain(error))
     if isinstance(error, ValueError) and str(error).startswith(
         "Exceeds the limit"
-    ):  # Python's own, for a number's digits
+    ):  # Python's limit for the digits of a number
         return "a number on the command line has thousands of digits"
     modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
     if isinstance(error, ValueError | TypeError) and modules[-1:] == ["hydra._internal.defaults_list"]:
@@ -152,10 +152,10 @@ def refusal(error: Exception) -> str | None:
 
 
 def _is_of_hydra(modules: Sequence[str]) -> bool:
-    """Whether Hydra, or a library below it, raised an error over the command line or a YAML file.
+    """Return whether Hydra, or a library that it uses, raised an error about the command line or a YAML file.
 
     Args:
-        modules: those of the frames in the error's traceback, the outermost first.
+        modules: the modules of the frames in the error's traceback, the outermost first.
     """
     of_hydra = [i for i, module in enumerate(modules) if module.startswith("hydra.")]
     ours = [module for module in modules[of_hydra[0] :] if module.startswith("flexlora.")] if of_hydra else []
@@ -163,7 +163,7 @@ def _is_of_hydra(modules: Sequence[str]) -> bool:
 
 
 def _line_of_hydra(error: Exception) -> str:
-    """The line for an error that Hydra has no words for."""
+    """Return the line for an error of which Hydra gives no explanation."""
     if isinstance(error, RecursionError):
         return "the defaults lists of the YAML files name each other in a circle"
     if isinstance(error, AssertionError):
@@ -174,12 +174,12 @@ def _line_of_hydra(error: Exception) -> str:
 def _resolved(config: DictConfig) -> tuple[RunSettings, dict[str, Any]]:
     try:
         return resolve(config, require_task(config))
-    except OmegaConfBaseException as error:  # an interpolation in a YAML of the user's own
+    except OmegaConfBaseException as error:  # an interpolation in a YAML file of the user
         raise UserError(f"{error.full_key}: {explain(error)}" if error.full_key else explain(error)) from error
 
 
 def _as_sweeps_spell(overrides: Sequence[str]) -> list[str]:
-    """The overrides with their values as a sweep hands them on, 1e-3 as 0.001: a run alone then has the same name."""
+    """Return the overrides with values as a sweep spells them (1e-3 as 0.001). A single run then has the same name."""
     return [_as_a_sweep_spells(override) for override in overrides]
 
 
@@ -191,12 +191,12 @@ def _as_a_sweep_spells(override: str) -> str:
 
 
 def _insert(overrides: Sequence[str]) -> None:
-    """Put the program's own overrides before the user's: argparse takes them in one row only, options around it."""
+    """Put the program's own overrides directly before the user's: argparse needs all overrides to follow each other."""
     place = next((i for i, item in enumerate(sys.argv) if i and "=" in item and item[0] != "-"), len(sys.argv))
     sys.argv[place:place] = overrides
 
 
 def say(program: str, what: object) -> None:
-    """A line on stderr, by the main process alone."""
+    """Print a line on stderr. Only the main process prints it."""
     if is_main_process():
         print(f"{program}: {what}", file=sys.stderr)

@@ -1,8 +1,8 @@
-"""Hydra's composition of settings, without the work that Hydra repeats.
+"""Compose settings with Hydra, without the work that Hydra repeats.
 
-Hydra reads every YAML file again and copies its whole ConfigStore for each composition, and composes each run of a
-sweep twice. Here a process reads a file once and composes each choice of groups (task, method, model, ...) once; a run
-is a copy of that with its `key=value` overrides applied, which is what Hydra itself does last.
+For each composition, Hydra reads every YAML file again and copies its whole ConfigStore. It composes each run of a
+sweep twice. Here a process reads a file once and composes each choice of groups (task, method, model, ...) once. The
+config of a run is a copy of that with the run's `key=value` overrides applied. Hydra itself also applies them last.
 """
 
 import copy
@@ -33,12 +33,12 @@ T = TypeVar("T")
 
 
 def install() -> None:
-    """Let Hydra compose with `CachedLoader`, for its commands and for `hydra.compose`."""
+    """Make Hydra compose with `CachedLoader`, in its commands and in `hydra.compose`."""
     hydra._internal.hydra.ConfigLoaderImpl = CachedLoader  # type: ignore[misc]
 
 
 class CachedLoader(ConfigLoaderImpl):
-    """Hydra's loader; files and choices of groups that it has composed before are copied."""
+    """Hydra's loader with a cache. It copies files and choices of groups that it has composed before."""
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
         self.config_search_path = config_search_path
@@ -47,7 +47,7 @@ class CachedLoader(ConfigLoaderImpl):
         self._composed: dict[Any, Callable[[], DictConfig]] = {}
 
     def __reduce__(self) -> Any:
-        """Pickle no cache: launchers send the loader to every process that runs a job."""
+        """Pickle the loader without its caches: launchers send it to every process that runs a job."""
         return _loader_of, (self.config_search_path,)
 
     def get_group_options(
@@ -57,7 +57,7 @@ class CachedLoader(ConfigLoaderImpl):
         config_name: str | None = None,
         overrides: list[str] | None = None,
     ) -> list[str]:
-        """The configs or groups in a group; without overrides nothing has to be composed for it."""
+        """Return the configs or groups in a group. Without overrides this needs no composition."""
         if overrides:
             return super().get_group_options(group_name, results_filter, config_name, overrides)
         return self.repository.get_group_options(group_name, results_filter)
@@ -104,7 +104,7 @@ class CachedLoader(ConfigLoaderImpl):
         return self._composed[key]()
 
     def _sets_a_value(self, override: Override) -> bool:
-        """Whether it is `key=value`, which Hydra applies to what the groups and its own settings composed."""
+        """Return whether the override is `key=value`, which Hydra applies after it has composed the groups."""
         if override.is_hydra_override() or override.is_sweep_override():
             return False
         return isinstance(override.value(), dict) or not self.repository.group_exists(override.key_or_group)
@@ -118,21 +118,21 @@ class CachedLoader(ConfigLoaderImpl):
 
 
 def _loader_of(config_search_path: ConfigSearchPath) -> CachedLoader:
-    """The loader in a process that a launcher has started, where nothing has registered sources and schemas yet."""
+    """Return the loader in a process that a launcher has started. It registers sources and schemas there first."""
     Plugins.instance()
     register_schemas()
     return CachedLoader(config_search_path)
 
 
 class _Repository(ConfigRepository):
-    """Hydra's repository of configs, which reads each of them once."""
+    """Hydra's repository of configs. It reads each config once."""
 
     def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
         super().initialize_sources(config_search_path)
         self._read: dict[str, Callable[[], ConfigResult | None]] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Repository":
-        """Hydra copies it for each composition, and only ever replaces its sources as a whole."""
+        """Return a shallow copy. Hydra copies the repository for each composition and never changes its parts."""
         return copy.copy(self)
 
     def load_config(self, config_path: str) -> ConfigResult | None:
@@ -142,14 +142,14 @@ class _Repository(ConfigRepository):
                 check_own_yaml(file)
             try:
                 self._read[config_path] = _copies_of(super().load_config(config_path))
-            except ValueError as error:  # its defaults list, or the line '# @package'
+            except ValueError as error:  # about the file's defaults list, or its line '# @package'
                 if file is None or isinstance(error, OmegaConfBaseException):
                     raise
                 raise UserError(f"{file}: {one_line(error)}") from error
         return self._read[config_path]()
 
     def _own_file(self, config_path: str) -> Path | None:
-        """The file that Hydra would read, if it is of a folder of the user's own."""
+        """Return the file that Hydra would read, or None if it is not in a folder of the user."""
         source = self._find_object_source(config_path, ObjectType.CONFIG)
         if source is None or source.scheme() != "file":
             return None
@@ -158,7 +158,7 @@ class _Repository(ConfigRepository):
 
 
 def _copies_of(original: T) -> Callable[[], T]:
-    """Makes equal objects that share nothing; pickle takes a fifth of the time of `copy.deepcopy`."""
+    """Return a function that makes independent copies. pickle needs a fifth of the time of `copy.deepcopy`."""
     try:
         pickled = pickle.dumps(original)
     except pickle.PicklingError:  # a schema that was made at run time

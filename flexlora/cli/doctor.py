@@ -1,4 +1,4 @@
-"""`flexlora-doctor`: could this run start here, and what would it do? It trains nothing and touches no run's folder."""
+"""`flexlora-doctor`: check whether a run could start here. It trains nothing and changes no folder of a run."""
 
 import sys
 import tempfile
@@ -35,9 +35,9 @@ FOOTER = "Exit code: 0 if the run could start; 1 if not; 2 where the settings ar
 
 
 def main() -> None:
-    """Print a page on every run of the command line; the exit code is 0 if and only if all of them could start.
+    """Print a page about every run of the command line.
 
-    1 where one could not, 2 where the settings themselves are refused.
+    The exit code is 0 if all runs could start, 1 if one could not, and 2 if the settings are refused.
     """
     if _names_a_tree(sys.argv[1:]):
         sys.exit(_check_tree(Path(sys.argv[-1])))
@@ -47,7 +47,7 @@ def main() -> None:
         del sys.argv[1]
         if not any(argument.startswith("task=") for argument in sys.argv):
             sys.argv.append("task=glue/cola")
-    with tempfile.TemporaryDirectory() as scratch:  # Hydra keeps a sweep's multirun.yaml there, and not among the runs
+    with tempfile.TemporaryDirectory() as scratch:  # for a sweep's multirun.yaml, instead of the folder of the runs
         ours = {"job.name": PROGRAM, "sweep.dir": scratch, "help.header": HEADER, "help.footer": FOOTER}
         endings = call_with_settings(PROGRAM, job, [f"hydra.{key}='{value}'" for key, value in ours.items()])
     bad = {ending.status for ending in endings} - {"ready"}
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def _names_a_tree(arguments: Sequence[str]) -> bool:
-    """Whether the command is `outputs`, `outputs DIR`, or any folder: `outputs` is the default of `output_root`."""
+    """Return whether the command is a folder, or `outputs` (the default of `output_root`), alone or before a folder."""
     return arguments[:1] == ["outputs"] or (len(arguments) == 1 and Path(arguments[0]).is_dir())
 
 
@@ -84,14 +84,14 @@ def _examine(settings: RunSettings, plain: dict[str, Any], overrides: list[str])
 
 
 def _settings(settings: RunSettings, plain: dict[str, Any], overrides: list[str]) -> list[Finding]:
-    """A line for every setting that is not a plain default: its value, and the file and row that it comes from."""
+    """Return a line for every setting that is not a plain default: its value, and the file and row of the value."""
     found = sources(settings, plain, overrides, HydraConfig.get().runtime.choices, config_folders())
     return [Finding(SETTINGS, item.setting, f"{item.value}  ({item.where})", Mark.told) for item in found]
 
 
 def _list_methods(settings: RunSettings, plain: dict[str, Any], overrides: list[str]) -> Ending:
-    """Every method of `conf/method` and of a `--config-dir`, on the model of the command line."""
-    show_log()  # without the deprecations of one library inside another
+    """Print the table of every method in `conf/method` and in a `--config-dir`, on the model of the command line."""
+    show_log()  # this hides deprecation warnings of libraries about each other
     files = method_files()
     kept = [item for item in overrides if not item.lstrip("+~").startswith(("method", "hydra"))]
     methods = {name: resolve_method(compose("config", overrides=[*kept, f"method={name}"])) for name in files}
@@ -102,7 +102,7 @@ def _list_methods(settings: RunSettings, plain: dict[str, Any], overrides: list[
 
 
 def method_table(described: Sequence[Described], width: int = WIDTH) -> str:
-    """A row a method; what it is comes last and may take several lines."""
+    """Return the table with one row for each method. The last column, its description, may take several lines."""
     kinds = [*described[0].backbones]
     rows = [("method", "from", *kinds, "merges", "parameters", "")]
     for method in described:
@@ -123,7 +123,7 @@ def method_table(described: Sequence[Described], width: int = WIDTH) -> str:
 
 
 def page(findings: Sequence[Finding], width: int = WIDTH) -> str:
-    """The findings in aligned columns of at most `width` characters, and the verdict last."""
+    """Return the findings in aligned columns of at most `width` characters, followed by the verdict."""
     lines: list[str] = []
     for section in dict.fromkeys(finding.section for finding in findings):
         lines.append(section)
@@ -140,7 +140,7 @@ def page(findings: Sequence[Finding], width: int = WIDTH) -> str:
 
 def _lines(finding: Finding, column: int, width: int) -> list[str]:
     start = f"  {finding.mark.value} {finding.name.ljust(column)}  "
-    # A path, or a problem's line that is to be copied, stays whole: only spaces are broken at.
+    # Lines are broken only at spaces, so that a path or a command in the text stays whole and can be copied.
     return textwrap.wrap(
         finding.text,
         width,

@@ -142,7 +142,7 @@ def explain(error: HydraException | OmegaConfBaseException | YAMLError | OSError
 
 
 def _why_not_read(file: Path) -> str | None:
-    """Why Hydra finds no config in a file that is there: it looks for regular files only. None without such a file."""
+    """Return why Hydra does not find an existing file (it is not a regular file), or None if there is no reason."""
     try:
         regular(file)
     except FileNotFoundError:

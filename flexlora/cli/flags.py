@@ -1,4 +1,4 @@
-"""Checks Hydra's own flags (`-m`, `-c job`, ...) before Hydra reads them: its refusals are tracebacks."""
+"""Check Hydra's own flags (`-m`, `-c job`, ...) before Hydra reads them, because Hydra refuses with tracebacks."""
 
 import argparse
 import os
@@ -10,7 +10,7 @@ from hydra._internal.utils import get_args_parser
 from flexlora.errors import UserError, did_you_mean
 
 COMMANDS = {"run": "-r", "multirun": "-m", "cfg": "-c", "info": "-i", "shell_completion": "-sc"}
-"""Flags of which a command line has one at most."""
+"""The flags that exclude each other: a command line has at most one of them."""
 COMPLETIONS = ("install", "uninstall", "query")
 SHELLS = ("bash", "fish", "zsh")
 

@@ -1,4 +1,4 @@
-"""Ctrl-C while a command is still importing: one line and exit code 130, instead of the imports' traceback."""
+"""Handle Ctrl-C while a command is still importing: print one line and exit with 130, instead of a traceback."""
 
 import os
 import signal
@@ -9,29 +9,29 @@ COMMANDS = ("flexlora-run", "flexlora-doctor", "flexlora-report")
 
 
 def leave_while_importing() -> None:
-    """Let SIGINT end the process at once, if this process is one of the commands.
+    """Make SIGINT end the process at once, if this process is one of the commands.
 
-    An exception would run through the imports of libraries, some of which catch it and go on.
+    An exception is not enough, because some libraries catch it in their imports and continue.
     """
     if _program() is not None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave)
 
 
 def raise_from_here() -> None:
-    """Let SIGINT raise `KeyboardInterrupt` again: whoever calls this catches it."""
+    """Make SIGINT raise `KeyboardInterrupt` again. The caller of this function catches it."""
     if signal.getsignal(signal.SIGINT) is _leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _program() -> str | None:
-    """The name of the command that this process is; None for any other program that imports a command."""
+    """Return the name of the command that this process runs, or None for any other program."""
     name = sys.argv[0].rpartition(os.sep)[2] if sys.argv else ""
-    if name == "-m":  # python -m flexlora.cli.run, as accelerate launch starts it
+    if name == "-m":  # python -m flexlora.cli.run: accelerate launch starts the command this way
         name = "flexlora-run"
     return name if name in COMMANDS else None
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    if os.environ.get("RANK", "0") == "0":  # of several processes the first one says it
+    if os.environ.get("RANK", "0") == "0":  # with several processes only the first one prints the line
         os.write(2, f"{_program()}: interrupted\n".encode())
     os._exit(128 + number)

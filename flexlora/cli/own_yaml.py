@@ -1,4 +1,4 @@
-"""Checks a YAML file of a `--config-dir` before Hydra reads it."""
+"""Check a YAML file of a `--config-dir` before Hydra reads it."""
 
 import io
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ from flexlora.errors import UserError, one_line
 from flexlora.reading import read_yaml_text
 
 RUN_BY_HYDRA = ("_target_", "()")
-"""Keys whose value Hydra, or the logging that it configures, imports and calls. No file of ours has one."""
+"""The keys whose value is imported and called by Hydra, or by the logging that it configures. Our files have none."""
 
 
 def check_own_yaml(file: Path) -> None:
-    """Refuse a file of the user's own that Hydra could not read, or in which Hydra would find code to run.
+    """Check that Hydra can read a file of the user, and that the file names no code that Hydra would run.
 
-    A mistake in YAML's grammar is left to Hydra, which names its line.
+    Hydra itself reports a mistake in YAML's grammar, with the line.
 
     Raises:
         UserError: the file is not a regular file, is too large, is not UTF-8, has values that YAML cannot construct, or
@@ -34,7 +34,7 @@ def check_own_yaml(file: Path) -> None:
         raise UserError(f"{file}: {getattr(error, 'strerror', None) or one_line(error)}") from error
     except RecursionError as error:
         raise UserError(f"{file}: its values are nested too deeply") from error
-    except Exception as error:  # of any constructor of YAML's: a number of 5,000 digits, the 32nd of a month
+    except Exception as error:  # YAML's constructors raise any error: a number of 5,000 digits, day 32
         raise UserError(f"{file}: a value cannot be read: {one_line(error)}") from error
     for place in _places_of_code(content, ""):
         raise UserError(
@@ -44,7 +44,7 @@ def check_own_yaml(file: Path) -> None:
 
 
 def _places_of_code(content: Any, place: str) -> Iterator[str]:
-    """Yield the key of each value of `content` that Hydra would run; a text may hold one for a resolver to parse."""
+    """Yield the key of each value in `content` that Hydra would run. A resolver could also parse one out of a text."""
     if isinstance(content, dict):
         for key, value in content.items():
             inner = f"{place}.{key}".removeprefix(".")

@@ -42,10 +42,10 @@ OF_TABLES = (*OF_SCORES, "table", "format", "output", "save")
 
 
 def main() -> None:
-    """Print what the command line asks for.
+    """Print the tables or the page that the command line asks for.
 
-    The exit code is 0 when all records could be read, 1 when some are broken (the table shows the others), 2 where
-    there is nothing to show or the command line is wrong.
+    The exit code is 0 if all records could be read, 1 if some are broken (the table shows the others), and 2 if there
+    is nothing to show or the command line is wrong.
     """
     try:
         raise_from_here()
@@ -55,7 +55,7 @@ def main() -> None:
     except UserError as error:
         say(error)
         sys.exit(REFUSED)
-    except BrokenPipeError:  # `| head` has read enough
+    except BrokenPipeError:  # the reader closed the pipe, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(BROKEN)
     except KeyboardInterrupt:
@@ -141,7 +141,7 @@ def _tables(options: argparse.Namespace) -> int:
 
 
 def _table(name: str) -> Table:
-    """The table of this name, or of this file."""
+    """Return the table with this name, or the table in this file."""
     if name in TABLES:
         return TABLES[name]
     if name.endswith((".yaml", ".yml")):
@@ -160,7 +160,11 @@ def _why_nothing(root: Path, runs: Sequence[Run], tables: Sequence[Table]) -> st
 
 
 def _refuse(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
-    """Raise a `UserError` where one of these options was given."""
+    """Check that none of these options was given.
+
+    Raises:
+        UserError: one of them was given. `why` is the beginning of the message.
+    """
     default = _parser().get_default
     given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) != default(name)]
     if given:
@@ -177,7 +181,7 @@ def _format_of(output: Path | None) -> str:
 
 
 def _tuned(runs: list[Run], key: str, root: Path) -> str:
-    from flexlora.report import tuning  # here, as its look into settings imports hydra
+    from flexlora.report import tuning  # here, because it imports hydra
 
     entries = tuning.tuned(runs, key)
     if not entries:

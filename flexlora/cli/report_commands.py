@@ -1,4 +1,4 @@
-"""The subcommands of `flexlora-report`, by their first word. Each imports what it needs when it is called."""
+"""The subcommands of `flexlora-report`. Each subcommand imports the modules that it needs when it is called."""
 
 import argparse
 import itertools
@@ -195,7 +195,11 @@ def _compare(words: Sequence[str]) -> int:
 
 
 def _run(folder: Path) -> Run:
-    """The only run in `folder`."""
+    """Return the only run in `folder`.
+
+    Raises:
+        UserError: the run's record is broken, or there is no run or more than one.
+    """
     found = collect(folder)
     if found.broken:
         raise UserError(found.broken[0])

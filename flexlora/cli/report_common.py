@@ -1,4 +1,4 @@
-"""What the subcommands of `flexlora-report` share: a refusal is one line, and so is every broken record."""
+"""The code that the subcommands of `flexlora-report` share. A refusal and a broken record are one line each."""
 
 import argparse
 import sys
@@ -14,17 +14,17 @@ FIRST_RUNS = "flexlora-run -m task=glue/cola method=lora,flexlora scale=tiny mak
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises a `UserError` where argparse would print its usage and leave."""
+    """A parser that raises a `UserError` instead of printing the usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (--help lists what there is)")
 
 
 def collect_runs(root: Path) -> Collection:
-    """All runs under `root`, at least one; a line on stderr for each record that is broken.
+    """Return all runs under `root`, and print a line on stderr for each broken record.
 
     Raises:
-        UserError: there is no such folder, or no run in it.
+        UserError: there is no such folder, or it has neither runs nor broken records.
     """
     if not root.is_dir():
         raise UserError(f"there is no folder {root}: give the output_root of your runs. {FIRST_RUNS}")
@@ -37,7 +37,7 @@ def collect_runs(root: Path) -> Collection:
 
 
 def add_comparisons(parser: argparse.ArgumentParser) -> None:
-    """The options of tables that say how sure a difference or a figure is."""
+    """Add the options for tables that say how certain a difference or a figure is."""
     parser.add_argument(
         "--against",
         metavar="METHOD",
@@ -52,21 +52,28 @@ def add_comparisons(parser: argparse.ArgumentParser) -> None:
 
 
 def of_methods(runs: list[Run], wanted: str | None) -> list[Run]:
-    """The runs of these methods, `A,B`; all where none is given.
+    """Return the runs of these methods (`A,B`), or all runs if `wanted` is None.
 
     Raises:
-        UserError: no run is of one of them.
+        UserError: one of the methods has no run.
     """
     return _of("method", runs, wanted)
 
 
 def of_tasks(runs: list[Run], wanted: str | None) -> list[Run]:
-    """The runs of these tasks, as `of_methods`."""
+    """Return the runs of these tasks (`A,B`), or all runs if `wanted` is None.
+
+    Raises:
+        UserError: one of the tasks has no run.
+    """
     return _of("task", runs, wanted)
 
 
 def once(runs: list[Run]) -> list[Run]:
-    """The runs without copies, as of a folder that lies there twice: they are no seeds. A line on stderr for each."""
+    """Return the runs without copies, such as those of a folder that was copied: a copy is not another seed.
+
+    A line on stderr names each copy.
+    """
     kept, notes = without_duplicates(runs)
     for note in notes:
         say(note)
@@ -74,7 +81,11 @@ def once(runs: list[Run]) -> list[Run]:
 
 
 def check_method(name: str, runs: list[Run]) -> None:
-    """Raise a `UserError` where no run is of this method."""
+    """Check that a method has runs.
+
+    Raises:
+        UserError: no run is of this method.
+    """
     _check("method", name, runs)
 
 
@@ -94,7 +105,11 @@ def _check(field: str, name: str, runs: list[Run]) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make `folder` where it is missing; a `UserError` where that cannot be."""
+    """Create `folder` if it is missing.
+
+    Raises:
+        UserError: the folder cannot be created.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -102,13 +117,20 @@ def make_folder(folder: Path) -> None:
 
 
 def write(path: Path, text: str) -> None:
-    """Replace `path` by `text`; a `UserError` where that cannot be. Half a character, as of a file's name that is not
-    UTF-8, is spelled out."""
+    """Replace the content of `path` by `text`. A half character, as in a file name that is not UTF-8, is escaped.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     write_content(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_content(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`; a `UserError` where that cannot be."""
+    """Replace the content of `path` by `content`.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     try:
         write_bytes(path, content)
     except OSError as error:
@@ -116,5 +138,5 @@ def write_content(path: Path, content: bytes) -> None:
 
 
 def say(what: object) -> None:
-    """A line on stderr."""
+    """Print a line on stderr."""
     print(f"flexlora-report: {what}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`flexlora-run`: one run, or a sweep of them with `-m`."""
+"""`flexlora-run`: train one run, or a sweep of runs with `-m`."""
 
 import sys
 from typing import Any
@@ -15,10 +15,11 @@ from flexlora.training.progress import show_log
 
 
 def main() -> None:
-    """Run what the command line says; the exit code is 0 if and only if every run is done.
+    """Run everything on the command line. The exit code is 0 if and only if every run is done.
 
-    2 where every run that did not end well was refused for a setting, a folder or a file, 1 where one failed or
-    diverged, 130 or 143 where it was interrupted by SIGINT or SIGTERM. With dry=true nothing runs: 0, or 2.
+    The exit code is 2 if every run that did not end well was refused because of a setting, a folder or a file. It is 1
+    if a run failed or diverged. It is 130 or 143 if the command was interrupted by SIGINT or SIGTERM. With dry=true
+    nothing runs, and the exit code is 0 or 2.
     """
     dry_run = DryRun()
 
@@ -28,7 +29,7 @@ def main() -> None:
         show_log()
         if settings.dry:
             ending = dry_run.look(run_path(settings, overrides), plain)
-            if HydraConfig.get().mode is RunMode.RUN:  # a sweep lists its runs itself
+            if HydraConfig.get().mode is RunMode.RUN:  # a sweep prints its own list
                 print(": ".join(part for part in ending if part))
             return ending
         return run_job(settings, plain, overrides)

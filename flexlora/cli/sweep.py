@@ -91,13 +91,13 @@ class ListingSweeper(Sweeper):
 
     def _finish(self) -> None:
         if not self._launcher.began:
-            return  # refused before anything ran
+            return  # the sweep was refused before any run began
         jobs = {job_of(overrides): overrides for batch in self._sweeper.overrides for overrides in batch}
         endings = {job: self._launcher.ending(job) for job in jobs}
         self._journal.end()
         end = time.monotonic() + PATIENCE
         for job, overrides in jobs.items():
-            # A run may be finished of an earlier sweep, or its process may have died after it was done.
+            # An earlier sweep may have finished a run, or its process may have died after the run was done.
             if endings[job].status in UNKNOWN and time.monotonic() < end and self._is_finished(overrides):
                 endings[job] = Ending("done")
         self._task.endings[:] = endings.values()  # type: ignore[attr-defined]
@@ -108,7 +108,7 @@ class ListingSweeper(Sweeper):
             sys.stdout.flush()
             common = set.intersection(*map(set, jobs))
             # What differs between runs comes first, for the reader. The order changes neither the run nor its name.
-            runs = {job: [item for item in job if not item.startswith("dry=")] for job in jobs}  # what would run
+            runs = {job: [item for item in job if not item.startswith("dry=")] for job in jobs}  # without dry=
             words = {job: [*start, *sorted(run, key=lambda item: item in common)] for job, run in runs.items()}
             print(page({shlex.join(words[job]): ending for job, ending in endings.items()}))
 
@@ -125,7 +125,7 @@ class Journal:
         self.folder = folder
 
     def begin(self) -> None:
-        """Create the folder, which is locked until this process ends, and delete those of sweeps that were killed."""
+        """Create the folder and lock it until this process ends. Delete the folders of sweeps that were killed."""
         with contextlib.suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
             lock(os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
@@ -137,7 +137,7 @@ class Journal:
                     os.close(handle)
 
     def end(self) -> None:
-        """Delete the folder. A job that is still running then has nobody to tell how it ended."""
+        """Delete the folder. A job that is still running can then no longer report how it ended."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def write(self, job: Job, ending: Ending | None) -> None:
@@ -236,7 +236,7 @@ class PatientLauncher(Launcher):
     def _take(self, job: Job, result: JobReturn) -> None:
         if result.status is JobStatus.COMPLETED:
             self._returned[job] = result.return_value
-        elif not self.journal.has_begun(job):  # it failed before it began
+        elif not self.journal.has_begun(job):  # the job failed before it began
             self._returned[job] = Ending("failed", one_line(result._return_value))
 
     def ending(self, job: Job) -> Ending:

@@ -1,4 +1,4 @@
-"""The rows of `flexlora-doctor methods`, kept between calls: counting them imports PEFT and builds every method."""
+"""The rows of `flexlora-doctor methods`. They are cached, because counting imports PEFT and builds every method."""
 
 import contextlib
 import hashlib
@@ -26,13 +26,13 @@ class Described:
     title: str
     """The first sentence of the comment in its YAML file: name, paper and idea."""
     source: str
-    """`PEFT`, `ours` (a tuner that PEFT lacks), or `weights` (it trains some of the model's own weights)."""
+    """`PEFT`, `ours` (a tuner that PEFT lacks), or `weights` (the method trains some of the model's own weights)."""
     backbones: dict[str, bool]
     """Whether the method adapts each kind of backbone."""
     merges: bool | None
     """Whether the adapter merges into the backbone's weights; None if the method has no adapter."""
     parameters: int | None
-    """Active adapter parameters on the current model; None if the method cannot adapt it."""
+    """The number of active adapter parameters on the current model, or None if the method cannot adapt it."""
 
 
 def method_rows(
@@ -41,10 +41,10 @@ def method_rows(
     """Describe every method, on the model of `settings`.
 
     Args:
-        settings: of a run on that model.
-        plain: the same as plain data.
-        methods: the settings of each method by its name.
-        files: the YAML file of each.
+        settings: the settings of a run on that model.
+        plain: the same settings as plain data.
+        methods: the settings of each method, by its name.
+        files: the YAML file of each method, by its name.
 
     Raises:
         UserError: the model cannot be loaded, or its shapes are not known.
@@ -56,7 +56,7 @@ def method_rows(
     from flexlora.doctor.method_list import describe
 
     rows = describe(settings, methods, files)
-    if all(file.is_relative_to(conf_dir()) for file in files.values()):  # the code of others may change unseen
+    if all(file.is_relative_to(conf_dir()) for file in files.values()):  # the hash lacks a user's code
         with contextlib.suppress(OSError):
             kept.parent.mkdir(parents=True, exist_ok=True)
             write_text(kept, to_json([asdict(row) for row in rows]))
@@ -66,7 +66,7 @@ def method_rows(
 def _hash(
     settings: RunSettings, plain: Mapping[str, Any], methods: Mapping[str, MethodSettings], files: Mapping[str, Path]
 ) -> str:
-    """A name for everything that the rows depend on."""
+    """Return a hash of everything that the rows depend on."""
     described: dict[str, Any] = {
         "settings": {key: value for key, value in plain.items() if key != "method"},
         "methods": {name: asdict(method) for name, method in methods.items()},

@@ -1,4 +1,4 @@
-"""Checks whether a run could start here and describes it. The checks use the code of the run, up to the first step."""
+"""Check whether a run could start here, and describe it. The checks use the run's own code, up to the first step."""
 
 import math
 import os
@@ -47,9 +47,9 @@ class Finding:
 
 
 def check_run(settings: RunSettings, config: Mapping[str, Any], path: Path) -> list[Finding]:
-    """Check a run before it starts. Its folder `path` is read but not changed.
+    """Check a run before it starts. The check reads the run's folder `path` but does not change it.
 
-    A problem does not end the check: all parts that do not depend on it are still checked.
+    A problem does not end the check. All parts that do not depend on it are still checked.
     """
     return _RunCheck(settings, config, path).run()
 
@@ -258,7 +258,7 @@ class _RunCheck:
         self._memory(model, method)
 
     def _start(self, method: "Method", model: Any) -> None:
-        """Load the initial adapter as the run will: the shapes of its tensors show whether it fits."""
+        """Load the initial adapter in the same way as the run. The shapes of its tensors show whether it fits."""
         if self.settings.adapter is None or self.backbone is None:
             return
         from flexlora.training.weights import load_start

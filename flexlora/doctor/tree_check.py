@@ -1,4 +1,4 @@
-"""Checks all runs under a folder: whether every finished run is what its record says, and what can be resumed."""
+"""Check all runs under a folder: whether the files of a finished run match its record, and which runs can resume."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -16,16 +16,16 @@ from flexlora.results.whole import NOUNS, look
 
 @dataclass
 class TreeReport:
-    """What was found under a folder."""
+    """The result of the check of a folder."""
 
     root: Path
     statuses: Counter[str] = field(default_factory=Counter)
     problems: dict[Path, list[str]] = field(default_factory=dict)
-    """What differs from the record of a run, by its folder."""
+    """The differences between a run's files and its record, by the folder of the run."""
     unreadable: list[str] = field(default_factory=list)
     """A line for each `result.json` that is not a record."""
     warnings: dict[Path, list[str]] = field(default_factory=dict)
-    """What is not an error or cannot be compared, by the folder of the run."""
+    """Notes that are not errors, and things that cannot be compared, by the folder of the run."""
 
     def __str__(self) -> str:
         counts = ", ".join(f"{count} {status}" for status, count in self.statuses.most_common())
@@ -42,12 +42,12 @@ class TreeReport:
 
     @property
     def is_whole(self) -> bool:
-        """Whether every finished run is what its record says."""
+        """Whether the files of every finished run match its record."""
         return not self.problems and not self.unreadable
 
 
 def check_tree(root: Path) -> TreeReport:
-    """Check all runs under `root`. Every file of a run is read, and each file that several runs read once.
+    """Check all runs under `root`. Every file of a run is read. A data file that several runs use is read only once.
 
     Raises:
         UserError: there is no such folder, or no run in it.

@@ -1,6 +1,6 @@
 """Recipes: a method's numbers for tasks, benchmarks and scales, as rows of a table in the method's YAML.
 
-A setting that takes its value from a recipe is declared as `tinit: ${recipe:method.tinit}`, or with a default as
+A setting that takes its value from a recipe is declared as `tinit: ${recipe:method.tinit}`, or, with a default, as
 `r: ${recipe:method.r,32}`. The resolver of this module replaces it by the value in the first row that has one.
 `look_up` gives the order: rows of the current scale come before others, a task's rows before its benchmark's, and a
 row that names the backbone (`glue/cola@roberta_base`) before one that does not. The command line and an experiment
@@ -73,7 +73,7 @@ def _with_backbone(places: Sequence[str], config: Mapping[str, Any]) -> list[str
 
 
 def look_up(key: str, config: Mapping[str, Any]) -> Found | None:
-    """Return the value that recipes give the setting `key`; None where no row that counts has it."""
+    """Return the value that recipes give the setting `key`, or None if no row for this run has it."""
     tables = [
         (table, set(table), in_method)
         for table, in_method in ((config["method"].get("recipes"), True), (config.get("recipes"), False))
@@ -82,7 +82,7 @@ def look_up(key: str, config: Mapping[str, Any]) -> Found | None:
     for names in (_at_scale(config), _at_any_scale(config)):
         for table, rows, in_method in tables:
             for name in names:
-                row = table[name] if name in rows else None  # a set: to ask OmegaConf for an absent row is slow
+                row = table[name] if name in rows else None  # a set: looking up an absent row in OmegaConf is slow
                 if row is not None and key in row:
                     return Found(row[key], name, in_method)
     return None
@@ -102,23 +102,23 @@ def declared(unresolved: Mapping[str, Any]) -> dict[str, tuple[str, bool]]:
     return found
 
 
-# --- the files, for checks and for saying where a value is ------------------------------------------------------------
+# --- the files, for checks and for messages with the place of a value -------------------------------------------------
 
 
 def file_of(group: str, name: str, folders: Sequence[Path]) -> Path | None:
-    """Return the YAML of a choice, from the last of `folders` that has one; None where none has."""
+    """Return the YAML file of a choice from the last of `folders` that has one, or None if no folder has one."""
     files = [folder / group / f"{name}.yaml" for folder in folders]
     return next((file for file in reversed(files) if file.is_file()), None)
 
 
 def shown(file: Path) -> str:
-    """Return the path of a YAML for messages: `conf/method/lora.yaml` if it is in `conf`, otherwise the whole path."""
+    """Return the path of a YAML file for messages: `conf/method/lora.yaml` if it is in `conf`, or the whole path."""
     ours = conf_dir()
     return f"conf/{file.relative_to(ours).as_posix()}" if file.is_relative_to(ours) else str(file)
 
 
 def row_file(row: str, method: str, folders: Sequence[Path]) -> Path | None:
-    """Return the file that has the recipe row of a method: the method's own, or one that it inherits from."""
+    """Return the file that has the recipe row of a method: the method's own file, or one that it inherits from."""
     return next((file for file, content in _lineage(method, tuple(folders)) if row in _table(content)), None)
 
 
@@ -167,7 +167,7 @@ def _table(content: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def read(file: Path) -> Mapping[str, Any]:
-    """Return the content of a YAML file with unresolved interpolations; it is empty where the file cannot be read."""
+    """Return the content of a YAML file with unresolved interpolations. It is empty if the file cannot be read."""
     return _read(file, file.stat().st_mtime_ns)
 
 
@@ -182,7 +182,7 @@ def _read(file: Path, changed: int) -> Mapping[str, Any]:
 
 
 def check_recipes(method: str, scale: str, known: Mapping[str, Sequence[str]], folders: Sequence[Path]) -> None:
-    """Refuse a recipe that no run could use: the run would silently take another number.
+    """Check that every recipe row can be used. With a row that no run can use, a run would silently take another value.
 
     Args:
         method: name of the method whose rows are checked, inherited rows too.

@@ -1,4 +1,4 @@
-"""Turns a composed config into the typed settings of a run, and checks them before data and model are loaded.
+"""Turn a composed config into the typed settings of a run, and check them before data and model are loaded.
 
 Hydra's `+key=value` adds a key that the schema does not have, so the schemas are applied here once more.
 """
@@ -75,7 +75,7 @@ def resolve(config: DictConfig, folders: Sequence[Path] | None = None) -> tuple[
         folders: the folders of YAML files; a later one replaces files of an earlier one. None: `conf` only.
 
     Raises:
-        UserError: no schema has a key, a value is missing, or a value has the wrong type or is out of range.
+        UserError: a key is in no schema, a value is missing, or a value has the wrong type or is out of range.
     """
     folders = folders or [conf_dir()]
     try:
@@ -101,7 +101,7 @@ def resolve(config: DictConfig, folders: Sequence[Path] | None = None) -> tuple[
 
 
 def resolve_method(config: DictConfig) -> MethodSettings:
-    """Return the method of a composed config; a field whose recipe is missing is "???"."""
+    """Return the method of a composed config. A field whose recipe is missing has the value "???"."""
     fields: Any = OmegaConf.to_container(config.method, resolve=False)
     fields.pop("recipes", None)
     for name, (key, has_default) in recipes.declared(fields).items():
@@ -116,7 +116,7 @@ def _method(plain: Mapping[str, Any]) -> MethodSettings:
 
 
 def task_schema(family: str) -> type:
-    """Return the dataclass of `task.*` for a family; a name with a dot is a module of the user with a `Settings`.
+    """Return the dataclass of `task.*` for a family. A name with a dot is a user's module with a class `Settings`.
 
     Raises:
         UserError: there is no such family, or the module has no dataclass `Settings`.
@@ -133,12 +133,12 @@ def task_schema(family: str) -> type:
 
 
 def _as_declared(method: Mapping[str, Any], folders: Sequence[Path]) -> dict[str, Any]:
-    """Return the fields to change so that a number has the type in the method's YAML: `0` and `0.0` have the same hash.
+    """Return the fields that must change so that numbers have the type in the method's YAML.
 
-    The method's own class checks types and ranges in full.
+    `0` and `0.0` then have the same hash. The method's own class checks all types and ranges.
 
     Raises:
-        UserError: a field is a text or a truth value, and the YAML declares a number.
+        UserError: a field is a text or a truth value, but the YAML declares a number.
     """
     changed: dict[str, Any] = {}
     declared = recipes.method_fields(method["name"], folders)
@@ -196,7 +196,11 @@ def _no_recipe(settings: list[str], config: DictConfig, folders: Sequence[Path])
 
 
 def _refuse_what_no_run_takes(plain: Mapping[str, Any]) -> None:
-    """Refuse characters and numbers that no setting may have, the method's settings included."""
+    """Check for characters and numbers that no setting may have, including the method's settings.
+
+    Raises:
+        UserError: a setting has such a character or number.
+    """
     for key, value in flat_keys(plain).items():
         for item in value if isinstance(value, list) else [value]:
             if CONTROL.search(f"{key}{item}"):
@@ -263,6 +267,6 @@ def _strict(values: Mapping[str, Any], schema: type, prefix: str, known: Mapping
 
 @cache
 def _structured(schema: type) -> DictConfig:
-    """The schema as OmegaConf merges values into it; a merge copies it."""
+    """Return the schema as an OmegaConf object. It can be cached, because a merge copies it."""
     structured: DictConfig = OmegaConf.structured(schema)
     return structured

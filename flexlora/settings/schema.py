@@ -15,14 +15,14 @@ from flexlora.settings.recipes import register_resolver
 
 
 class Schedule(Enum):
-    """How windows of rank events are read: as the paper's steps, scaled to this run, or as steps of this run."""
+    """The meaning of the windows of rank events: the paper's steps, scaled to this run, or steps of this run."""
 
     scaled = "scaled"
     absolute = "absolute"
 
 
 class Precision(Enum):
-    """The precision of forward and backward; parameters and optimizer state keep theirs."""
+    """The precision of forward and backward. Parameters and optimizer state keep their own precision."""
 
     fp32 = "fp32"
     bf16 = "bf16"
@@ -30,7 +30,7 @@ class Precision(Enum):
 
 
 class LrScheduler(Enum):
-    """How the learning rate falls to 0 after the warmup."""
+    """The way in which the learning rate falls to 0 after the warmup."""
 
     linear = "linear"
     cosine = "cosine"
@@ -50,7 +50,7 @@ Quantization = Enum("Quantization", {"8bit": "8bit", "4bit": "4bit"})
 
 
 class EvaluationMode(Enum):
-    """How the answer of a causal LM to a multiple-choice question is found."""
+    """The way in which the answer of a causal LM to a multiple-choice question is found."""
 
     protocol = "protocol"
     fast = "fast"
@@ -58,7 +58,7 @@ class EvaluationMode(Enum):
 
 
 class VtabSplit(Enum):
-    """The images of a VTAB-1K task to train and evaluate on: the protocol's, or those for choosing settings."""
+    """The images of a VTAB-1K task for training and evaluation: the protocol's, or those for choosing settings."""
 
     train800val200_test = "train800val200_test"
     train800_val200 = "train800_val200"
@@ -73,7 +73,7 @@ class Normalization(Enum):
 
 
 class Interpolation(Enum):
-    """How an image is resized."""
+    """The interpolation with which an image is resized."""
 
     bicubic = "bicubic"
     bilinear = "bilinear"
@@ -107,7 +107,7 @@ class TrainingSettings:
 
 @dataclass
 class HubData:
-    """`task.hub.*`: name of a data set on the hub, and names of its splits there."""
+    """`task.hub.*`: the name of a data set on the hub, and the names of its splits there."""
 
     path: str = MISSING
     name: str | None = MISSING
@@ -118,7 +118,7 @@ class HubData:
 
 @dataclass
 class TsvData:
-    """`task.tsv.*`: files of the classic GLUE download. A column is a name if there is a header, else a position."""
+    """`task.tsv.*`: the files of the classic GLUE download. Columns are names if there is a header, else positions."""
 
     folder: str = MISSING
     train: str = MISSING
@@ -132,7 +132,7 @@ class TsvData:
 
 @dataclass
 class GlueTask:
-    """`task.*` of a GLUE task: the input is one or two texts, the output a class or a number."""
+    """`task.*` of a GLUE task. The input is one or two texts, and the output is a class or a number."""
 
     name: str = MISSING
     family: str = MISSING
@@ -156,7 +156,7 @@ class GlueTask:
 
 @dataclass
 class CommonsenseTask:
-    """`task.*` of multiple-choice questions: one model is trained on all and evaluated on several test sets."""
+    """`task.*` of multiple-choice questions. One model is trained on all sets and evaluated on several test sets."""
 
     name: str = MISSING
     family: str = MISSING
@@ -183,7 +183,7 @@ class CommonsenseTask:
 
 @dataclass
 class VtabTask:
-    """`task.*` of a VTAB-1K task: the input is an image, the output a class."""
+    """`task.*` of a VTAB-1K task. The input is an image, and the output is a class."""
 
     name: str = MISSING
     family: str = MISSING
@@ -241,7 +241,7 @@ class MethodSettings:
 
 @dataclass
 class RunSettings:
-    """All settings of a run. `resolve` makes `task` an object of its family's schema, `method` a `MethodSettings`."""
+    """All settings of a run. `resolve` turns `task` into its family's schema, and `method` into a `MethodSettings`."""
 
     task: Any = MISSING
     method: Any = MISSING

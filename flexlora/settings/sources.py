@@ -1,4 +1,4 @@
-"""Finds where the settings of a run come from: the command line, a file, or a row of a file's recipes."""
+"""Find where the settings of a run come from: the command line, a file, or a row of a file's recipes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -80,7 +80,7 @@ def _layers(choices: Mapping[str, Any], folders: Sequence[Path]) -> Iterator[_La
 
 
 def _place(setting: str, layers: Sequence[_Layer], config: Mapping[str, Any], folders: Sequence[Path]) -> str | None:
-    """Return the source of a setting's value; None where it is a plain default."""
+    """Return the source of a setting's value, or None if the value is a plain default."""
     holding = [layer for layer in layers if setting in layer.values]
     if not holding:
         return None

@@ -1,4 +1,4 @@
-"""Runs an installed command in a process that is forked from one with all imports done: seconds less a command."""
+"""Run an installed command in a process that is forked after all imports. This saves seconds for each command."""
 
 import importlib
 import multiprocessing
@@ -17,7 +17,7 @@ RunCommand = Callable[..., subprocess.CompletedProcess[str]]
 COMMAND = Path(sys.executable).with_name("flexlora-run")
 # Variables that a command reads when it starts. A library may read others while it is imported.
 READ_LATE = {"COLUMNS", "FLEXLORA_CACHE", "HYDRA_FULL_ERROR", "PYTHONPATH"}
-# What every run imports. The imports take five seconds of CPU time.
+# The modules that every run imports. The imports take five seconds of CPU time.
 IMPORTED = [
     "accelerate",
     "flexlora.cli.doctor",
@@ -50,7 +50,7 @@ def run_command(
     fault: Callable[[], None] | None = None,
     **variables: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run an installed command in a process of its own, offline; an empty variable is removed from its environment.
+    """Run an installed command in its own process, offline. An empty variable is removed from its environment.
 
     The process is forked from the `server`, because imports take most of a short run's time. With `fresh`, or with a
     variable that a library may read during its import, the file in `bin/` is started instead. A `fault` is a function
@@ -76,10 +76,11 @@ def run_command(
 
 
 def server() -> ForkServerContext:
-    """The server that forks processes in which everything in `IMPORTED` is imported."""
+    """Return the server that forks processes. The modules in `IMPORTED` are already imported in them."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
-    # The imported libraries read these. The resource tracker would warn of tqdm's semaphores after a kill.
+    # The imported libraries read these variables. Without the last one, the resource tracker would warn about tqdm's
+    # semaphores after a kill.
     quiet = {"PYTHONWARNINGS": "ignore:resource_tracker"}
     with patch.dict(os.environ, {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **quiet}):
         forkserver.ensure_running()
@@ -93,7 +94,7 @@ def be(
     stderr: str,
     fault: Callable[[], None] | None = None,
 ) -> None:
-    """Run the command `words` in this forked process, after a call of `fault`."""
+    """Run the command `words` in this forked process, after a call of `fault` if it is given."""
     for number, name in ((1, stdout), (2, stderr)):
         os.dup2(os.open(name, os.O_WRONLY), number)
     os.environ.clear()

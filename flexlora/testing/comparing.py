@@ -1,4 +1,4 @@
-"""Compares the folders of two runs bit for bit."""
+"""Compare the folders of two runs bit for bit."""
 
 import json
 from pathlib import Path
@@ -12,18 +12,18 @@ CLOCKS = {"train_seconds", "eval_seconds"}
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    """The rows of the whole lines, without clocks. The last line may be incomplete: a run may be writing the file."""
+    """Return the rows of the complete lines, without measured times. A run may still be writing the last line."""
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     return [without_clocks(json.loads(line)) for line in lines]
 
 
 def without_clocks(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of metrics without the figures that a clock measured."""
+    """Return a row of metrics without its measured times."""
     return {key: value for key, value in row.items() if key not in CLOCKS}
 
 
 def differences(first: Path, second: Path) -> list[str]:
-    """What differs between the folders of two runs: rows, rank events, tensors, predictions, the record."""
+    """Return the differences between the folders of two runs: rows, rank events, tensors, predictions, the record."""
     from safetensors.torch import load_file
 
     found = [name for name in ("metrics.jsonl", "ranks.jsonl") if rows_of(first / name) != rows_of(second / name)]

@@ -5,12 +5,12 @@
 
 A kill comes at a random time, or at a chosen point: at any operation on a file of the run's folder (its lock,
 checkpoints, record, adapter), half-way through a checkpoint's file or a line of metrics.jsonl and ranks.jsonl, right
-after a rank event was written, after a step, at the beginning of an evaluation. It is one SIGKILL, or two SIGINTs at
-once. A run takes up to four kills, so that some of them hit it while it resumes. The exit code is 0 if every run ended
-with the results of the run that was never interrupted.
+after a rank event was written, after a step, or at the beginning of an evaluation. A kill is one SIGKILL, or two
+SIGINTs at once. A run takes up to four kills, so that some of them hit it while it resumes. The exit code is 0 if every
+run ended with the results of the run that was never interrupted.
 
-A power failure, after which the file system may lack what was written, is tested by scripts/power_cut.sh. This script
-generates model and data, needs no network, and takes a few seconds a kill.
+scripts/power_cut.sh tests a power failure, after which the file system may lack data that was written. This script
+generates model and data, needs no network, and takes a few seconds for each kill.
 """
 
 import argparse
@@ -54,7 +54,7 @@ SETTINGS = [
     "training.log_every=3",
     "variant=killed",
 ]
-# The windows of these methods are given in steps and have to fit into this short training.
+# The windows of these methods are given in steps and must fit into this short training.
 OWN_SETTINGS = {"lora_dash": ["method.tinit=10"], "lori": ["method.tinit=10"]}
 FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate", "shutil.rmtree"}
 MOST_KILLS = 4
@@ -63,7 +63,7 @@ SAYS = "kill_and_resume: "
 
 @dataclass
 class Kill:
-    """A process meets `action` when it reaches `place` for the `number`-th time; with number 0 it only counts."""
+    """A kill by `action` when a process reaches `place` for the `number`-th time. With number 0 it only counts."""
 
     place: str = ""
     number: int = 0
@@ -71,7 +71,7 @@ class Kill:
     counts: Counter[str] = field(default_factory=Counter)
 
     def reach(self, place: str, what: object) -> None:
-        """Count that the process is at `place`, and kill it if its turn has come."""
+        """Count that the process has reached `place`, and kill the process if this is the `number`-th time."""
         self.counts[place] += 1
         if place == self.place and self.counts[place] == self.number:
             os.write(2, f"{SAYS}{what}\n".encode())
@@ -79,7 +79,7 @@ class Kill:
                 os.kill(os.getpid(), number)
 
     def arm(self, folder: Path) -> None:
-        """Have this process call `reach` at each of the places; `folder` is the folder of its run."""
+        """Make this process call `reach` at each of the places. `folder` is the folder of its run."""
         from flexlora.results.files import JsonLines
         from flexlora.training.loop import Loop
 
@@ -87,7 +87,7 @@ class Kill:
             if event not in FILE_EVENTS or isinstance(arguments[0], int):
                 return
             path = os.fsdecode(arguments[0])
-            # While a tree is removed, names are relative to a folder that is open.
+            # While a tree is removed, names are relative to an open folder.
             if path.startswith(str(folder)) or (event in {"os.remove", "os.rmdir"} and arguments[-1] != -1):
                 self.reach(FILE, f"{event} {path.removeprefix(f'{folder}{os.sep}')}")
 
@@ -145,7 +145,7 @@ class Start:
 
     @property
     def found(self) -> str:
-        """What this start found of an earlier one."""
+        """The state that this start found from an earlier start."""
         if "resumed after step" in self.stdout:
             begun = next(line for line in self.stdout.splitlines() if "resumed after step" in line)
             return begun.strip() + (", after falling back" if "is damaged" in self.stdout else "")
@@ -155,7 +155,7 @@ class Start:
 
 
 class Trainings:
-    """Trainings of one small model, each in a folder of its own under `root`."""
+    """Trainings of one small model. Each training has its own folder under `root`."""
 
     def __init__(self, root: Path, model: Path, data: Path) -> None:
         self.root = root
@@ -164,11 +164,11 @@ class Trainings:
         self._unbroken: dict[str, tuple[Path, Start]] = {}
 
     def folder(self, method: str, name: str) -> Path:
-        """The folder of the run of the training `name`."""
+        """Return the folder of the run of the training `name`."""
         return self.root / name / "local" / "glue" / "cola" / self.model.name / method / "killed" / "seed0"
 
     def unbroken(self, method: str) -> tuple[Path, Start]:
-        """The training that was never interrupted; its `counts` say how often it reached each place."""
+        """Return the training that was never interrupted. Its `counts` say how many times it reached each place."""
         if method not in self._unbroken:
             name = f"unbroken-{method}"
             start = self.start(method, name, Kill())
@@ -178,7 +178,7 @@ class Trainings:
         return self._unbroken[method]
 
     def start(self, method: str, name: str, kill: Kill, after: float | None = None) -> Start:
-        """Start the training, or resume it; with `after` it is killed from outside after that many seconds."""
+        """Start or resume the training. With `after` it is killed from outside after that number of seconds."""
         words = [str(COMMAND), *self.settings, f"method={method}", f"output_root={self.root / name}"]
         words += OWN_SETTINGS.get(method, [])
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -198,7 +198,7 @@ class Trainings:
         return Start(code, said[0] if said else "", counts, output, errors, time.monotonic() - began)
 
     def differences(self, method: str, name: str) -> list[str]:
-        """What differs between the training and the one that was never interrupted."""
+        """Return the differences between the training and the one that was never interrupted."""
         return differences(self.unbroken(method)[0], self.folder(method, name))
 
 
@@ -211,7 +211,7 @@ def _run_armed(words: list[str], environment: dict[str, str], stdout: str, stder
 
 
 def main() -> int:
-    """The command `python scripts/kill_and_resume.py`."""
+    """Run the command `python scripts/kill_and_resume.py`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kills", type=int, metavar="N", help="the number of kills")
     parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated; default: %(default)s")
@@ -233,7 +233,11 @@ def main() -> int:
 def kill_and_resume(
     trainings: Trainings, methods: Sequence[str], kills: int, draw: random.Random, keep: bool = False
 ) -> int:
-    """Kill and resume trainings, print every kill and a table of all; 1 if a training ended differently, else 0."""
+    """Kill and resume trainings, and print every kill and a table of all kills.
+
+    Returns:
+        The exit code: 1 if a training ended differently, otherwise 0.
+    """
     done: Counter[tuple[str, str]] = Counter()
     wrong: list[str] = []
     runs = 0

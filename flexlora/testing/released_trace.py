@@ -1,8 +1,8 @@
-"""Reads the recording of a training by the released code of FlexLoRA: a folder with three files.
+"""Read the recording of a training by the released code of FlexLoRA: a folder with three files.
 
-`settings.json` has the numbers of the training, the windows as this package counts them. `tensors.safetensors` has the
-tensors, and `trace.json` everything else; it names a tensor as `{"tensor": KEY}`. In the recording Q, λ and P are
-`lora_A` (r × in), `lora_E` (r × 1) and `lora_B` (out × r).
+`settings.json` has the numbers of the training. Its windows are counted as in this package. `tensors.safetensors` has
+the tensors. `trace.json` has everything else and refers to a tensor as `{"tensor": KEY}`. In the recording Q, λ and P
+are `lora_A` (r × in), `lora_E` (r × 1) and `lora_B` (out × r).
 """
 
 import json
@@ -21,14 +21,14 @@ FACTORS = {"lora_A": "Q", "lora_E": "lambda", "lora_B": "P"}
 
 @dataclass(frozen=True)
 class TraceSettings:
-    """`settings.json`. Other keys of the file say what the training was and are not read."""
+    """The content of `settings.json`. Other keys of the file describe the training and are not read."""
 
     r: int
     lora_alpha: float
     target_modules: list[str]
     modules_to_save: list[str]
     b: int
-    """b(t), the same at every event."""
+    """b(t). It is the same at every event."""
     weight_decay: float
     max_grad_norm: float
     steps: int
@@ -38,21 +38,21 @@ class TraceSettings:
     tfinal: int
     deltaT: int
     orth_reg_coef: float
-    """The weight of the orthogonality penalty, which is inside the loss."""
+    """The weight of the orthogonality penalty, which is a part of the loss."""
 
 
 @dataclass(frozen=True)
 class Move:
-    """What an event does to one matrix."""
+    """The change of one matrix in an event."""
 
     gone: list[int]
-    """The positions of the directions that it loses, counted from the oldest."""
+    """The positions of the directions that the matrix loses, counted from the oldest."""
     grown: int
-    """How many directions it gains: 0 or 1."""
+    """The number of directions that the matrix gains: 0 or 1."""
     q: torch.Tensor | None
-    """The row of Q of the new direction; None without one."""
+    """The row of Q of the new direction, or None if there is no new direction."""
     p: torch.Tensor | None
-    """The column of P of the new direction; None without one."""
+    """The column of P of the new direction, or None if there is no new direction."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class TraceEvent:
     Attributes:
         step: the number of completed optimizer steps, as this package counts them.
         budget: b(t).
-        moves: what it does to each matrix that changes, by the module's name.
-        ranks: the rank of every matrix after it.
+        moves: the change of each matrix that changes, by the module's name.
+        ranks: the rank of every matrix after the event.
     """
 
     step: int
@@ -78,11 +78,11 @@ class Trace:
 
     Attributes:
         settings: the numbers of the training.
-        batches: the batch of each step, as the model takes it.
+        batches: the batch of each step, in the form that the model takes.
         losses: the loss of each step.
         events: the rank events, by their step.
         start: every trained parameter before the first step, by its name.
-        end: the same after the last step.
+        end: every trained parameter after the last step, by its name.
     """
 
     settings: TraceSettings
@@ -94,7 +94,7 @@ class Trace:
 
     @property
     def num_labels(self) -> int:
-        """The outputs of the model: the rows of the last trained weight."""
+        """The number of outputs of the model: the number of rows of the last trained weight."""
         return [value.shape[0] for name, value in self.start.items() if name.endswith(".weight")][-1]
 
     @property
@@ -110,7 +110,7 @@ def read_trace(path: str) -> Trace:
     """Read a recording.
 
     Raises:
-        UserError: there is no such folder, a file is missing, or a file is not what a recording has.
+        UserError: there is no such folder, a file is missing, or a file does not have the content of a recording.
     """
     folder = existing_folder("FOLDER", path)
     try:
@@ -159,7 +159,7 @@ def _event(recorded: dict[str, Any]) -> TraceEvent:
 
 
 def _with_tensors(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """Replace every `{"tensor": KEY}` in `value` by that tensor."""
+    """Return `value` with every `{"tensor": KEY}` replaced by that tensor."""
     if isinstance(value, dict):
         if value.keys() == {"tensor"}:
             return tensors[value["tensor"]]

@@ -4,9 +4,9 @@
     python scripts/replay_released.py FOLDER --model DIR --set eps_before_correction=false
 
 FOLDER has a recording: settings.json, trace.json and tensors.safetensors. The training is `method=flexlora_released` in
-the loop of `flexlora-run`, with the recorded batches and the recorded starting values. Each direction that is grown
-gets the recorded vectors, because those are random. The exit code is 0 if all events and final ranks are identical and
-no loss differs by more than --tolerance. --set changes a setting of the method, to see what it is worth.
+the loop of `flexlora-run`, with the recorded batches and the recorded starting values. Each new direction gets the
+recorded vectors, because new vectors are random. The exit code is 0 if all events and final ranks are identical and
+no loss differs by more than --tolerance. --set changes a setting of the method, to measure its effect.
 """
 
 import argparse
@@ -48,14 +48,14 @@ UNMOVED = Move(gone=[], grown=0, q=None, p=None)
 
 @dataclass(frozen=True)
 class Replay:
-    """What a replay found.
+    """The result of a replay.
 
     Attributes:
         events: whether each recorded event is identical here, by its step.
-        extra: the steps of events that happened here only.
+        extra: the steps of events that happened only here.
         ranks: whether each matrix has the recorded final rank, by its name.
-        loss_difference: the largest absolute difference of a loss; infinite where a step did not take place here.
-        parameter_difference: the largest absolute difference of a final parameter; infinite where the ranks differ.
+        loss_difference: the largest absolute difference of a loss. It is infinite if a step did not take place here.
+        parameter_difference: the largest absolute difference of a final parameter. It is infinite if the ranks differ.
     """
 
     events: dict[int, bool]
@@ -80,7 +80,7 @@ class Replay:
 
 
 class RecordedTask(Task):
-    """The recorded batches as the examples of a task, one batch each, in the order in which the loop takes them."""
+    """A task whose examples are the recorded batches, in the order in which the loop takes them."""
 
     name, main_metric, num_labels, provenance, subset = "recorded", "nothing", None, {}, False
 
@@ -97,7 +97,7 @@ class RecordedTask(Task):
         return batch
 
     def loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The model's loss and the penalty, whose gradient is clipped with the loss's in the released code."""
+        """Return the model's loss plus the penalty. The released code clips the gradient of their sum."""
         loss: torch.Tensor = model(**batch).loss
         if self.orthogonality == 0:
             return loss
@@ -108,25 +108,25 @@ class RecordedTask(Task):
         return loss + self.orthogonality * orthogonality_error(vectors)
 
     def aggregate(self, scores: dict[str, float]) -> dict[str, float]:
-        """The loop ends with an evaluation, and a recording has no rows for one."""
+        """Return 0. The loop ends with an evaluation, but a recording has no rows for it."""
         return {self.main_metric: 0.0}
 
 
 class ReplayedMethod(FlexLoraReleasedMethod):
-    """`flexlora_released`, which compares each event with the recorded one and then takes over its new vectors."""
+    """`flexlora_released` that compares each event with the recorded one and then takes the recorded new vectors."""
 
     def __init__(self, method: FlexLoraReleasedMethod, trace: Trace, say: Callable[[str], None]) -> None:
         super().__init__(method.config, method.schedule, method.behaviours)
         self.identical = dict.fromkeys(trace.events, False)
         self.extra: list[int] = []
         self.ages = {name: list(range(trace.settings.r)) for name in trace.final_ranks}
-        """The slots of every matrix's directions, the oldest first: the order in which the released code has them."""
+        """The slots of every matrix's directions, the oldest first. The released code has them in this order."""
         self._trace = trace
         self._say = say
         self._before: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        # Registered first, so it runs between the optimizer's step and the event.
+        # This hook is registered first, so that it runs between the optimizer's step and the event.
         optimizer.register_step_post_hook(lambda *_: self._look())
         super().attach(model, optimizer)
 
@@ -142,7 +142,7 @@ class ReplayedMethod(FlexLoraReleasedMethod):
         return self._tuner.rank_allocator
 
     def _look(self) -> None:
-        """Remember P and the mask of every matrix before an event."""
+        """Store P and the mask of every matrix before an event."""
         if self._allocator.is_due(self._step + 1):
             self._before = [
                 (layer.flexlora_P[ADAPTER].detach().clone(), layer.flexlora_active[ADAPTER].clone())
@@ -187,8 +187,10 @@ def replay(
     """Replay the recording in the folder `path` on the model in the folder `model_path`.
 
     Args:
-        changed: settings of `flexlora_released` with other values.
-        say: gets a line for every event.
+        path: the folder of the recording.
+        model_path: the folder of the model.
+        changed: the settings of `flexlora_released` that get other values.
+        say: a function that is called with a line for every event.
 
     Raises:
         UserError: the recording or the model cannot be read, they do not fit each other, or a setting is invalid.
@@ -200,7 +202,7 @@ def replay(
     if any(module.p > 0 for module in model.modules() if isinstance(module, nn.Dropout)):
         raise UserError(f"--model: {model_path} has dropout, which is random: set it to 0 in its config.json")
     _start(model, trace)
-    # The recording is of a CPU; another device adds in another order.
+    # The recording was made on a CPU. Another device would add numbers in another order.
     AcceleratorState._reset_state()
     GradientState._reset_state()
     steps = trace.settings.steps
@@ -274,16 +276,16 @@ def _training(trace: Trace) -> TrainingSettings:
         shard_base=False,
         eval_every=0,
         checkpoint_every=None,
-        log_every=1,  # the loop then gives the loss of every step
+        log_every=1,  # so that the loop returns the loss of every step
         count_flops=False,
     )
 
 
 def _start(model: nn.Module, trace: Trace) -> None:
-    """Give every trained parameter its recorded starting value.
+    """Set every trained parameter to its recorded starting value.
 
     Raises:
-        UserError: the recording has other parameters than the model trains, or of other shapes.
+        UserError: the recording's parameters differ from those that the model trains, or have other shapes.
     """
     saved = get_peft_model_state_dict(model, save_embedding_layers=False)
     wanted = {key for key in saved if not key.endswith(f".{packing.SLOTS}")}
@@ -307,7 +309,7 @@ def _loss_difference(trace: Trace, outcome: Outcome) -> float:
 
 
 def _parameter_difference(trace: Trace, model: nn.Module, ages: dict[str, list[int]]) -> float:
-    """The largest difference of a final parameter. `ages` are the slots in the order of the recorded directions."""
+    """Return the largest difference of a final parameter. `ages` has the slots in the order of recorded directions."""
     ours: dict[str, torch.Tensor] = {}
     for full_name, layer in packing.flexlora_layers(model, ADAPTER):
         p, values, q = (factor.detach() for factor in layer.factors(ADAPTER))
@@ -320,7 +322,7 @@ def _parameter_difference(trace: Trace, model: nn.Module, ages: dict[str, list[i
 
 
 def main() -> int:
-    """The command `python scripts/replay_released.py`."""
+    """Run the command `python scripts/replay_released.py`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="FOLDER", help="folder of the recording")
     parser.add_argument("--model", required=True, metavar="DIR", help="folder of the model that was trained")
@@ -328,7 +330,7 @@ def main() -> int:
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="largest loss difference; %(default)s")
     options = parser.parse_args()
     quiet_libraries()
-    logging.getLogger("flexlora").setLevel(logging.ERROR)  # loading warns of the missing dropout that a replay needs
+    logging.getLogger("flexlora").setLevel(logging.ERROR)  # loading warns about the missing dropout
     try:
         changed = dict(map(_setting, options.set))
         found = replay(options.folder, options.model, changed, say=print)

@@ -1,4 +1,4 @@
-"""Data in the layout of CoLA and a small BERT, both made here and without a network."""
+"""Write data in the layout of CoLA, and a small BERT. Both are made here and need no network."""
 
 import random
 from pathlib import Path
@@ -10,7 +10,7 @@ ADVERBS = ["often", "never", "always", "again"]
 
 
 def sentences(count: int, seed: int) -> list[tuple[str, int]]:
-    """Sentences and whether they are acceptable, half and half, of five to nine words."""
+    """Return sentences of five to nine words, and whether each is acceptable. Half of them are acceptable."""
     draw = random.Random(seed)
     rows = []
     for number in range(count):
@@ -24,7 +24,10 @@ def sentences(count: int, seed: int) -> list[tuple[str, int]]:
 
 
 def write_cola(folder: Path, train: int = 64, dev: int = 40) -> Path:
-    """The classic layout: no header; source, label, star, sentence. Quotes stand for themselves."""
+    """Write the data in CoLA's classic layout: no header, and the columns source, label, star and sentence.
+
+    Quotes have no special meaning.
+    """
     (folder / "CoLA").mkdir(parents=True)
     for name, count, seed in (("train.tsv", train, 1), ("dev.tsv", dev, 2)):
         rows = sentences(count, seed)
@@ -34,7 +37,7 @@ def write_cola(folder: Path, train: int = 64, dev: int = 40) -> Path:
 
 
 def write_bert(folder: Path) -> Path:
-    """A BERT of two layers and hidden size 32 with random weights and a WordPiece vocabulary of `sentences`."""
+    """Write a BERT with two layers, hidden size 32, random weights, and a WordPiece vocabulary for `sentences`."""
     import torch
     from transformers import BertConfig, BertModel
     from transformers.models.bert.tokenization_bert import BertTokenizerFast
