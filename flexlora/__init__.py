@@ -1,7 +1,7 @@
 """FlexLoRA (ICLR 2026) as a PEFT tuner, and the runner that reproduces its benchmarks.
 
-Importing the package registers the tuner and the baselines with PEFT, so that plain PEFT code loads adapters that
-they saved. Importing the package does not import PEFT or torch, so that `flexlora-run` reports a typing error quickly.
+Importing the package registers the tuner and the baselines with PEFT, so that plain PEFT code can load their saved
+adapters. Importing the package does not import PEFT or torch, so that `flexlora-run` reports a typing error quickly.
 """
 
 import importlib

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Family:
-    """The names of modules within one layer, as regular expressions; `layer` matches the layer itself."""
+    """The names of modules within one layer, as regular expressions. `layer` matches the layer itself."""
 
     layer: str
     attention_inputs: str
@@ -34,7 +34,7 @@ BERT = Family(
     layer=r"encoder\.layer\.\d+",
     attention_inputs=r"attention\.self\.(query|key|value|query_proj|key_proj|value_proj|in_proj)",
     attention_output=r"attention\.output\.dense",
-    mlp="output",  # its second half, which gets the MLP's input for the residual sum
+    mlp="output",  # the MLP's second half, which gets the MLP's input for the residual sum
     mlp_inputs=r"intermediate\.dense",
     mlp_output=r"output\.dense",
     norms=r"(attention\.)?output\.LayerNorm",
@@ -67,8 +67,8 @@ VIT = Family(  # timm's
     norms="norm[12]",
 )
 FAMILIES = (BERT, DISTILBERT, LLAMA, VIT)
-# Norms outside the layers: that of BERT's embeddings, and the last norm of a LLaMA or a ViT (timm has more norms with
-# that name, most of them empty).
+# Norms outside the layers: the norm of BERT's embeddings, and the last norm of a LLaMA or a ViT (timm has more norms
+# with that name, but most of them are empty).
 OTHER_NORMS = (r"embeddings\.LayerNorm", r"(?<!patch_embed\.)(?<!attn\.)(?<!mlp\.)norm|norm_pre|fc_norm")
 
 
@@ -89,7 +89,7 @@ AFTER_MLP = _any_of(*(_in(family, family.mlp_output) for family in FAMILIES))
 """The MLP's last linear."""
 
 MLP = _any_of(*(_in(family, family.mlp) for family in FAMILIES))
-"""The whole MLP; in the BERT family its second half."""
+"""The whole MLP, or in the BERT family its second half."""
 
 ALL_LINEARS = _any_of(*(_in(family, *family.linears) for family in FAMILIES))
 """Every linear of the layers."""
@@ -112,8 +112,8 @@ class Architecture:
 
     Attributes:
         target_modules: a regular expression for full module names.
-        head_modules: the last parts of the names of modules that a pretrained checkpoint leaves random, or that the
-            paper trains fully: pooler and classifier.
+        head_modules: the last parts of module names. These modules are random after a pretrained checkpoint is loaded,
+            or the paper trains them fully: pooler and classifier.
     """
 
     target_modules: str
@@ -130,10 +130,10 @@ ENCODERS = {
     "deberta-v2": Architecture(_BERT_LINEARS, ("pooler", "classifier")),
     "distilbert": Architecture(_any_of(_in(DISTILBERT, *DISTILBERT.linears)), ("pre_classifier", "classifier")),
 }
-"""Maps the `model_type` of a transformers configuration to its architecture."""
+"""The architectures by the `model_type` of a transformers configuration."""
 
 # The paper's five linears of each layer. A language model keeps its own head.
 CAUSAL_LM = Architecture(_any_of(_in(LLAMA, LLAMA.attention_inputs, r"mlp\.up_proj", LLAMA.mlp_output)), ())
 
 IMAGE_CLASSIFIER = Architecture(_any_of(_in(VIT, *VIT.linears)), ("head",))
-"""timm's ViT. A model with another head uses that head's names."""
+"""The architecture of timm's ViT. A model with another head uses that head's names."""

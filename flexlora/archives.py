@@ -1,4 +1,4 @@
-"""Unpacks an untrusted zip or tar archive into one folder, in whole files. A stopped unpacking can continue."""
+"""Unpack an untrusted zip or tar archive into one folder, in whole files. A stopped unpacking can continue."""
 
 import contextlib
 import lzma
@@ -26,7 +26,7 @@ DAMAGED = (
 )
 # Compression methods of a zip that return only the requested bytes; bzip2 and LZMA inflate a whole chunk at once.
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-# Types of tar headers for long names and other extensions. tarfile reads such a header whole.
+# Types of tar headers for long names and other extensions. tarfile reads the whole content of such a header.
 EXTENSIONS = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
@@ -36,7 +36,7 @@ LONGEST_EXTENSION = 1 << 20
 # `LITTLE` bytes, was made to fill a disk.
 MOST = 20
 LITTLE = 2**30
-# Bytes of a block of the file system: a file occupies whole blocks.
+# The bytes of a block of the file system. A file occupies whole blocks.
 BLOCK = 4096
 
 
@@ -153,7 +153,7 @@ class Archive:
 
 
 def unpack(archive: Archive, targets: Mapping[PurePosixPath, Member], folder: Path, anew: Container[str] = ()) -> int:
-    """Write the members `targets` under `folder`, each in one move, and return the number of files written.
+    """Write the members `targets` under `folder`, each by one rename, and return the number of written files.
 
     A file that exists with the right size is kept, unless its name is in `anew`. A killed process leaves at most one
     partial file, which the next process overwrites.
@@ -205,5 +205,5 @@ def unpack(archive: Archive, targets: Mapping[PurePosixPath, Member], folder: Pa
 
 
 def gigabytes(size: int) -> str:
-    """Return a size in bytes as text: `4.66 GB`; a small one in MB."""
+    """Return a size in bytes as text, such as `4.66 GB`. A small size is in MB."""
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"

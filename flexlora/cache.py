@@ -1,4 +1,4 @@
-"""The cache: results of computations that later runs use again. Deleting it costs time and nothing else."""
+"""The cache: results of computations that later runs use again. If it is deleted, they are only computed again."""
 
 import atexit
 import logging
@@ -15,17 +15,17 @@ log = logging.getLogger("flexlora")
 def cache_dir(*parts: str) -> Path:
     """Return the folder of the cache, or the folder at `parts` in it.
 
-    The cache is in `$FLEXLORA_CACHE`, or else in `~/.cache/flexlora`; `$XDG_CACHE_HOME` replaces `~/.cache`. A folder
-    in which other users can put files is not used: the cache of this process is then a folder of its own, which is
-    deleted at the end. This function does not create the folder. A caller that cannot write there must continue without
-    a cache.
+    The cache is in `$FLEXLORA_CACHE`, or otherwise in `~/.cache/flexlora` (`$XDG_CACHE_HOME` replaces `~/.cache`). A
+    folder in which other users can put files is not used. The process then uses a temporary folder, which is deleted
+    at the end. This function does not create the folder. A caller that cannot write there must continue without a
+    cache.
     """
     named = os.environ.get("FLEXLORA_CACHE")
     if named:
         return trusted(Path(named).expanduser()).joinpath(*parts)
     try:
         user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    except RuntimeError:  # a user without a home
+    except RuntimeError:  # the user has no home folder
         user = Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
     return trusted(user / "flexlora").joinpath(*parts)
 
@@ -37,11 +37,11 @@ def trusted(folder: Path) -> Path:
 
 
 def _danger(folder: Path) -> str | None:
-    """Return why the files in `folder` may be those of others, as the end of a sentence; None where it is safe."""
+    """Return why files in `folder` may be from other users, as the end of a sentence, or None if it is safe."""
     for path in (folder, *folder.parents):
         try:
             here, above = path.lstat(), path.parent.stat()
-        except OSError:  # it does not exist yet, and will belong to this user
+        except OSError:  # the folder does not exist yet, and will belong to this user
             continue
         if path == folder and path.stat().st_mode & stat.S_IWOTH:
             return "can be written by every user"

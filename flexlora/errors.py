@@ -1,4 +1,4 @@
-"""`UserError`, which the commands print as one line instead of a traceback, and helpers for its message."""
+"""`UserError`, and helpers for its message. The commands print it as one line instead of a traceback."""
 
 import difflib
 from collections.abc import Iterable
@@ -20,12 +20,12 @@ def printable(text: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Return the first line of an error's text that is not empty, or the name of the error's type."""
+    """Return the first non-empty line of an error's text, or the name of the error's type."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """Return ` Did you mean X?` for the most similar of `options`, or an empty string where none is similar.
+    """Return ` Did you mean X?` for the most similar of `options`, or an empty string if none is similar.
 
     The last part of a name counts most (`epochs` of `training.epochs`, `cola` of `glue/cola`). The initials of a name
     count as the name, so that `training.lr` finds `training.learning_rate`.

@@ -1,4 +1,4 @@
-"""The Hugging Face hub: whether it can be reached and has a repository, decided within seconds."""
+"""Find out within seconds whether the Hugging Face hub can be reached and has a repository."""
 
 import contextlib
 import errno
@@ -18,9 +18,9 @@ from flexlora.errors import one_line
 log = logging.getLogger("flexlora")
 
 SECONDS = 4.0
-# Longest wait for the next byte of a request. The libraries wait a minute in some requests, forever in others.
+# The longest wait for the next byte of a request. The libraries wait a minute in some requests, forever in others.
 REQUEST_SECONDS = 10.0
-# Pauses before a request is repeated after an error of the hub (a status of 500 or more).
+# The pauses before a request is repeated after an error of the hub (a status of 500 or more).
 PAUSES = (1.0, 3.0)
 NO_WRITING = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT)
 LOGIN = "log in (hf auth login) or set HF_TOKEN"
@@ -28,10 +28,10 @@ LOGIN = "log in (hf auth login) or set HF_TOKEN"
 
 @cache
 def hub_is_offline() -> bool:
-    """Return whether to read the local cache only: HF_HUB_OFFLINE is set, or the hub does not answer in a few seconds.
+    """Return whether to read only the local cache: HF_HUB_OFFLINE is set, or the hub does not answer in a few seconds.
 
-    The hub's libraries retry a dead connection for a minute or more. Where the hub does not answer, this function sets
-    them to offline mode too: by the environment variable, and by the constant of those that have already read it.
+    The hub's libraries retry a dead connection for a minute or more. If the hub does not answer, this function also
+    sets them to offline mode: by the environment variable, and by the constant of modules that have already read it.
     """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         return True
@@ -47,15 +47,15 @@ def hub_is_offline() -> bool:
 
 
 def trouble_with(repository: str, kind: str = "model", revision: str | None = None) -> str | None:
-    """Return why `repository` cannot be loaded from the hub, as the end of a sentence; None where it can.
+    """Return why `repository` cannot be loaded from the hub, as the end of a sentence, or None if it can be loaded.
 
-    The function requests one file. The libraries request many files, each several times: when the hub fails they would
-    try for minutes, print every attempt, and raise some errors that do not name the cause.
+    The function requests one file. The libraries request many files, each several times. If the hub fails, they try for
+    minutes, print every attempt, and raise some errors that do not name the cause.
 
     Args:
-        repository: name on the hub.
+        repository: the name on the hub.
         kind: "model" or "dataset".
-        revision: commit, branch or tag; None: the newest.
+        revision: a commit, branch or tag. None means the newest.
     """
     if hub_is_offline():
         return "the hub cannot be reached (or HF_HUB_OFFLINE=1 is set)"
@@ -85,7 +85,7 @@ def trouble_with(repository: str, kind: str = "model", revision: str | None = No
             if pause is None or code < 500:
                 return f"the hub answers with error {code}" + (f": {LOGIN}" if code in (401, 403) else "")
             time.sleep(pause)
-        except Exception as error:  # of any library that opens connections
+        except Exception as error:  # any library that opens connections may raise
             return f"the request to the hub failed ({type(error).__name__}: {one_line(error)})"
         else:
             return None
@@ -93,7 +93,7 @@ def trouble_with(repository: str, kind: str = "model", revision: str | None = No
 
 
 def what_failed(error: BaseException) -> str:
-    """Return one line about the connection error that caused `error`, or about `error` itself where there is none.
+    """Return one line about the connection error that caused `error`, or about `error` itself if there is none.
 
     When a download breaks off, the error of transformers says only that the repository has no such file.
     """
@@ -143,7 +143,7 @@ def _bound_requests() -> None:
 
 
 def _knock(reached: threading.Event) -> None:
-    """Set `reached` if the hub, or the proxy to it, accepts a connection. Runs in a thread: a name lookup can hang."""
+    """Set `reached` if the hub, or the proxy to it, accepts a connection. It needs a thread: a name lookup can hang."""
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     proxy = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
     address = urlsplit(proxy or endpoint)

@@ -9,10 +9,10 @@ from typing import Any
 
 
 class _AfterImport(MetaPathFinder):
-    """Calls `action` after the import of one package.
+    """A finder that calls `action` after the import of one package.
 
-    The finder stays in `sys.meta_path` until the package has been executed: transformers and others ask whether a
-    package is installed (`importlib.util.find_spec`) long before they import it.
+    The finder stays in `sys.meta_path` until the package has been executed, because transformers and others check
+    whether a package is installed (`importlib.util.find_spec`) long before they import it.
     """
 
     def __init__(self, package: str, action: Callable[[], Any]) -> None:
@@ -32,7 +32,7 @@ class _AfterImport(MetaPathFinder):
 
         def execute_then_act(module: ModuleType) -> None:
             execute(module)
-            if self in sys.meta_path:  # one call only, whoever asked for a spec before
+            if self in sys.meta_path:  # only one call, even if others requested a spec before
                 sys.meta_path.remove(self)
                 self.action()
 
@@ -41,5 +41,5 @@ class _AfterImport(MetaPathFinder):
 
 
 def call_after_import(package: str, action: Callable[[], Any]) -> None:
-    """Call `action` once after `package` has been imported; it must not be imported yet."""
+    """Call `action` once after `package` has been imported. The package must not be imported yet."""
     sys.meta_path.insert(0, _AfterImport(package, action))

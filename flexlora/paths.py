@@ -1,4 +1,4 @@
-"""Folders that settings name."""
+"""Check the folders that settings name."""
 
 from pathlib import Path
 

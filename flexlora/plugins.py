@@ -1,4 +1,4 @@
-"""Loads the module that a setting names, such as `method.kind`. A new module needs no entry in any list."""
+"""Load the module that a setting names, such as `method.kind`. A new module needs no entry in any list."""
 
 import importlib
 import pkgutil
@@ -12,19 +12,19 @@ def load_plugin(packages: tuple[str, ...], name: str, key: str, entry: str) -> A
     """Return the function `entry` of the module that the setting `key` names.
 
     Args:
-        packages: packages that are searched for the module, in this order.
-        name: name of a module in one of `packages`; a name with a dot (`my_package.my_method`) is any module.
-        key: name of the setting, for messages.
-        entry: name of the function.
+        packages: the packages that are searched for the module, in this order.
+        name: the name of a module in one of `packages`. A name with a dot (`my_package.my_method`) is any module.
+        key: the name of the setting, for messages.
+        entry: the name of the function.
 
     Raises:
-        UserError: no package has such a module, or the module has no such function (it is a helper of the others).
+        UserError: no package has such a module, or the module has no such function (it is only a helper of others).
     """
     return getattr(load_module(packages, name, key, entry), entry)
 
 
 def load_module(packages: tuple[str, ...], name: str, key: str, entry: str) -> ModuleType:
-    """Return the module that the setting `key` names. See `load_plugin`; the module has the function `entry`."""
+    """Return the module that the setting `key` names. The module has the function `entry`. See `load_plugin`."""
     if "." in name:
         return _of_the_user(name, key, entry)
     folders = [importlib.import_module(package) for package in packages]

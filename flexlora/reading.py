@@ -1,4 +1,4 @@
-"""Opens files that somebody else may have made: regular files only and up to a limit, so that no reader ever waits."""
+"""Open untrusted files. Only regular files up to a limit are read, so that no reader waits forever."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ YAML_TEXT = 4 * 2**20
 LINE = 64 * 2**20
 """The longest line of a file that is read line by line, in bytes."""
 YAML_VALUES = 100_000
-"""The largest number of values in a YAML file, with each alias counted as what it stands for."""
+"""The largest number of values in a YAML file. Each alias counts as all values that it stands for."""
 
 KINDS = {
     stat.S_IFIFO: "a named pipe",
@@ -27,7 +27,7 @@ KINDS = {
 
 
 class NotRead(OSError):
-    """A file is not read although it exists; `strerror` says why."""
+    """A file exists but is not read. `strerror` says why."""
 
     def __init__(self, path: Path, why: str) -> None:
         super().__init__(errno.EINVAL, why, str(path))
@@ -40,7 +40,7 @@ def status_of(path: Path) -> os.stat_result:
     """Return the status of a regular file.
 
     Raises:
-        OSError: `path` is not a regular file or a link to one: reading it could wait for ever.
+        OSError: `path` is not a regular file or a link to one. Reading it could wait forever.
     """
     status = path.stat()
     _check(path, status)
@@ -48,7 +48,7 @@ def status_of(path: Path) -> os.stat_result:
 
 
 def regular(path: Path) -> Path:
-    """Return `path`, for a library that opens it itself. See `status_of`."""
+    """Check that `path` is a regular file and return it, for a library that opens the file itself. See `status_of`."""
     status_of(path)
     return path
 
@@ -60,7 +60,7 @@ def open_regular(path: Path) -> BufferedReader:
         OSError: `path` is not a regular file or a link to one, or it cannot be opened.
     """
     regular(path)
-    # O_NONBLOCK: a pipe that has replaced the file since is opened without waiting for its writer.
+    # With O_NONBLOCK, a pipe that has replaced the file after the check is opened without waiting for its writer.
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         _check(path, os.fstat(handle))
@@ -75,7 +75,7 @@ def read_bytes(path: Path, limit: int | None = None) -> bytes:
 
     Args:
         path: the file.
-        limit: the largest size that is read, in bytes; None for a file of data or weights, which has any size.
+        limit: the largest size that is read, in bytes. None is for files of data or weights, which may have any size.
 
     Raises:
         OSError: `path` is not a regular file, is larger than `limit`, or cannot be read.
@@ -83,7 +83,7 @@ def read_bytes(path: Path, limit: int | None = None) -> bytes:
     with open_regular(path) as file:
         if limit is None:
             return file.read()
-        too_large = os.fstat(file.fileno()).st_size > limit  # a sparse file has any size
+        too_large = os.fstat(file.fileno()).st_size > limit  # a sparse file may claim any size
         content = b"" if too_large else file.read(limit + 1)
     if too_large or len(content) > limit:
         raise NotRead(path, f"it is larger than {limit // 2**20} MiB")
@@ -117,7 +117,7 @@ def read_lines(path: Path) -> Iterator[str]:
 def read_yaml_text(path: Path) -> str:
     """Return the text of a YAML file whose aliases do not multiply beyond `YAML_VALUES` values.
 
-    A file of ten lines whose aliases name each other stands for more values than any memory holds.
+    A file of ten lines whose aliases refer to each other can stand for more values than fit in any memory.
 
     Raises:
         OSError: `path` is not a regular file, is larger than `YAML_TEXT`, or cannot be read.
@@ -140,15 +140,15 @@ def read_yaml_text(path: Path) -> str:
 
 
 def special_files(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield name and kind of each pipe, socket or device that is directly in `folder`, or that a link there names."""
+    """Yield the name and kind of each pipe, socket or device that is in `folder`, or to which a link there points."""
     try:
         paths = sorted(folder.iterdir())
-    except PermissionError:  # a folder whose files may be read, but not listed
+    except PermissionError:  # the files of this folder may be read, but not listed
         return
     for path in paths:
         try:
             mode = path.stat().st_mode
-        except OSError:  # a link to nothing, or to itself: no library can open it
+        except OSError:  # no library can open a link to nothing, or to itself
             continue
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             yield path.name, _kind(mode)
@@ -164,7 +164,7 @@ def _kind(mode: int) -> str:
 
 
 def _values(node: Any, known: dict[int, int]) -> int:
-    """Count the values below a YAML node; `known` has the counts of nodes that occurred before.
+    """Count the values below a YAML node. `known` has the counts of nodes that occurred before.
 
     Raises:
         YAMLError: an alias stands for a value that contains the alias.

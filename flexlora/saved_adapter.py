@@ -1,4 +1,4 @@
-"""Reads the folder of an adapter that PEFT saved. Only its two files are read; nothing is unpickled or downloaded."""
+"""Read the folder of an adapter that PEFT saved. Only its two files are read. Nothing is unpickled or downloaded."""
 
 import json
 import logging
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 log = logging.getLogger("flexlora")
 
 ADAPTER = "adapter"
-"""The folder of a run that has its adapter."""
+"""The name of the folder in a run's folder that contains the adapter."""
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-"""PEFT's names. It is not imported here: importing it registers our tuners, and one of them reads adapters."""
+"""PEFT's file names. PEFT is not imported here: its import registers our tuners, and one of them reads adapters."""
 
-# Fields that say where the adapter comes from.
+# Fields that describe the origin of the adapter.
 ORIGIN = {
     *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision"),
     *("runtime_config", "task_type"),
 }
-# Fields that decide which tensors there are and their shapes. Those are compared themselves.
+# Fields that determine the tensors and their shapes. They need no check, because the tensors themselves are compared.
 TENSORS = {
     *("exclude_modules", "layers_pattern", "layers_to_transform", "max_rank", "modules_to_save", "rank_pattern"),
     *("target_modules", "width"),
 }
-# Fields that decide how tensors start or change. Every field with "dropout" in its name is one of them.
+# Fields that determine how tensors start or change. Every field with "dropout" in its name is also one of them.
 TRAINING = {
     *("all_zero", "beta", "beta1", "beta2", "budget_by", "budget_schedule", "budget_unit", "corda_config"),
     *("d_initial", "deltaT", "eva_config", "loftq_config", "lora_ga_config"),
@@ -47,7 +47,7 @@ TRAINING = {
     *("orth_reg_weight", "prune_by", "rank_one", "reg", "seed", "selection", "spectrum", "target_r", "tfinal"),
     *("tinit", "total_step", "value_weight", "vector_init", "xi"),
 }
-# Values of `init_lora_weights` that leave the backbone's own weights as they are.
+# Values of `init_lora_weights` that do not change the backbone's own weights.
 KEEPS_BACKBONE = (None, True, False, "gaussian", "eva", "orthogonal")
 
 
@@ -55,7 +55,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read the values of the folder's configuration.
 
     Raises:
-        ValueError: the folder has no configuration, or it is not one.
+        ValueError: the folder has no configuration, or the file is not a configuration of an adapter.
     """
     file = folder / CONFIG
     if not file.is_file():  # PEFT would ask the hub
@@ -85,7 +85,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def refuse_other_update(values: dict[str, Any], ours: "PeftConfig", folder: Path) -> None:
-    """Compare a saved configuration with the run's: with the same tensors, both must give the same ΔW.
+    """Check that a saved configuration and the run's configuration give the same ΔW if the tensors are the same.
 
     Raises:
         ValueError: the adapter is of another method, or a field that changes ΔW differs or is not known.
@@ -119,7 +119,7 @@ def refuse_other_update(values: dict[str, Any], ours: "PeftConfig", folder: Path
 
 
 def checked_record(folder: Path) -> RunRecord | None:
-    """Return the record of the run that wrote an adapter, after a check of the adapter's files; None if it has none.
+    """Check an adapter's files against the record of the run that wrote it. Return the record, or None without one.
 
     Raises:
         ValueError: a file differs from the record or is missing, or the record cannot be read.
@@ -146,14 +146,14 @@ def checked_record(folder: Path) -> RunRecord | None:
 
 
 def log_kept_head(names: Iterable[str]) -> None:
-    """Say which modules of the head come from the adapter; `names` are their tensors."""
+    """Log which modules of the head come from the adapter. `names` are the names of their tensors."""
     modules = dict.fromkeys(name.removeprefix("base_model.model.").rpartition(".")[0] for name in names)
     if modules:
         log.info("adapter: the saved head is kept: %s", ", ".join(modules))
 
 
 def _plain(value: Any) -> Any:
-    """Return a field's value as JSON has it."""
+    """Return a field's value in the form that JSON gives."""
     if isinstance(value, Enum):
         return value.value
     if is_dataclass(value) and not isinstance(value, type):

@@ -1,4 +1,4 @@
-"""A hash of source files: the version of generated data and models, which changes with the code that makes them."""
+"""Hash source files. The hash is the version of generated data and models, so it changes with the code for them."""
 
 import hashlib
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ def hash_of_files(*files: Path) -> str:
 
 
 def files_of(*modules: ModuleType) -> Iterable[Path]:
-    """Yield the files of `modules` in a fixed order; a package has all files of its own folder."""
+    """Yield the files of `modules` in a fixed order. A package has all files of its own folder."""
     for module in modules:
         file = Path(str(module.__file__))
         yield from sorted(file.parent.glob("*.py")) if file.name == "__init__.py" else [file]

@@ -1,11 +1,12 @@
-"""CPU seconds of the command line: help, composing and skipping runs, short runs, the doctor, a wrong path.
+"""Measure the CPU seconds of the command line: help, skipping runs, short runs, the doctor, a wrong path.
 
     python scripts/bench_cli.py [--rounds 3] [--only help,skip,short,first,methods,path] [--json FILE]
 
-The figures are user and system time of a process with its children, from `wait4`: a busy machine changes them less than
-it changes the clock, but run this on an idle core. Each command runs `--rounds` times and the lowest figure counts.
-`PYTHONPATH=CHECKOUT` measures another checkout with this script. Runs are short ones of `scale=tiny`, whose small
-encoder is pretrained once (one to two minutes) into the user's cache, or into `$FLEXLORA_CACHE`.
+The figures are the user and system time of a process and its children, from `wait4`. A busy machine changes them less
+than it changes the wall-clock time, but run this on an idle core. Each command runs `--rounds` times, and the lowest
+figure counts. `PYTHONPATH=CHECKOUT` measures another checkout with this script. The runs are short and use
+`scale=tiny`. Its small encoder is pretrained once (one to two minutes) into the user's cache, or into
+`$FLEXLORA_CACHE`.
 """
 
 import argparse
@@ -23,7 +24,7 @@ RUN = [
     *("task.max_train_rows=64", "task.max_eval_rows=64"),
 ]
 FEW, MANY = 2, 12
-"""Runs of a short and of a long sweep: the difference is what one more run takes."""
+"""The number of runs in a short and in a long sweep. Their difference gives the time of one more run."""
 WRONG_PATHS = ("model.path=nowhere", "task.data_dir=nowhere", "adapter=nowhere")
 
 
@@ -31,7 +32,7 @@ def cpu_seconds(words: list[str], codes: tuple[int, ...] = (0,), **variables: st
     """Return the user and system time of a command and its children, in seconds.
 
     Raises:
-        RuntimeError: the exit code is not one of `codes`; the message is the command's output.
+        RuntimeError: the exit code is not one of `codes`. The message is the command's output.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables}
     with tempfile.TemporaryFile() as output:
@@ -45,7 +46,7 @@ def cpu_seconds(words: list[str], codes: tuple[int, ...] = (0,), **variables: st
 
 
 class Bench:
-    """The rows of the table, each a method. The runs write into `folder`."""
+    """The rows of the table. Each row is a method of this class. The runs write into `folder`."""
 
     def __init__(self, rounds: int, folder: Path) -> None:
         self.rounds = rounds
@@ -62,13 +63,13 @@ class Bench:
         return self._best("flexlora-run", "--help")
 
     def skip(self) -> float:
-        """Return the cost of one more finished run in a sweep: the run is composed, found done and skipped."""
+        """Return the CPU seconds of one more finished run in a sweep: it is composed, found done and skipped."""
         cpu_seconds([str(BIN / "flexlora-run"), *self._sweep(MANY, "skip")])
         few, many = (self._best("flexlora-run", *self._sweep(runs, "skip")) for runs in (FEW, MANY))
         return (many - few) / (MANY - FEW)
 
     def short(self) -> float:
-        """Return the cost of one more new run in a sweep, without its training steps and evaluations."""
+        """Return the CPU seconds of one more new run in a sweep, without its training steps and evaluations."""
         return min(self._one_more_short_run(f"short{number}") for number in range(self.rounds))
 
     def _one_more_short_run(self, name: str) -> float:
@@ -81,7 +82,7 @@ class Bench:
         return (seconds[MANY] - seconds[FEW]) / (MANY - FEW)
 
     def first_methods(self) -> float:
-        """Measure `flexlora-doctor methods` with an empty cache."""
+        """Return the CPU seconds of `flexlora-doctor methods` with an empty cache."""
         words = [str(BIN / "flexlora-doctor"), "methods"]
         caches = (str(self.folder / f"cache{number}") for number in range(self.rounds))
         return min(cpu_seconds(words, FLEXLORA_CACHE=cache) for cache in caches)
@@ -90,7 +91,7 @@ class Bench:
         return self._best("flexlora-doctor", "methods")
 
     def path(self) -> float:
-        """Return the cost of refusing a folder that does not exist, for the slowest such setting."""
+        """Return the CPU seconds of refusing a folder that does not exist, for the slowest such setting."""
         run = [
             "task=glue/cola",
             "method=lora",

@@ -1,12 +1,12 @@
-"""Measures how fast `task.evaluation_mode=fast` answers, and whether its answers are those of the protocol.
+"""Measure how fast `task.evaluation_mode=fast` answers, and whether its answers are those of the protocol.
 
     python scripts/bench_generation.py MODEL DATA [--adapter DIR] [--sets boolq,piqa] [--rows 500] [--bf16]
 
-The protocol's loop is that of LLM-Adapters' commonsense_evaluate.py, written again here with greedy search (one beam).
-It takes the rows in the order of their file and generates every token. `fast` is the task's own code, with batches of
-similar length. Both are timed in one run, on the same rows and with the same batch size, and the answers to every row
-are compared. In float32 all answers must agree, or the exit code is 1. In bfloat16 sums depend on the padding, and the
-answers that differ are counted.
+The protocol's loop is the loop of LLM-Adapters' commonsense_evaluate.py, written again here with greedy search (one
+beam). It takes the rows in the order of their file and generates every token. `fast` is the task's own code, with
+batches of similar length. Both are timed in one run, on the same rows and with the same batch size. The answers to
+every row are compared. In float32 all answers must agree, otherwise the exit code is 1. In bfloat16 sums depend on the
+padding, and the script counts the answers that differ.
 
 docs/reference/commonsense.md has figures for stories260k on two CPU cores.
 """
@@ -31,7 +31,7 @@ NEW_TOKENS = 32
 
 
 def protocol_loop(model: Any, tokenizer: Any, rows: list[Row], batch_size: int) -> list[int]:
-    """Return the answers of the protocol's loop: for each row the number of the chosen option, -1 for none."""
+    """Return the answers of the protocol's loop: for each row the number of the chosen option, or -1 for no option."""
     answers = []
     for first in range(0, len(rows), batch_size):
         batch = rows[first : first + batch_size]
@@ -53,7 +53,7 @@ def protocol_loop(model: Any, tokenizer: Any, rows: list[Row], batch_size: int) 
 
 
 def fast_loop(model: Any, task: Commonsense, batch_size: int) -> list[int]:
-    """Return the answers of the task's own code, as in an evaluation of a run but without its loss."""
+    """Return the answers of the task's own code. A run's evaluation also computes the loss."""
     (split,) = task.evaluation
     answers = [UNPARSED] * len(split)
     for indices in evaluation_batches(split.lengths, batch_size):
@@ -84,7 +84,7 @@ def task_of(rows: list[Row], name: str, tokenizer: Any) -> Commonsense:
 
 
 def timed(answer: Any, *arguments: Any) -> tuple[list[int], float]:
-    """Return the answers of a loop, and the rows it answers per second."""
+    """Return the answers of a loop, and the number of rows that it answers per second."""
     began = time.perf_counter()
     answers = answer(*arguments)
     if torch.cuda.is_available():
@@ -93,7 +93,7 @@ def timed(answer: Any, *arguments: Any) -> tuple[list[int], float]:
 
 
 def loaded(path: str, dtype: Dtype, adapter: str | None) -> tuple[Any, Any]:
-    """Return the model (with its adapter, if given) and its tokenizer."""
+    """Return the model (with the adapter, if one is given) and its tokenizer."""
     settings = ModelSettings(
         name=None,
         kind="causal_lm",
@@ -116,7 +116,7 @@ def loaded(path: str, dtype: Dtype, adapter: str | None) -> tuple[Any, Any]:
 
 
 def padding(lengths: list[int], batch_size: int) -> str:
-    """Return the share of padding among an epoch's tokens, with batches of similar length and with random ones."""
+    """Return the share of padding in an epoch's tokens as text, for batches by length and in the order of the rows."""
     real = sum(lengths)
     by_length = epoch_batches(lengths, batch_size, seed=0, epoch=0)
     as_they_come = [
@@ -130,7 +130,7 @@ def padding(lengths: list[int], batch_size: int) -> str:
 
 
 def main() -> int:
-    """Print a line for each test set; return 1 if answers in float32 differ, else 0."""
+    """Print a line for each test set. Return 1 if answers in float32 differ, otherwise 0."""
     with torch.no_grad():
         return compare(arguments())
 
@@ -150,7 +150,11 @@ def arguments() -> argparse.Namespace:
 
 
 def compare(options: argparse.Namespace) -> int:
-    """Run both loops on every test set, and print the share of padding if `--padding` is given."""
+    """Run both loops on every test set, and print the share of padding if `--padding` is given.
+
+    Returns:
+        The exit code: 1 if answers in float32 differ, otherwise 0.
+    """
     dtype = Dtype.bfloat16 if options.bf16 else Dtype.float32
     model, tokenizer = loaded(options.model, dtype, options.adapter)
     print(f"{torch.get_num_threads()} threads, {model.device}, {dtype.value}, adapter: {options.adapter}")

@@ -1,20 +1,20 @@
-"""Measures the cache of decoded images: images per second with the cache and without it.
+"""Measure the cache of decoded images: images per second with the cache and without it.
 
     python scripts/bench_images.py --model DIR --data DIR [--task caltech101] [--rounds 5] [--batch 32]
 
-Shuffled epochs, read in batches as in a run:
+These ways read shuffled epochs, in batches as in a run:
 
-    decoded each time  as usual loaders do: threads read, decode and resize the files of each batch
-    memory-mapped      as a run does: images come from the file of decoded images
+    decoded each time  like usual loaders: threads read, decode and resize the files of each batch
+    memory-mapped      like a run: images come from the file of decoded images
 
-Starts of a run, with all images to train and to evaluate on:
+These ways start a run, with all images for training and evaluation:
 
     first start        decode all images and write them to the cache
     later start        hash the images' files, find them in the cache, verify the checksum
     without a cache    task.image_cache=null: decode all images for this process only
 
-All ways run in turn in one process, so that changes in machine load affect all of them equally; read the ratios. The
-images' files are in the file cache of the system throughout.
+All ways run in turn in one process, so that changes in machine load affect all of them equally. Compare the ratios. The
+images' files are in the file cache of the system all the time.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def started(settings: VtabTask, cache: Path | None, processor: Any) -> Vtab:
 
 
 def epoch(task: Vtab, batch: int, examples: Callable[[list[int]], list[dict[str, Any]]]) -> int:
-    """Read every training image once, in batches and in a new order; return the number of images."""
+    """Read every training image once, in batches and in a new order. Return the number of images."""
     order = np.random.default_rng().permutation(len(task.train_rows)).tolist()
     for first in range(0, len(order), batch):
         task.collate(examples(order[first : first + batch]))
@@ -89,7 +89,7 @@ def main() -> int:
 
 def bench(options: argparse.Namespace) -> None:
     """Time all ways in turn for the given number of rounds, and print their ratios."""
-    logging.getLogger("flexlora").setLevel(logging.ERROR)  # not at every start that these are not all images
+    logging.getLogger("flexlora").setLevel(logging.ERROR)  # hides a warning at every start about missing images
     register_schemas()
     chosen = [f"task=vtab/{options.task}", "method=linear", "model=local", f"model.path={options.model}"]
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):

@@ -1,10 +1,10 @@
-"""Measures batches of similar length, padded to a multiple of 8, against batches padded to the task's maximum length.
+"""Compare batches of similar length, padded to a multiple of 8, with batches padded to the task's maximum length.
 
     python scripts/bench_padding.py --model DIR --data DIR [--tasks cola rte] [--steps 20] [--rounds 3]
 
 Both ways train LoRA in float32 in the runner's own loop, with the same number of steps and of examples in a step. They
-run in turn in one process, so that changes in machine load affect both equally; read the ratio. Real tokens are tokens
-without padding.
+run in turn in one process, so that changes in machine load affect both equally. Compare the ratio. Real tokens are the
+tokens without padding.
 """
 
 import argparse
@@ -25,11 +25,11 @@ from flexlora.training.plan import run_context
 
 
 class Static:
-    """A task whose batches all have the maximum length and are drawn without regard to length."""
+    """A task whose batches all have the maximum length. The length of examples does not affect the batches."""
 
     def __init__(self, task: Task, length: int, pad_token: int) -> None:
         self._task, self._length, self._pad_token = task, length, pad_token
-        self.train = Split("train", task.train.examples, [1] * len(task.train))  # equal: the order stays shuffled
+        self.train = Split("train", task.train.examples, [1] * len(task.train))  # equal lengths keep the order shuffled
         self.evaluation = [Split(split.name, split.examples, [1] * len(split)) for split in task.evaluation]
 
     def __getattr__(self, name: str) -> object:
@@ -46,7 +46,7 @@ class Static:
 
 
 def train(settings: RunSettings, task: Task, steps: int) -> Outcome:
-    """Train `steps` steps from the start; the evaluation at the end has a few rows only."""
+    """Train a new model for `steps` steps and return the outcome. The evaluation at the end has only a few rows."""
     set_seed(0)
     backbone = load_backbone(settings.model, task.num_labels)
     method = build_method(settings.method, run_context(settings, backbone, steps))

@@ -1,9 +1,9 @@
-"""Measures two ways to add the orthogonality gradient, looped and batched, with the shapes of the paper's backbones.
+"""Measure two ways to add the orthogonality gradient, looped and batched, with the shapes of the paper's backbones.
 
     python scripts/bench_penalty.py                 # why flexlora/tuner/orthogonality.py has LARGE_ON_CPU
     python scripts/bench_penalty.py --device cuda
 
-The two ways run in turn on one P (or Q) of each layer. A ratio below 1 means that stacking is faster.
+The two ways run in turn on one P (or Q) of each layer. A ratio below 1 means that the batched way is faster.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import torch
 
 from flexlora.tuner.orthogonality import LARGE_ON_CPU, add_batched, add_looped
 
-# Width of one side of a matrix, and number of matrices of that shape in a model.
+# The width of one side of a matrix, and the number of matrices of that shape in a model.
 SIDES = {"MiniLM 384": (384, 6), "DeBERTa 768": (768, 48), "DeBERTa 3072": (3072, 12), "ViT qkv 2304": (2304, 12),
          "LLaMA k, v 1024": (1024, 64), "LLaMA 4096": (4096, 64), "LLaMA 14336": (14336, 32)}  # fmt: skip
 WAYS = {"looped": add_looped, "batched": add_batched}

@@ -1,13 +1,13 @@
-"""Measures the time of a report on many runs: `flexlora-report` on copies of one real run.
+"""Measure the time of a report on many runs: `flexlora-report` on copies of one real run.
 
     python scripts/bench_report.py --like outputs/tiny/glue/cola/deberta_v3_base/flexlora/default/seed0 [--runs 1000]
 
 The run must be FlexLoRA on a GLUE task, so that it has rank events. It is copied as runs of the eight GLUE tasks, of
-several methods and seeds, each copy with other scores. The copies of the first three methods keep their rank events, as
-in a sweep over baselines (--events changes the three). On the run's own task each method has one seed with the run's
-own scores: they agree with its predictions, so that the report has an interval to compute. Each command is a process of
-its own and is timed from start to end. All commands run in turn, `--rounds` times. The last column is the ratio to
-`--help`, which only starts the program."""
+several methods and seeds. Each copy has other scores. The copies of the first three methods keep their rank events, as
+in a sweep over baselines (--events changes the number three). On the run's own task each method has one seed with the
+run's own scores. These scores agree with the predictions, so the report has an interval to compute. Each command runs
+in its own process and is timed from start to end. All commands run in turn, `--rounds` times. The last column is the
+ratio to `--help`, which only starts the program."""
 
 import argparse
 import itertools
@@ -40,7 +40,7 @@ def scores_of_tasks() -> dict[str, list[str]]:
 
 
 def write_runs(like: Path, root: Path, count: int, with_events: int) -> None:
-    """Write `count` runs under `root`: the record of `like` under other names, and links to its other files."""
+    """Write `count` runs under `root`, with the record of `like` under other names, and links to its other files."""
     original = (like / "result.json").read_text(encoding="utf-8")
     own_task = json.loads(original)["task"]
     draw = random.Random(0)
@@ -71,7 +71,7 @@ def seconds_of(words: list[str]) -> float:
     """Return the seconds that a `flexlora-report` command takes.
 
     Raises:
-        RuntimeError: the command failed, or it should have computed an interval and did not.
+        RuntimeError: the command failed, or it did not compute an interval although it should have done so.
     """
     start = time.perf_counter()
     done = subprocess.run([REPORT, *words], capture_output=True, text=True, env=os.environ, check=False)

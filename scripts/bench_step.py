@@ -1,16 +1,16 @@
-"""Measures the cost of a FlexLoRA training step as a ratio to PEFT's LoRA, in turn in one process.
+"""Measure the cost of a FlexLoRA training step as a ratio to PEFT's LoRA, in turn in one process.
 
     python scripts/bench_step.py                                   # DeBERTaV3-base's exact shapes, random weights
     python scripts/bench_step.py --model vit_b16 --batch 32
     python scripts/bench_step.py --device cuda --dtype bfloat16 --length 256
     python scripts/bench_step.py --model llama3_8b --layers 4 --batch 1
 
-Each round runs one step of every method in turn; ratios are taken round by round, and their median is printed, so that
-they hold when the machine's speed drifts. Peak memory: on a GPU, torch's own peak; on a CPU, the largest resident size
-of a process that runs one method only, minus that of the base model alone. A step has five parts: forward, backward,
-"penalty" (FlexLoRA's orthogonality gradient; AdaLoRA's is a part of its forward and backward), the optimizer (AdamW,
-foreach) and "after" (AdaLoRA's importance and mask, in every step). FlexLoRA's rank event happens in few steps and is
-reported separately."""
+Each round runs one step of every method in turn. Ratios are taken round by round and their median is printed, so that
+they stay correct if the machine's speed changes slowly. On a GPU, the peak memory is torch's own peak. On a CPU, it is
+the largest resident size of a process that runs only one method, minus that of a process that only builds the base
+model. A step has five parts: forward, backward, "penalty" (FlexLoRA's orthogonality gradient; AdaLoRA's is a part of
+its forward and backward), the optimizer (AdamW, foreach) and "after" (AdaLoRA's importance and mask, in every step).
+FlexLoRA's rank event happens in few steps and is reported separately."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TARGETS = {
     "vit_b16": r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))",
     "llama3_8b": r".*layers\.\d+\.(self_attn\.(q|k|v)_proj|mlp\.(up|down)_proj)",
 }
-# The paper's CoLA run (Table 8). FlexLoRA then has the capacity of a real run, 24 at rank 8.
+# The schedule of the paper's CoLA run (Table 8). FlexLoRA then has the capacity of a real run: 24 at rank 8.
 SCHEDULE = {"total_step": 5360, "tinit": 1000, "tfinal": 1000, "deltaT": 200}
 
 
@@ -56,7 +56,7 @@ def configurations(model: str, rank: int) -> dict[str, PeftConfig]:
 
 
 class Bench:
-    """One method on one model: `step()` runs a training step and returns the seconds of each part."""
+    """One method on one model. `step()` runs a training step and returns the seconds of each part."""
 
     def __init__(self, name: str, config: PeftConfig | None, options: argparse.Namespace) -> None:
         torch.manual_seed(0)
@@ -104,7 +104,7 @@ class Bench:
         return dict(zip(PARTS, (b - a for a, b in pairwise(marks)), strict=True))
 
     def event(self) -> float:
-        """Return the seconds of one rank event that moves b₀ = 4 matrices each way (λ is filled to give scores)."""
+        """Return the seconds of one rank event that moves b₀ = 4 matrices each way. Random λ give it scores."""
         assert self.allocator is not None
         with torch.no_grad():
             for layer in self.allocator.layers:
@@ -154,7 +154,7 @@ def measure_time(options: argparse.Namespace) -> None:
 
 
 def measure_memory(options: argparse.Namespace) -> None:
-    """Return the peak memory of each method, measured in a process of its own."""
+    """Print the peak memory of each method. Each is measured in its own process."""
     names = ["base", *configurations(options.model, options.rank)]
     peaks = {}
     for name in names:
@@ -163,13 +163,13 @@ def measure_memory(options: argparse.Namespace) -> None:
     rows = []
     for name in names[1:]:
         above, lora = peaks[name] - peaks["base"], peaks["lora"] - peaks["base"]
-        ratio = f"{above / lora:.3f}" if lora > 0 else "n/a"  # building the model may need more memory than a tiny run
+        ratio = f"{above / lora:.3f}" if lora > 0 else "n/a"  # building a model may need more memory than a short run
         rows.append([name, f"{above / 2**20:.0f}", ratio, f"{peaks[name] / peaks['lora']:.3f}"])
     print_table(["method", "peak above the base model (MiB)", "ratio to lora", "whole process, ratio"], rows)
 
 
 def report_memory(options: argparse.Namespace) -> None:
-    """Run three steps of one method (or only build the base model) and print the peak in bytes."""
+    """Run three steps of one method (or only build the base model), and print the peak memory in bytes."""
     name = options.only_memory_of
     bench = Bench(name, configurations(options.model, options.rank).get(name), options)
     for _ in range(0 if name == "base" else 3):

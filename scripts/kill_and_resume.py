@@ -1,4 +1,4 @@
-"""Kills trainings, resumes them and compares the results: see `python scripts/kill_and_resume.py --help`."""
+"""Kill trainings, resume them and compare the results: see `python scripts/kill_and_resume.py --help`."""
 
 import sys
 

@@ -1,8 +1,8 @@
-"""Measures Adam's first updates of a newborn direction and their effect on the loss, for each `growth_state`.
+"""Measure Adam's first updates of a newborn direction and their effect on the loss, for each `growth_state`.
 
-At every rank event of a real training the run is copied with its optimizer, once for each way to start the optimizer
-state of newborn directions. The copies see the same batches for `--window` steps. Another copy prunes and does not
-grow: it shows the effect of pruning alone on the loss.
+At every rank event of a real training the run is copied with its optimizer, once for each way to initialise the
+optimizer state of newborn directions. The copies train on the same batches for `--window` steps. Another copy prunes
+and does not grow. It shows the effect of pruning alone on the loss.
 
     python scripts/newborn.py                                  # scikit-learn's digits, a small MLP: about a minute
     python scripts/newborn.py --encoder DIR --glue DIR ...     # CoLA on a local encoder: minutes
@@ -31,7 +31,7 @@ from flexlora.tuner import FlexLoraLayer, RankAllocator, parameter_groups
 STATES = ("zeros", "surviving_second_moment")
 NO_GROWTH = "no growth"
 PARTS = ("lambda", "P", "Q")
-AGES = (1, 2, 3, 5, 10, 20, 30, 50)  # steps after birth that the tables show
+AGES = (1, 2, 3, 5, 10, 20, 30, 50)  # the numbers of steps after birth that the tables show
 
 
 class Training:
@@ -62,7 +62,7 @@ class Training:
         self.optimizer = torch.optim.AdamW(parameter_groups(self.model, settings.lr), weight_decay=0.0)
 
     def copy(self, **config: Any) -> Training:
-        """Return a copy of the training with a changed configuration; it shares no state that training changes."""
+        """Return a copy of the training with a changed configuration. The two share no state that training changes."""
         other = copy.copy(self)
         other.model, other.optimizer = copy.deepcopy((self.model, self.optimizer))
         for name, value in config.items():
@@ -77,7 +77,7 @@ class Training:
         return self.settings.lr * min((self.taken + 1) / warmup, left / (self.settings.steps - warmup))
 
     def step(self, batch: Batch, allocator: RankAllocator) -> float:
-        """Run one step without an event; return its learning rate."""
+        """Run one step without an event. Return its learning rate."""
         rate = self.learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -97,7 +97,7 @@ class Training:
         return statistics.fmean(self.task.loss(self.model, batch).item() for batch in batches)
 
 
-Newborn = tuple[Any, int]  # layer and slot
+Newborn = tuple[Any, int]  # the layer and the slot
 
 
 def directions(model: nn.Module) -> set[Newborn]:
@@ -114,12 +114,12 @@ def parts_of(layer: Any, slot: int) -> dict[str, torch.Tensor]:
 
 
 def term(parts: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return λ p qᵀ, which one direction adds to ΔW, without the scale."""
+    """Return λ p qᵀ without the scale: the term that one direction adds to ΔW."""
     return parts["lambda"] * torch.outer(parts["P"], parts["Q"])
 
 
 class Measures:
-    """Measurements after birth: lists over newborns, seeds and events, by (state, part, step)."""
+    """The measurements after birth: lists over newborns, seeds and events, by (state, part, step)."""
 
     def __init__(self) -> None:
         self.mean: dict[tuple[str, str, int], list[float]] = defaultdict(list)
@@ -137,7 +137,7 @@ class Measures:
 
 
 def follow(training: Training, state: str, batches: list[Batch], held_out: list[Batch], found: Measures) -> None:
-    """Run the rank event of this step in `training`, then measure the steps on `batches`."""
+    """Run the rank event of this step in `training`, and then measure the steps on `batches`."""
     allocator = training.allocator()
     old = directions(training.model)
     allocator.hold_event(training.taken, training.optimizer)
@@ -168,7 +168,7 @@ def follow(training: Training, state: str, batches: list[Batch], held_out: list[
 
 
 def measure(task: Task, seed: int, settings: argparse.Namespace, found: Measures) -> None:
-    """Run one training with the default state, and measure copies at each of its events."""
+    """Run one training with the default growth state, and measure copies of it at each of its events."""
     batches = task.batches(seed)
     held_out = task.held_out()
     training = Training(task, seed, settings)

@@ -19,7 +19,7 @@ class Task:
 
     Attributes:
         targets: the linears to adapt.
-        heads: modules that train in full, together with the adapter.
+        heads: the modules that are trained fully, together with the adapter.
     """
 
     targets: Sequence[str]
@@ -29,7 +29,7 @@ class Task:
         raise NotImplementedError
 
     def batches(self, seed: int) -> Iterator[Batch]:
-        """Yield batches without end, shuffled by `seed`."""
+        """Yield an endless sequence of batches, shuffled by `seed`."""
         raise NotImplementedError
 
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
@@ -40,7 +40,7 @@ class Task:
 
 
 class Digits(Task):
-    """An MLP trained on scikit-learn's digits is adapted to the same digits rotated by 90 degrees."""
+    """The digits task: an MLP trained on scikit-learn's digits is adapted to the digits rotated by 90 degrees."""
 
     targets = ("0", "2", "4", "6")
     heads = ("8",)
@@ -89,7 +89,7 @@ class Digits(Task):
 
 
 class Cola(Task):
-    """CoLA from the classic GLUE folder on a local BERT-like encoder."""
+    """CoLA from the classic GLUE folder, with a local BERT-like encoder."""
 
     targets = ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense")
     heads = ("classifier", "pooler")

@@ -1,13 +1,13 @@
 #!/bin/sh
-# Cuts the power of a disk: after a run, or in the middle of it, everything that was not written to the disk is lost.
+# Simulate power failures of a disk, after a run and during runs: data that was not written to the disk is lost.
 #
 #     sudo scripts/power_cut.sh            # one cut, 8 seconds after a run ended with exit code 0
 #     sudo scripts/power_cut.sh 20         # and 20 cuts at random moments of runs, each resumed by the same command
 #
-# The disk is an ext4 file system in a file (a loop device). The cut is ext4's own: the ioctl that stops the file system
-# without writing what is still in memory. Then the disk is mounted again, and the same command is given until it says
-# that the run is done. The exit code is 0 if every run ended with the results of a run that met no cut. Model and data
-# are generated. Needs root, mkfs.ext4 and Linux; a cut takes about ten seconds.
+# The disk is an ext4 file system in a file (a loop device). A cut uses ext4's own ioctl. It stops the file system and
+# does not write the data that is still in memory. Then the disk is mounted again, and the same command runs again and
+# must finish the run. The exit code is 0 if every run ended with the results of a run without a cut. Model and data are
+# generated. The script needs root, mkfs.ext4 and Linux. A cut takes about ten seconds.
 set -eu
 
 cuts=${1:-0}
@@ -28,7 +28,7 @@ import sys, pathlib
 from flexlora.testing.small_data import write_bert, write_cola
 write_cola(pathlib.Path(sys.argv[1], 'glue')), write_bert(pathlib.Path(sys.argv[1], 'bert'))" "$work" 2> /dev/null
 
-run() {  # run OUTPUT_ROOT: the last line of what the command says is in $work/said
+run() {  # run OUTPUT_ROOT: the output of the command is in $work/said
     "$python" -m flexlora.cli.run task=glue/cola model=local "model.path=$work/bert" "task.data_dir=$work/glue" \
         method=flexlora variant=cut training.epochs=3 training.batch_size=8 training.learning_rate=5e-3 \
         training.checkpoint_every=2 training.log_every=2 "output_root=$1" > "$work/said" 2>&1
@@ -41,7 +41,7 @@ new_disk() {
     mount -o loop "$work/image" "$disk"
 }
 
-stop_disk() {  # what was not written to the disk is lost
+stop_disk() {  # data that was not written to the disk is lost
     "$python" -c "
 import fcntl, os, struct, sys
 SHUTDOWN, WITHOUT_THE_LOG = 0x8004587D, 2
@@ -53,7 +53,7 @@ start_disk() {
     mount -o loop "$work/image" "$disk"
 }
 
-check() {  # every finished run is what its record says, and has the results of the run without a cut
+check() {  # the files of finished runs match their records, and the results equal those of the run without a cut
     "$python" -c "
 import sys, pathlib
 from flexlora.doctor.tree_check import check_tree
@@ -80,7 +80,7 @@ check || exit 1
 
 for number in $(seq "$cuts"); do
     new_disk
-    lines=$((number * 7 % 19)) # of metrics.jsonl, of about 18
+    lines=$((number * 7 % 19)) # lines of metrics.jsonl before the cut; a run has about 18
     run "$disk" &
     process=$!
     until [ "$(cat "$disk"/local/glue/cola/bert/flexlora/cut/seed0/metrics.jsonl 2> /dev/null | wc -l)" -ge "$lines" ] ||
@@ -89,7 +89,7 @@ for number in $(seq "$cuts"); do
     done
     sleep "0.$((number * 37 % 100))"
     stop_disk
-    wait "$process" || true  # it cannot write any more, and ends with a line
+    wait "$process" || true  # the run cannot write any more, and ends with an error
     start_disk
     run "$disk" || fail "cut $number, $lines lines: the same command fails"
     echo "cut $number, $lines lines: $(grep -o 'resumed after step [0-9]*\|is finished: skipped' "$work/said" || echo "began again")"

@@ -1,4 +1,4 @@
-"""Downloads, unpacks and checks VTAB-1K: see `python scripts/prepare_vtab.py --help`."""
+"""Download, unpack and check VTAB-1K: see `python scripts/prepare_vtab.py --help`."""
 
 import sys
 

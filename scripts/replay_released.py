@@ -1,4 +1,4 @@
-"""Replays a training that the released code ran: see `python scripts/replay_released.py --help`."""
+"""Replay a training that the released code ran: see `python scripts/replay_released.py --help`."""
 
 import sys
 

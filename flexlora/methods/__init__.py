@@ -6,7 +6,7 @@ from flexlora.settings import MethodSettings, RunSettings, Schedule, evaluates_h
 
 __all__ = ["Method", "RunContext", "build_method", "check_method"]
 
-# The number of steps of a run whose steps are not known yet: larger than any window.
+# The number of steps that is assumed while the real number is not known. It is larger than any window.
 UNKNOWN_STEPS = 2**31 - 1
 
 
@@ -28,7 +28,7 @@ def check_method(run: RunSettings) -> None:
     schedule=scaled. `build_method` makes the checks that need the real number of steps.
 
     Raises:
-        UserError: as for `build_method`.
+        UserError: the kind does not exist, the method does not have a field, or a value is invalid.
     """
     scaled = run.schedule is Schedule.scaled and run.paper_steps is not None
     steps = run.paper_steps if scaled else run.training.max_steps

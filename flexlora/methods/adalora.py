@@ -23,13 +23,13 @@ SMOOTHED = ("exp_avg_ipt", "exp_avg_unc")
 
 
 class AdaLoraMethod(PeftMethod):
-    """ΔW = s · B diag(E) A with s = lora_alpha / init_r; all directions compete for a total rank that falls.
+    """ΔW = s · B diag(E) A with s = lora_alpha / init_r. All directions compete for a total rank that falls.
 
     From step tinit on, the budget falls from init_r to target_r per module (cubic). Every deltaT steps E is set to 0
     for the least sensitive directions. They keep their gradients and may return until T - tfinal, when the mask is
     frozen. A module's rank here is the number of directions that the latest mask keeps.
 
-    PEFT's RankAllocator does this. This class counts the steps; steps that a gradient scaler skipped do not count.
+    PEFT's RankAllocator does this. This class counts the steps. Steps that a gradient scaler skipped do not count.
     """
 
     _adalora: AdaLoraModel
@@ -53,8 +53,8 @@ class AdaLoraMethod(PeftMethod):
         for layer in self._layers.values():
             # PEFT stores this constant as a parameter. Moving it to another device or type would make it trainable.
             layer.ranknum[ADAPTER].requires_grad_(False)
-        # PEFT's forward adds the penalty to `.loss`, even in evaluations, once for every accumulated batch, and not at
-        # all if the output has no loss. `regularise` adds the penalty's gradient instead.
+        # PEFT's forward adds the penalty to `.loss`: also in evaluations, once for every accumulated batch, and not at
+        # all if the output has no loss. Here `regularise` adds the penalty's gradient instead.
         self._adalora.forward = self._adalora.model.forward
         return wrapped
 
@@ -71,7 +71,7 @@ class AdaLoraMethod(PeftMethod):
         self._allocate(self._step)
 
     def finish(self, model: nn.Module) -> None:
-        if self._step < self._last_mask and self._adalora.rankallocator.exp_avg_ipt:  # steps were skipped
+        if self._step < self._last_mask and self._adalora.rankallocator.exp_avg_ipt:  # a gradient scaler skipped steps
             self._allocate(self._last_mask)
 
     def ranks(self, model: nn.Module) -> dict[str, int]:
@@ -79,7 +79,7 @@ class AdaLoraMethod(PeftMethod):
         return {name: pattern.get(name, self.config.init_r) for name in self._layers}
 
     def planned_events(self) -> PlannedEvents:
-        """The planned steps, with the total number of directions that the mask keeps. The last mask is frozen."""
+        """Return the planned steps with the total number of directions that the mask keeps. The last mask is frozen."""
         allocator, interval = self._adalora.rankallocator, self.config.deltaT
         # PEFT sets a mask at every multiple of deltaT after tinit.
         masks = range((self.config.tinit // interval + 1) * interval, self._last_mask, interval)
@@ -89,7 +89,7 @@ class AdaLoraMethod(PeftMethod):
         return PlannedEvents(len(masks) + 1, first, last, second - first[0] if masks else None)
 
     def parameters(self, model: nn.Module) -> dict[str, int]:
-        """Count parameters: init_r directions per module are allocated, those of the latest mask are active."""
+        """Count parameters. A module allocates init_r directions. The directions of the latest mask are active."""
         count = flexlora.count_parameters(model, self.head_modules)
         spare = count.adapter_allocated - self._active_parameters(self.ranks(model))
         ranknum = len(self._layers)  # one constant for each module
@@ -101,7 +101,7 @@ class AdaLoraMethod(PeftMethod):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        # PEFT makes new tensors at every step, so these do not change later.
+        # PEFT makes new tensors at every step, so the tensors in this state do not change later.
         smoothed = {name: dict(getattr(self._adalora.rankallocator, name)) for name in SMOOTHED}
         return {"step": self._step, "rank_pattern": self.config.rank_pattern, **smoothed}
 
@@ -112,7 +112,7 @@ class AdaLoraMethod(PeftMethod):
         parameters = dict(self._adalora.model.named_parameters())
         for name in SMOOTHED:
             setattr(allocator, name, {key: score.to(parameters[key].device) for key, score in state[name].items()})
-        # No later step reads the latest step's score, but PEFT resets parameters that have none.
+        # No later step reads the latest step's scores, but PEFT resets parameters that have no score.
         allocator.ipt = {key: torch.zeros_like(score) for key, score in allocator.exp_avg_ipt.items()}
 
     def _allocate(self, step: int) -> None:
@@ -129,7 +129,7 @@ class AdaLoraMethod(PeftMethod):
             energies = [layer.lora_E[ADAPTER].square().sum() for layer in self._layers.values()]
             *energy, error = torch.stack([*energies, orthogonality_error(self._factors())]).tolist()
         return {
-            # Not meaningful here: every module starts at init_r, masked directions may return, and the total falls.
+            # Diagnostic fields do not apply: modules start at init_r, masked directions may return, the total falls.
             **NO_SIGNS,
             "step": step,
             "budget": self._adalora.rankallocator.budget_schedule(step)[0],
@@ -143,7 +143,7 @@ class AdaLoraMethod(PeftMethod):
         }
 
     def _factors(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """B (out × init_r), A (init_r × in) and a mask with all directions, for every module."""
+        """Return B (out × init_r), A (init_r × in) and a mask with all directions, for every module."""
         factors = [(layer.lora_B[ADAPTER], layer.lora_A[ADAPTER]) for layer in self._layers.values()]
         everything = torch.ones(self.config.init_r, dtype=torch.bool, device=factors[0][0].device)
         return [(b, a, everything) for b, a in factors]

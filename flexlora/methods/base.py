@@ -23,28 +23,28 @@ class RunContext:
     """The facts about the run that a method gets before it wraps the model."""
 
     total_steps: int
-    """Optimizer steps of the whole training."""
+    """The number of optimizer steps of the whole training."""
     schedule: Schedule
     paper_steps: int | None
-    """Optimizer steps of the run that the method's windows were written for."""
+    """The number of optimizer steps of the run that the method's windows were written for, or None."""
     seed: int
     target_modules: str | None
-    """Regular expression of the linears to adapt by default; None if it is not known."""
+    """The regular expression of the linears to adapt by default, or None if it is not known."""
     head_modules: list[str] = field(default_factory=list)
-    """Modules to train fully by default: the newly initialised ones."""
+    """The modules to train fully by default: the newly initialised modules."""
     task_type: str | None = None
-    """PEFT's `task_type` of the model, stored with a saved adapter."""
+    """PEFT's `task_type` of the model. It is stored with a saved adapter."""
     held_out: bool = True
-    """Whether the evaluation uses rows held out of the training set; True if that is not known yet."""
+    """Whether the evaluation uses rows held out of the training set. It is True if that is not known yet."""
 
 
 class Method:
     """A way to fine-tune a model. Subclasses implement `wrap` and `save`, and override the hooks they need."""
 
     head_modules: Collection[str] = ()
-    """The last parts of the head modules' names. `build_method` sets them if a method has none."""
+    """The last parts of the head modules' names. `build_method` sets them if the method does not."""
     schedule: dict[str, Any] | None = None
-    """How the windows were scaled to this run, for the record; None if the method has no windows."""
+    """The scaling of the windows to this run, for the record, or None if the method has no windows."""
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Adapt `model`, in place or by a wrapper, and return the model to train."""
@@ -56,17 +56,17 @@ class Method:
         """Use the data before the first step, for example to initialise from gradients of the task's `loss`."""
 
     def parameter_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
-        """The optimizer's parameter groups: one group with all trainable parameters."""
+        """Return the optimizer's parameter groups. By default this is one group with all trainable parameters."""
         return [{"params": [p for p in model.parameters() if p.requires_grad], "lr": learning_rate}]
 
     def optimizer(
         self, groups: list[dict[str, Any]], learning_rate: float, weight_decay: float
     ) -> torch.optim.Optimizer:
-        """Make the optimizer of this method; AdamW by default."""
+        """Make the optimizer of this method. The default is AdamW."""
         return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay)
 
     def scheduler(self, optimizer: torch.optim.Optimizer, factor: Callable[[int], float]) -> LambdaLR:
-        """Make the learning-rate schedule: after every optimizer step, each group's rate times `factor`(steps)."""
+        """Make the learning-rate schedule. Each group's rate is its initial rate times `factor`(completed steps)."""
         return LambdaLR(optimizer, factor)
 
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -76,42 +76,43 @@ class Method:
         """Add the penalty's gradient, once per optimizer step, after clipping."""
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Update after optimizer step `step` (counted from 1). Gradients still exist. Skipped steps have no call."""
+        """Update after optimizer step `step` (counted from 1). Gradients still exist. A skipped step has no call."""
 
     def rank_events(self) -> list[dict[str, Any]]:
-        """The rank events since the last call, in JSON-ready form."""
+        """Return the rank events since the last call, in JSON-ready form."""
         return []
 
     def planned_events(self) -> PlannedEvents | None:
-        """The planned rank events, known after the model is wrapped; None if there are none."""
+        """Return the planned rank events, or None if there are none. They are known after the model is wrapped."""
         return None
 
     def ranks(self, model: nn.Module) -> dict[str, int]:
-        """The current rank of every adapted module; empty if the method has no ranks."""
+        """Return the current rank of every adapted module. The result is empty if the method has no ranks."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The state for resuming a run, beyond the model's and the optimizer's state."""
+        """Return the state for resuming a run, in addition to the model's and the optimizer's state."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
 
     def search(self, model: nn.Module, score: Callable[[], float], keep: Callable[[], object]) -> None:
-        """Search for the best part of the trained model, after the last step and before `finish`, on all processes.
+        """Search for the best part of the trained model. All processes call it after the last step, before `finish`.
 
         Args:
+            model: the trained model.
             score: evaluates `model` and returns the task's main metric.
-            keep: writes a checkpoint, from which an interrupted search continues.
+            keep: writes a checkpoint. An interrupted search continues from it.
         """
 
     def finish(self, model: nn.Module) -> None:
         """Clean up after the last step, before the last evaluation."""
 
     def parameters(self, model: nn.Module) -> dict[str, int]:
-        """Count parameters: `adapter_active`, `adapter_allocated`, `head`, and `total` including frozen ones.
+        """Count parameters: `adapter_active`, `adapter_allocated`, `head`, and `total` including frozen parameters.
 
-        The first two are all trainable parameters outside the head (for full fine-tuning the whole encoder), so that
+        The first two count all trainable parameters outside the head (for full fine-tuning the whole encoder), so that
         they mean the same for every method.
         """
         count = flexlora.count_parameters(model, self.head_modules)

@@ -1,4 +1,4 @@
-"""NOAH's evolutionary search for a subnet (arXiv 2206.04673, section 3.3), as AutoFormer's, on which it builds.
+"""NOAH's evolutionary search for a subnet (arXiv 2206.04673, section 3.3). It builds on AutoFormer's search.
 
 Details that the paper does not specify: a module of depth n is in the first n blocks of the ViT. Mutation draws a new
 depth with `depth_probability` and each size again with `mutation_probability`, as AutoFormer does. NOAH's code
@@ -20,7 +20,7 @@ TRIES = 100
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The subnets whose modules are in the first n blocks, n from `depths`, with one of `sizes` in each block."""
+    """The possible subnets. A module is in the first n blocks (n from `depths`) and has one of `sizes` in each."""
 
     blocks: int
     sizes: tuple[int, ...]
@@ -28,7 +28,7 @@ class SearchSpace:
     """A depth above `blocks` means all blocks."""
 
     def draw(self, draws: random.Random) -> Subnet:
-        """Draw each module's depth and then each of its sizes, uniformly."""
+        """Draw a subnet: for each module uniformly a depth, and then each of its sizes."""
         return Subnet(*(self._padded(self._fitted((), draws)) for _ in MODULES))
 
     def mutate(self, subnet: Subnet, size_probability: float, depth_probability: float, draws: random.Random) -> Subnet:
@@ -45,12 +45,12 @@ class SearchSpace:
         return Subnet(*(mutated(getattr(subnet, name)) for name in MODULES))
 
     def _fitted(self, sizes: tuple[int, ...], draws: random.Random) -> tuple[int, ...]:
-        """Draw a depth and cut `sizes` to it, or extend them to it by drawing."""
+        """Draw a depth, and shorten `sizes` to it or extend them to it by drawn sizes."""
         depth = min(draws.choice(self.depths), self.blocks)
         return sizes[:depth] + tuple(draws.choice(self.sizes) for _ in range(depth - len(sizes)))
 
     def _padded(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
-        """Extend `sizes` by zeros to one number for every block."""
+        """Extend `sizes` by zeros, so that there is one number for every block."""
         return sizes + (0,) * (self.blocks - len(sizes))
 
 
@@ -61,7 +61,7 @@ def crossover(one: Subnet, other: Subnet, draws: random.Random) -> Subnet:
 
 @dataclass
 class Evolution(Checked):
-    """The settings of the search: the published numbers for VTAB-1K."""
+    """The settings of the search. The defaults are the published numbers for VTAB-1K."""
 
     generations: int = setting(15, "Generations after the first, which is random.", whole, at_least=0)
     population: int = setting(50, "Number of subnets that a generation scores.", whole)
@@ -74,14 +74,14 @@ class Evolution(Checked):
 
 @dataclass
 class Search:
-    """A search that `state` saves and `Search.of` restores."""
+    """A search. `state` saves it and `Search.of` restores it."""
 
     generation: int = 0
     scores: dict[Subnet, float] = field(default_factory=dict)
     """The scores of all tried subnets, in the order in which they were tried."""
 
     def best(self, count: int = 1) -> list[Subnet]:
-        """The best subnets so far. Among equal scores, earlier ones come first."""
+        """Return the best subnets so far. Among equal scores, earlier subnets come first."""
         return sorted(self.scores, key=lambda subnet: -self.scores[subnet])[:count]
 
     def run(
@@ -99,7 +99,7 @@ class Search:
             ValueError: no drawn subnet is allowed.
         """
         while self.generation <= evolution.generations:
-            # Each generation has its own random numbers, so a restarted generation gives the same result.
+            # Each generation has its own random numbers, so that a restarted generation gives the same result.
             self._try_generation(space, evolution, random.Random(f"{seed} {self.generation}"), allowed, score)
             self.generation += 1
             after_generation()
@@ -133,7 +133,7 @@ class Search:
         try_some(max(0, evolution.population - (len(self.scores) - before)), lambda: space.draw(draws))
 
     def state(self) -> dict[str, Any]:
-        """Return the values in JSON-ready form."""
+        """Return the state of the search in JSON-ready form."""
         rows = [[*(list(getattr(subnet, name)) for name in MODULES), score] for subnet, score in self.scores.items()]
         return {"generation": self.generation, "scores": rows}
 

@@ -1,4 +1,4 @@
-"""Checks `method.*` against the classes that declare its fields: names, types and ranges, in the user's terms."""
+"""Check names, types and ranges of `method.*` against the classes that declare its fields. Messages name settings."""
 
 import contextlib
 import dataclasses
@@ -51,7 +51,7 @@ def take(declared: type, fields: dict[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def by_user_names() -> Iterator[None]:
-    """Convert the exceptions of a configuration to a `UserError`, which names the field if it is known.
+    """Convert the exceptions of a configuration to a `UserError`. The message names the field if it is known.
 
     Raises:
         UserError: the block raised any other exception.
@@ -67,7 +67,7 @@ def by_user_names() -> Iterator[None]:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a YAML value fits a field annotated `hint`. The class itself checks unusual annotations."""
+    """Return whether a YAML value fits a field with the annotation `hint`. The class itself checks unusual ones."""
     if hint is Any:
         return True
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)

@@ -1,11 +1,11 @@
-"""FlexLoRA with the optimizer of its released code, and what that code does to optimizer and schedule at rank events.
+"""FlexLoRA with the optimizer of its released code, and with that code's changes at rank events.
 
-Chongjie-Si/Subspace-Tuning at 2c63d06, NLU/src/transformers/trainer.py, lines 1112 to 1188. In every step: optimizer
-step, schedule step, rank event. There is no event where b(t) = 0. After an event the trainer makes
-`type(optimizer)(model.parameters(), **optimizer.defaults)`: one group with the initial rate and the class's default
-weight decay of 0, since only the old groups had the real one. The code looks up the old state by `id(p)` among the
-positions 0, 1, … of `state_dict()`, so it copies none. The schedule keeps changing the discarded optimizer, and is
-stepped again.
+The code is Chongjie-Si/Subspace-Tuning at 2c63d06, NLU/src/transformers/trainer.py, lines 1112 to 1188. Every step is
+an optimizer step, a schedule step and a rank event. There is no event at a step with b(t) = 0. After an event the
+trainer makes `type(optimizer)(model.parameters(), **optimizer.defaults)`: one group with the initial rate and the
+class's default weight decay of 0, because only the old groups had the real weight decay. The code looks up the old
+state by `id(p)` among the positions 0, 1, … of `state_dict()`, so it copies no state. The schedule continues to change
+the discarded optimizer, and it takes a second step.
 """
 
 from collections.abc import Callable
@@ -25,11 +25,11 @@ from flexlora.methods.transformers_adamw import TransformersAdamW
 
 @dataclass
 class Behaviours:
-    """The optimizer's rule in the released code and the effects of a rank event there, with one setting for each.
+    """The optimizer's rule in the released code, and the effects of its rank events. Each has one setting.
 
     Attributes:
         eps_before_correction: the optimizer is [`TransformersAdamW`], not torch's AdamW.
-        reset_moments: an event clears the optimizer's state and step count of all parameters, the head's included.
+        reset_moments: an event clears the optimizer's state and step count of all parameters, including the head's.
         drop_weight_decay: from the first event on, no parameter has weight decay.
         rate_to_peak: from the first event on, the learning rate is its peak and the schedule has no effect.
         schedule_twice: the schedule takes a second step at every event. It has an effect only without `rate_to_peak`.
@@ -46,7 +46,11 @@ BEHAVIOURS = tuple(field.name for field in fields(Behaviours))
 
 
 class FlexLoraReleasedMethod(PeftMethod):
-    """Changes the optimizer in place, with the same effect: references to it (Accelerate, a scaler) stay valid."""
+    """FlexLoRA with these behaviours.
+
+    It changes the optimizer in place, with the same effect, so that references to it (Accelerate's, a scaler's) stay
+    valid.
+    """
 
     def __init__(self, config: Any, schedule: dict[str, Any] | None, behaviours: Behaviours) -> None:
         super().__init__(config, schedule)
@@ -54,7 +58,7 @@ class FlexLoraReleasedMethod(PeftMethod):
         self._events_held = 0
 
     def parameter_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
-        """The groups of the Trainer: biases and LayerNorms have no weight decay."""
+        """Return the groups of the Trainer. Biases and LayerNorms have no weight decay."""
         norms = {id(p) for m in model.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()}
         spared = norms | {id(p) for name, p in model.named_parameters() if "bias" in name}
         groups = []
@@ -86,7 +90,7 @@ class FlexLoraReleasedMethod(PeftMethod):
         self._tuner.rank_allocator.skips_zero_budget = True
 
     def _rebuild(self, optimizer: torch.optim.Optimizer) -> None:
-        """Change the optimizer at an event: inside its step, and before the schedule's step, which sets the rate."""
+        """Change the optimizer at an event. This runs inside its step, before the schedule's step sets the rate."""
         self._events_held += 1
         if self.behaviours.reset_moments:
             optimizer.state.clear()

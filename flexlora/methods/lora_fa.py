@@ -1,6 +1,6 @@
 """LoRA-FA (Zhang et al., 2023, arXiv 2308.03303): LoRA with a frozen A, and PEFT's optimizer for it.
 
-PEFT's optimizer is AdamW (eps 1e-6) on B's gradient projected to what a full step would need, gB (AAᵀ)⁻¹ / s².
+PEFT's optimizer is AdamW (eps 1e-6) on B's projected gradient, gB (AAᵀ)⁻¹ / s², which approximates a full step of W.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from flexlora.methods.peft import PeftMethod, peft_config
 
 
 class LoraFAMethod(PeftMethod):
-    """LoRA with A frozen from the start, so that counts and checkpoints contain only trainable parameters."""
+    """LoRA with A frozen from the start, so that A is neither counted as trainable nor in a checkpoint."""
 
     _model: PeftModel
 
@@ -34,7 +34,7 @@ class LoraFAMethod(PeftMethod):
     def optimizer(
         self, groups: list[dict[str, Any]], learning_rate: float, weight_decay: float
     ) -> torch.optim.Optimizer:
-        """Make PEFT's optimizer. It needs every A with its B, so it also gets frozen parameters."""
+        """Make PEFT's optimizer. It needs every A with its B, so it also gets the frozen parameters."""
         assert isinstance(self.config, LoraConfig)
         return create_lorafa_optimizer(
             self._model, r=self.config.r, lora_alpha=self.config.lora_alpha, lr=learning_rate, weight_decay=weight_decay

@@ -1,9 +1,10 @@
-"""LoRA-GA: gradient approximation (Wang et al., NeurIPS 2024, arXiv 2407.05000), PEFT's `init_lora_weights="lora_ga"`.
+"""LoRA-GA: gradient approximation (Wang et al., NeurIPS 2024, arXiv 2407.05000).
 
-Before the first step, A and B become singular vectors of the backbone's gradient on some batches, and W ← W - s B A.
+PEFT implements it as `init_lora_weights="lora_ga"`. Before the first step, A and B are set to singular vectors of the
+backbone's gradient on some batches, and W ← W - s B A.
 PEFT computes the gradients before the model is wrapped (`preprocess_loraga`). Here the loop calls `prepare` after
-wrapping, so the gradients go through the wrapped model. They equal the backbone's because B = 0. PEFT's layers then
-initialise themselves again.
+wrapping, so the gradients go through the wrapped model. They equal the backbone's gradients because B = 0. PEFT's
+layers then initialise themselves again.
 """
 
 import itertools
@@ -33,7 +34,7 @@ class LoraGAFields(Checked):
 
 
 class LoraGAMethod(ResidualMethod):
-    """Averages the gradient over the first `batches` batches of the first epoch, on each process."""
+    """LoRA-GA. Each process averages the gradient over the first `batches` batches of the first epoch."""
 
     config: LoraConfig
 
@@ -44,7 +45,8 @@ class LoraGAMethod(ResidualMethod):
     def prepare(
         self, model: nn.Module, batches: Iterable[Batch], loss: Callable[[nn.Module, Batch], torch.Tensor]
     ) -> None:
-        """
+        """Initialise A and B from the gradient of `loss` on the first batches.
+
         Raises:
             UserError: the model's linears are quantised.
         """
@@ -78,7 +80,7 @@ def build(fields: dict[str, Any], context: RunContext) -> Method:
     """Build LoRA-GA from LoRA's fields and its own: `batches`, `direction`, `scale`, `stable_gamma`.
 
     Raises:
-        UserError: as for `peft_config`, or a value of these fields is invalid.
+        UserError: PEFT does not have the type, the type does not have a field, or a value is invalid.
     """
     fields = dict(fields)
     own = take(LoraGAFields, fields)
@@ -87,6 +89,6 @@ def build(fields: dict[str, Any], context: RunContext) -> Method:
         whole(gradients, "stable_gamma")
     config, schedule = peft_config(fields, context)
     assert isinstance(config, LoraConfig)
-    config.init_lora_weights = "lora_ga"  # PEFT knows it, though its field's type does not list it
+    config.init_lora_weights = "lora_ga"  # PEFT accepts it, although the field's type does not list it
     config.lora_ga_config = gradients
     return LoraGAMethod(config, schedule, own.batches)

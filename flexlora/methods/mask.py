@@ -1,4 +1,4 @@
-"""Methods without an adapter, which choose the trainable parameters of the backbone: all, biases, or the head."""
+"""Methods without an adapter. They choose the trainable parameters of the backbone: all, the biases, or the head."""
 
 import dataclasses
 import logging
@@ -31,17 +31,17 @@ class MaskFields:
 
 
 class MaskMethod(Method):
-    """Trains the head and the parameters whose full name matches one of `patterns`."""
+    """A method that trains the head and the parameters whose full name matches one of `patterns`."""
 
     def __init__(self, patterns: list[str], head_modules: list[str]) -> None:
         self.patterns = [re.compile(pattern) for pattern in patterns]
         self.head_modules = head_modules
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Set `requires_grad`.
+        """Set `requires_grad` of every parameter.
 
         Raises:
-            UserError: a pattern matches no parameter, or nothing would train.
+            UserError: a pattern matches no parameter, or no parameter would be trained.
         """
         names = [name for name, _ in model.named_parameters()]
         for pattern in self.patterns:
@@ -82,7 +82,7 @@ class MaskMethod(Method):
         log_kept_head(name for name, p in held.items() if self._in_head(name) and saved[name].shape == p.shape)
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """Save a fully trained model for `from_pretrained`, or otherwise only the trained parameters."""
+        """Save a fully trained model for `from_pretrained`. Otherwise save only the trained parameters."""
         if isinstance(model, PreTrainedModel) and all(parameter.requires_grad for parameter in model.parameters()):
             model.save_pretrained(folder)
             return
@@ -97,7 +97,7 @@ def build(fields: dict[str, Any], context: RunContext) -> Method:
     """Build a mask from `method.trainable`. The backbone's architecture names the head's modules.
 
     Raises:
-        UserError: there is another field, or `trainable` is not a list of regular expressions.
+        UserError: a field is not known, or `trainable` is not a list of regular expressions.
     """
     refuse_unknown(fields, [field.name for field in dataclasses.fields(MaskFields)], "a mask")
     own = take(MaskFields, dict(fields))

@@ -1,4 +1,4 @@
-"""NOAH's first two stages: training a supernet by random subnets, and searching for the best subnet.
+"""NOAH's first two stages: train a supernet by random subnets, and search for the best subnet.
 
 Every optimizer step trains a random subnet. After the training, an evolutionary search scores subnets with the
 supernet's weights, by the task's main metric on held-out rows. The best subnet is evaluated and saved, together with
@@ -48,7 +48,7 @@ class SupernetFields(Checked):
 
 
 class NoahSupernetMethod(PeftMethod):
-    """The supernet, which has the largest size in every block. Before the search it is evaluated in that size."""
+    """The supernet. It has the largest size in every block. Before the search it is evaluated with that size."""
 
     config: NoahConfig
 
@@ -84,7 +84,7 @@ class NoahSupernetMethod(PeftMethod):
         self._draw()
 
     def _draw(self) -> None:
-        """Draw the next step's subnet, the same on all processes and in a resumed training."""
+        """Draw the next step's subnet. It is the same on all processes and in a resumed training."""
         draws = random.Random(f"{self._seed} step {self._step}")
         self._noah.choice(ADAPTER).training = self._space.draw(draws)
 
@@ -130,7 +130,7 @@ def build(fields: dict[str, Any], context: RunContext) -> Method:
     """Build NOAH's supernet and search from the settings' fields.
 
     Raises:
-        UserError: as for `peft_config`, a value is invalid, or there are no held-out rows for the search.
+        UserError: a field is not known, a value is invalid, or there are no held-out rows for the search.
     """
     fields = dict(fields)
     if not context.held_out:

@@ -1,4 +1,4 @@
-"""Chooses a rank (or width, or number of prompts) whose number of active parameters comes nearest to a budget."""
+"""Choose the rank (or width, or number of prompts) whose number of active parameters is nearest to a budget."""
 
 import copy
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from flexlora.methods import build_method
 from flexlora.methods.base import RunContext
 from flexlora.settings import MethodSettings
 
-# The settings for the size of an adapter, in the order of the search.
+# The settings for the size of an adapter. The first one that a method has is used.
 SIZES = ("target_r", "r", "bottleneck", "num_tokens", "rank")
 # The settings for the initial rank of methods that lower their ranks to `target_r`.
 STARTS = ("init_r", "r")
@@ -19,14 +19,14 @@ STARTS = ("init_r", "r")
 
 @dataclass(frozen=True)
 class Fit:
-    """The size whose parameters come nearest to a budget."""
+    """The size whose number of parameters is nearest to a budget."""
 
     budget: int
     """The requested number of active adapter parameters."""
     changed: dict[str, int]
     """The chosen values of the method's settings, by name."""
     active: int
-    """The active adapter parameters with these values; the average at the end if the method lowers its ranks."""
+    """The number of active adapter parameters with these values. If ranks fall, it is the average at the end."""
 
     def __str__(self) -> str:
         chosen = ", ".join(f"method.{name}={value}" for name, value in self.changed.items())
@@ -34,12 +34,12 @@ class Fit:
 
 
 def fit_to_budget(method: MethodSettings, context: RunContext, model: nn.Module, budget: int) -> Fit:
-    """Find the size of a method whose active parameters on `model` come nearest to `budget`.
+    """Find the size of a method whose number of active parameters on `model` is nearest to `budget`.
 
     A method that lowers its ranks keeps the ratio of its initial rank to `target_r`. `model` does not change.
 
     Raises:
-        UserError: the method has no setting for its size, or the smallest size is above twice the budget.
+        UserError: the method has no setting for its size, or its smallest size needs more than twice the budget.
     """
     fields = method.fields
     size = next((name for name in SIZES if isinstance(fields.get(name), int)), None)
@@ -71,7 +71,7 @@ def fit_to_budget(method: MethodSettings, context: RunContext, model: nn.Module,
         high *= 2
         try:
             above = active(high)
-        except UserError:  # the rank is above that of every matrix
+        except UserError:  # the rank is larger than that of every matrix
             high = low
             break
         if above == below:  # the number does not grow any more
@@ -85,7 +85,7 @@ def fit_to_budget(method: MethodSettings, context: RunContext, model: nn.Module,
 
 
 def _active(method: MethodSettings, context: RunContext, model: nn.Module) -> int:
-    """Count the method's active adapter parameters on a copy of `model` with shapes and without weights."""
+    """Count the method's active adapter parameters on a copy of `model` that has shapes but no weights."""
     try:
         return count_on_shapes(method, context, model)["adapter_active"]
     except NotImplementedError as error:
@@ -93,7 +93,7 @@ def _active(method: MethodSettings, context: RunContext, model: nn.Module) -> in
 
 
 def count_on_shapes(method: MethodSettings, context: RunContext, model: nn.Module) -> dict[str, int]:
-    """Compute `Method.parameters` on a copy of `model` with shapes and without weights.
+    """Compute `Method.parameters` on a copy of `model` that has shapes but no weights.
 
     Raises:
         UserError: the method cannot adapt this model.

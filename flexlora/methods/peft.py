@@ -1,4 +1,4 @@
-"""Any tuner of PEFT's registry, from `method.peft_type` and the fields of its config class."""
+"""Methods with any tuner of PEFT's registry. `method.peft_type` and the fields of its config class describe them."""
 
 import dataclasses
 import logging
@@ -38,7 +38,7 @@ WINDOWS = ("tinit", "tfinal", "deltaT")
 
 
 class PeftMethod(Method):
-    """A model wrapped by `get_peft_model`. The loop's hooks go to the tuner if it is one of this package.
+    """A method that wraps the model with `get_peft_model`. A tuner of this package receives the loop's hooks.
 
     This class counts the steps. Steps that a gradient scaler skipped do not count.
     """
@@ -54,7 +54,7 @@ class PeftMethod(Method):
         _refuse_strangers(getattr(self.config, "modules_to_save", None) or (), model)
         try:
             wrapped = get_peft_model(model, self.config)
-        except NotImplementedError:  # on the meta device; the caller handles it
+        except NotImplementedError:  # raised on the meta device; the caller handles it
             raise
         except Exception as error:  # PEFT checks many fields only here, and some only when it uses them
             if "targeted for adaptation" in str(error) or "not found in the base model" in str(error):
@@ -149,9 +149,9 @@ def build(fields: dict[str, Any], context: RunContext) -> Method:
 
 
 def peft_config(fields: dict[str, Any], context: RunContext) -> tuple[PeftConfig, dict[str, Any] | None]:
-    """Make the PEFT config from `fields`, and describe how its windows were scaled (None if it has no windows).
+    """Return the PEFT config from `fields`, and the scaling of its windows (None if it has no windows).
 
-    The fields are those of the config class, `peft_type`, `python_module` and, for a config with a `rank_pattern`,
+    The fields are those of the config class, `peft_type` and `python_module`. A config with a `rank_pattern` also has
     `ranks_from`: the folder of a finished run whose final ranks are used as fixed ranks.
 
     Raises:
@@ -173,7 +173,7 @@ def peft_config(fields: dict[str, Any], context: RunContext) -> tuple[PeftConfig
     schedule = scale_windows(fields, context)
     by_run = {"total_step": context.total_steps, "seed": context.seed, "task_type": context.task_type}
     fields |= {name: value for name, value in by_run.items() if name in known and fields.get(name) is None}
-    # A method with its own default targets knows them itself (flexlora.baselines).
+    # A config class may have its own default targets (flexlora.baselines).
     by_model = "target_modules" in known and not hasattr(config_class, "default_targets")
     if by_model and fields.get("target_modules") is None:
         if context.target_modules is None:
@@ -188,7 +188,7 @@ def peft_config(fields: dict[str, Any], context: RunContext) -> tuple[PeftConfig
 
 
 def _check_values(fields: dict[str, Any], known: set[str]) -> None:
-    """Check values that PEFT accepts silently, or refuses only after the model is loaded."""
+    """Check values that PEFT accepts silently, or that PEFT refuses only after the model is loaded."""
     names = ("r", "init_r", "max_rank", "rank_pattern", "lora_alpha", "alpha_pattern", "lora_dropout")
     given = SimpleNamespace(**{name: fields.get(name) for name in names})
     lowest = 0 if "oft_block_size" in known else 1  # in OFT 0 means no rank
@@ -219,7 +219,7 @@ def tuner_classes(fields: Mapping[str, Any]) -> tuple[type[PeftConfig], type[Any
 
 
 def scale_windows(fields: dict[str, Any], context: RunContext) -> dict[str, Any] | None:
-    """Scale the windows in `fields` from the paper's steps to this run's. Returns the changes; None without windows.
+    """Scale the windows in `fields` from the paper's steps to this run's. Return the changes, or None without windows.
 
     Raises:
         UserError: a window is below its minimum.
@@ -229,7 +229,7 @@ def scale_windows(fields: dict[str, Any], context: RunContext) -> dict[str, Any]
         return None
     scaled = context.schedule is Schedule.scaled and context.paper_steps is not None
     for name, value in before.items():
-        # Checked here, because a scaled window is rounded to an allowed value.
+        # The windows are checked before scaling, because a scaled window is rounded to an allowed value.
         lowest = 1 if name == "deltaT" else 0
         if not isinstance(value, int) or isinstance(value, bool):
             raise UserError(f"method.{name} must be a whole number of at least {lowest}, not {value!r}")

@@ -1,8 +1,8 @@
 """LoRA variants that move a part of the backbone's weights into A and B: PEFT's PiSSA, and LoRA-GA.
 
-Both set W ← W - s B₀ A₀ in the backbone. PEFT saves only A and B. On a fresh backbone they give another output
+Both set W ← W - s B₀ A₀ in the backbone, but PEFT saves only A and B. On a fresh backbone these give another output
 (LoRA-GA), or W is decomposed again (PiSSA). `save` therefore writes a plain LoRA of twice the rank,
-ΔW = s (B A - B₀ A₀), for the original backbone. PEFT's own conversion omits modules_to_save.
+ΔW = s (B A - B₀ A₀), for the original backbone. PEFT's own conversion is not used because it omits modules_to_save.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ ADAPTER = "default"
 
 
 class ResidualMethod(PeftMethod):
-    """Stores A₀ and B₀ on the CPU, for saving and for resuming a run."""
+    """A method that keeps A₀ and B₀ on the CPU, for saving the adapter and for resuming a run."""
 
     config: LoraConfig
 

@@ -20,13 +20,13 @@ from flexlora.tuner.checks import number
 
 @dataclass
 class Preconditioning(Checked):
-    """The method's own field."""
+    """The method's own setting."""
 
     reg: float = setting(1e-2, "Value added to the diagonals before the inversion.", number, above=0)
 
 
 class RiemannianMethod(PeftMethod):
-    """A tuner with LoRA's A and B, trained by the preconditioned optimizer."""
+    """A method that trains a tuner with LoRA's A and B by the preconditioned optimizer."""
 
     _model: PeftModel
 
@@ -42,17 +42,17 @@ class RiemannianMethod(PeftMethod):
     def optimizer(
         self, groups: list[dict[str, Any]], learning_rate: float, weight_decay: float
     ) -> torch.optim.Optimizer:
-        """Make PEFT's optimizer for the same parameters, in one group."""
+        """Make PEFT's optimizer for the same parameters in one group."""
         return create_riemannian_optimizer(
             self._model, torch.optim.AdamW, lr=learning_rate, reg=self.reg, weight_decay=weight_decay
         )
 
 
 def build(fields: dict[str, Any], context: RunContext) -> Method:
-    """Build a preconditioned method from the settings' fields: `reg`, and those of the tuner.
+    """Build a preconditioned method from the settings' fields: `reg`, and the tuner's fields.
 
     Raises:
-        UserError: as for `peft_config`, or `reg` is invalid.
+        UserError: PEFT does not have the type, the type does not have a field, or a value is invalid.
     """
     fields = dict(fields)
     own = take(Preconditioning, fields)

@@ -1,4 +1,4 @@
-"""AdamW by the rule of transformers 4.4.2, which the released code of FlexLoRA uses."""
+"""AdamW with the rule of transformers 4.4.2, which the released code of FlexLoRA uses."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -12,8 +12,7 @@ class TransformersAdamW(torch.optim.Optimizer):
 
     With m and v the moments and t the step count: θ ← θ - lr · √(1 - β₂ᵗ) / (1 - β₁ᵗ) · m / (√v + eps), and then
     θ ← θ - lr · weight_decay · θ. torch's AdamW divides by √(v / (1 - β₂ᵗ)) + eps. So at step t, eps is larger here by
-    1 / √(1 - β₂ᵗ), a factor of 32 at the first step. It decides the size of a step wherever gradients are as small as
-    eps.
+    1 / √(1 - β₂ᵗ), a factor of 32 at the first step. eps decides the size of a step if gradients are as small as eps.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Takes the final ranks of another run as fixed ranks, to compare an allocation with the way it was found."""
+"""Use the final ranks of another run as fixed ranks, to compare an allocation with the training that found it."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ def final_ranks(folder: Any) -> dict[str, int]:
     """Read the final ranks of the finished run in `folder` as a `rank_pattern`.
 
     Raises:
-        UserError: the folder has no finished run, its method has no ranks, or its record has ranks that are no numbers.
+        UserError: the folder has no finished run, its method has no ranks, or a rank in its record is not a number.
     """
     record = recorded_run("method.ranks_from", folder)
     ranks = (record.rank_events or {}).get("final_ranks")
