@@ -13,6 +13,7 @@ steps. sparsity = 0 gives LoRI-D.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 from peft.tuners._buffer_dict import BufferDict
 
 from flexlora.tuner.checks import number, whole
+from flexlora.tuner.optimizer_state import start_again
 
 from .low_rank import Factors, LowRankConfig, LowRankLayer, LowRankModel, Shapes, kaiming, setting
 
@@ -104,12 +106,18 @@ class LoriModel(LowRankModel, name="lori", config=LoriConfig, layer=LoriLayer):
         kept = max(1, round((1 - self.peft_config[adapter_name].sparsity) * sizes.numel()))
         mask = torch.zeros(sizes.numel(), dtype=torch.bool)
         mask[sizes.topk(kept).indices] = True  # exactly this number, also with ties
+        left: set[str] = set()
         for layer, part in zip(
             layers, mask.split([layer.lora_B[adapter_name].numel() for layer in layers]), strict=True
         ):
             b = layer.lora_B[adapter_name]
             layer.lora_mask[adapter_name].copy_(part.view_as(b))
             b.zero_()
-            for value in (optimizer.state.get(b, {}) if optimizer is not None else {}).values():
-                if torch.is_tensor(value) and value.shape == b.shape:
-                    value.zero_()
+            if optimizer is not None:
+                left |= start_again(optimizer, b)
+        if left:
+            warnings.warn(
+                f"{type(optimizer).__name__} keeps {' and '.join(sorted(left))}: it is not reset where LoRI's B starts "
+                "again from 0.",
+                stacklevel=2,
+            )

@@ -185,7 +185,7 @@ class FlexLoraLayer(DeltaLayer):
             survivors[slot] = False
         left: set[str] = set()
         for parameter, dim in zip(self.factors(adapter_name), (1, 0, 0), strict=True):
-            left |= start_again(optimizer, parameter, dim, slot, survivors)
+            left |= start_again(optimizer, parameter, (dim, slot), survivors)
         return left
 
     def unpack(

@@ -35,12 +35,15 @@ OTHER_LAYOUT = "state that is not element-wise (factored, quantised or flattened
 
 
 def start_again(
-    optimizer: torch.optim.Optimizer, parameter: nn.Parameter, dim: int, slot: int, survivors: torch.Tensor | None
+    optimizer: torch.optim.Optimizer,
+    parameter: nn.Parameter,
+    direction: tuple[int, int] | None = None,
+    survivors: torch.Tensor | None = None,
 ) -> set[str]:
-    """Give the state of one direction the values that it has in a new optimizer.
+    """Give the state of a parameter, or of one direction in it, the values that it has in a new optimizer.
 
     Args:
-        dim: the dimension of `parameter` that counts directions.
+        direction: the dimension of `parameter` that counts directions, and the direction's index; None: all of it.
         survivors: a mask of the other active directions, whose mean second moments the direction gets; None: it gets
             the starting values.
 
@@ -49,12 +52,15 @@ def start_again(
     """
     left: set[str] = set()
     for part in _parts(optimizer):
-        left |= _start_part_again(part, parameter, dim, slot, survivors)
+        left |= _start_part_again(part, parameter, direction, survivors)
     return left
 
 
 def _start_part_again(
-    optimizer: torch.optim.Optimizer, parameter: nn.Parameter, dim: int, slot: int, survivors: torch.Tensor | None
+    optimizer: torch.optim.Optimizer,
+    parameter: nn.Parameter,
+    direction: tuple[int, int] | None,
+    survivors: torch.Tensor | None,
 ) -> set[str]:
     """Do `start_again` with the state that this optimizer itself keeps."""
     left: set[str] = set()
@@ -71,12 +77,13 @@ def _start_part_again(
         if name not in KNOWN:
             left.add(f"'{name}', which FlexLoRA does not know")
             continue
-        row = value.select(dim, slot)
+        row, own = (t if direction is None else t.select(*direction) for t in (value, parameter.detach()))
         if name in COPIES:
-            row.copy_(parameter.detach().select(dim, slot))
+            row.copy_(own)
             continue
         row.fill_(_start(optimizer, parameter, name))
-        if survivors is not None and name in SECOND_MOMENTS:
+        if direction is not None and survivors is not None and name in SECOND_MOMENTS:
+            dim = direction[0]
             shape = [1] * value.dim()
             shape[dim] = -1
             weight = survivors.to(value.dtype) / survivors.sum().clamp(min=1)
