@@ -29,8 +29,8 @@ def require_task(config: DictConfig) -> list[Path]:
         The folders of YAML files. A later folder has precedence.
 
     Raises:
-        UserError: no task is chosen, a YAML of the user's own lacks its name or kind or has the name of one of ours,
-            or a recipe of the method or the scale is invalid.
+        UserError: no task is chosen, a YAML file of the user lacks its name or kind, it has the name of a file of the
+            package, or a recipe of the method or the scale is invalid.
     """
     folders = config_folders()
     _refuse_hidden_files(folders)
@@ -47,7 +47,11 @@ def require_task(config: DictConfig) -> list[Path]:
 
 
 def _refuse_hidden_files(folders: list[Path]) -> None:
-    """Refuse a file of the user's own that has the name of one of ours. Hydra would ignore it in silence."""
+    """Check that no chosen file of the user has the name of a file of the package: Hydra would silently ignore it.
+
+    Raises:
+        UserError: two folders have a file with this name.
+    """
     for group, name in HydraConfig.get().runtime.choices.items():
         if group not in GROUPS:
             continue
@@ -83,7 +87,7 @@ def choices(group: str, folders: list[Path]) -> list[str]:
 
 
 def method_files() -> dict[str, Path]:
-    """Return the YAML file of every method by its name, ours and those of `--config-dir`."""
+    """Return the YAML file of every method of the package and of `--config-dir`, by the method's name."""
     found = {name: folder / "method" / f"{name}.yaml" for folder in _folders() for name in choices("method", [folder])}
     return dict(sorted(found.items()))
 
@@ -160,7 +164,7 @@ def _plainly(text: str) -> str:
 
 
 def _folders() -> list[Path]:
-    """Return our folder of YAML files, and the one of `--config-dir`."""
+    """Return the package's folder of YAML files, and the folder of `--config-dir` if it is given."""
     folders = [conf_dir()]
     arguments = sys.argv[1:]
     for position, argument in enumerate(arguments):
@@ -179,7 +183,7 @@ def _known_keys() -> list[str]:
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
             try:
                 composed = compose("config", overrides=chosen)
-            except HydraException:  # a choice of the user's own may be broken
+            except HydraException:  # a file of the user may be broken
                 composed = compose("config")
     except HydraException:
         return list(GROUPS)

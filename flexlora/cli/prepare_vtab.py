@@ -91,7 +91,7 @@ def fetch(repository: str, file: str, revision: str | None) -> Path:
 
 
 def targets(archive: Archive, tasks: Sequence[VtabTask]) -> dict[PurePosixPath, Member]:
-    """Return the members of the archive in these tasks' folders, by their path relative to the parent of those folders.
+    """Return the members of the archive that are in these tasks' folders. The keys are relative to the parent folder.
 
     Raises:
         UserError: no list of any task is in the archive, or the tasks are in several folders.

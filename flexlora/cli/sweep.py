@@ -37,9 +37,9 @@ DIED = Ending("interrupted", "its process died: killed, perhaps for memory; the 
 STOPPED = Ending("interrupted", "the sweep was stopped before it ended; the same command resumes it")
 LEFT = Ending("running", "the sweep was stopped and did not wait for it")
 NOT_STARTED = Ending("not started")
-# Endings that say nothing of the run's folder.
+# Endings that say nothing about the run's folder.
 UNKNOWN = ("interrupted", "not started", "running")
-# Seconds in which the folders of such runs are looked at. Composing the settings of a run takes a part of a second.
+# The seconds that are spent on checking the folders of such runs. Composing a run's settings takes less than a second.
 PATIENCE = 10.0
 LOCK = ".lock"
 
@@ -73,7 +73,7 @@ class ListingSweeper(Sweeper):
         self._hydra_context = hydra_context
         self._config = config
         self._task = task_function
-        # In the sweep's folder, which a cluster's machines share.
+        # The journal is in the sweep's folder, because the machines of a cluster share it.
         self._journal = Journal(Path(config.hydra.sweep.dir) / f".sweep-{uuid.uuid4().hex}")
         task = Journaled(task_function, self._journal)
         self._sweeper.setup(hydra_context=hydra_context, task_function=task, config=config)
@@ -107,7 +107,7 @@ class ListingSweeper(Sweeper):
         if is_main_process():
             sys.stdout.flush()
             common = set.intersection(*map(set, jobs))
-            # What differs between runs comes first, for the reader. The order changes neither the run nor its name.
+            # The overrides that differ between runs come first, for the reader. The order does not change the run.
             runs = {job: [item for item in job if not item.startswith("dry=")] for job in jobs}  # without dry=
             words = {job: [*start, *sorted(run, key=lambda item: item in common)] for job, run in runs.items()}
             print(page({shlex.join(words[job]): ending for job, ending in endings.items()}))
@@ -119,7 +119,7 @@ class ListingSweeper(Sweeper):
 
 
 class Journal:
-    """A file for each job of a sweep, in which the job writes how it ended: a process that died returns nothing."""
+    """The files in which the jobs of a sweep write how they ended, because a process that died returns nothing."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -149,7 +149,7 @@ class Journal:
         return self._file(job).exists()
 
     def read(self, job: Job) -> Ending | None:
-        """Return how `job` ended; None if it has not begun, or its process died."""
+        """Return how `job` ended, or None if it has not begun or its process died."""
         try:
             noted = json.loads(read_text(self._file(job)))
         except (OSError, ValueError):
@@ -184,7 +184,7 @@ class Journaled:
 
 
 class PatientLauncher(Launcher):
-    """Wraps a launcher whose jobs may die. Jobs that have not begun are launched again."""
+    """A wrapper of a launcher whose jobs may die. It launches jobs that have not begun again."""
 
     def __init__(self, launcher: Launcher, journal: Journal) -> None:
         self.launcher = launcher
@@ -198,10 +198,10 @@ class PatientLauncher(Launcher):
         """Do nothing: the wrapped launcher is set up already."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Launch the jobs, again if the launcher gave up. `ending` has what they returned.
+        """Launch the jobs. If the launcher gives up, launch the remaining jobs again. `ending` returns the results.
 
         Raises:
-            UserError: the launcher did not get one job to begin.
+            UserError: the launcher started no job.
         """
         waiting = list(job_overrides)
         if not self.began:
@@ -249,7 +249,7 @@ class PatientLauncher(Launcher):
 
 @contextlib.contextmanager
 def _submitit_waits_for_all() -> Iterator[None]:
-    """Let a job that died return its exception. Hydra's launcher asks the jobs in turn and would stop at that job."""
+    """Make a job that died return its exception. Hydra's launcher asks the jobs in turn and would stop at that job."""
     import submitit
 
     kind: Any = submitit.Job

@@ -30,7 +30,7 @@ class Described:
     backbones: dict[str, bool]
     """Whether the method adapts each kind of backbone."""
     merges: bool | None
-    """Whether the adapter merges into the backbone's weights; None if the method has no adapter."""
+    """Whether the adapter merges into the backbone's weights, or None if the method has no adapter."""
     parameters: int | None
     """The number of active adapter parameters on the current model, or None if the method cannot adapt it."""
 

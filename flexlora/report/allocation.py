@@ -54,7 +54,7 @@ class Allocation:
         places: the places of the M matrices.
         steps: the optimizer steps of the E events.
         ranks: the ranks, (E + 1, M). The first row has the ranks before the first event.
-        scores: the importance before each event, (E, M). It is NaN where it was undefined or not recorded.
+        scores: the importance before each event, (E, M). An entry is NaN if it was undefined or not recorded.
         spectra: |λ| of every matrix at the end, largest first, or None if no adapter with such values was saved.
     """
 

@@ -18,7 +18,7 @@ MARKS = {
     "f": "fewer seeds than another row",
     "c": "not printed: computed from the paper's printed figures",
 }
-# Figures with these marks cannot be ranked among those without.
+# Figures with these marks cannot be ranked among figures without them.
 NO_RIVAL = {"s", "v", "g", "d", "m"}
 # A difference between figures with these marks and the paper's would say nothing.
 NOT_COMPARABLE = {"s", "v", "g"}

@@ -14,8 +14,8 @@ from flexlora.report.table import Column, PaperRow
 class Published:
     """One line of the file. `metric` and `row` are spelled as the paper spells them.
 
-    `params_of` says what the printed parameters count: `adapter`, `adapter+head`, `model` or `unknown`. `inferred` is
-    `no`, or it names the part of the line that we inferred: the row's `label`, or what its `params` count.
+    `params_of` names the part that the printed parameters count: `adapter`, `adapter+head`, `model` or `unknown`.
+    `inferred` is `no`, `label` if we inferred the row's label, or `params` if we inferred what its parameters count.
     """
 
     table: str

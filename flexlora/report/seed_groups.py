@@ -37,7 +37,7 @@ class Allocated:
 
 
 class Allocations(NamedTuple):
-    """The groups that were read, and what was left out."""
+    """The groups that were read, and the groups and runs that were left out."""
 
     groups: list[Allocated]
     more: int

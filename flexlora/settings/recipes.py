@@ -192,7 +192,7 @@ def check_recipes(method: str, scale: str, known: Mapping[str, Sequence[str]], f
 
     Raises:
         UserError: a row is not a table of settings, or names a task, benchmark, scale or backbone that does not exist,
-            or has a key that no file declares as `${recipe:KEY}` where the row counts.
+            or has a key that no file for the row's runs declares as `${recipe:KEY}`.
     """
     lineage = list(_lineage(method, tuple(folders)))
     file = file_of("scale", scale, folders)
@@ -229,7 +229,7 @@ def _check_row_name(row: str, where: str, known: Mapping[str, Sequence[str]]) ->
 
 
 def _keys_declared_for(row: str, known: Mapping[str, Sequence[str]], folders: Sequence[Path]) -> set[str]:
-    """Return the keys that the YAMLs of config, benchmark and task declare where `row` counts."""
+    """Return the keys that the YAML files of config, benchmark and task declare for the runs of `row`."""
     place = row.partition("@")[0]
     scale, _, rest = place.partition("/")
     place = rest if scale in known["scale"] else place

@@ -58,8 +58,8 @@ LIMITS: dict[str, tuple[float, float]] = {
 }
 POSITIVE = ("training.learning_rate", "training.max_grad_norm")
 FOLDER_NAMES = ("scale", "variant", "method.name", "model.name")
-# Characters that YAML does not preserve, that control a terminal, or that stand for bytes that are not UTF-8 (a file
-# cannot hold these).
+# Characters that YAML does not preserve, that control a terminal, or that represent bytes that are not UTF-8 (they
+# cannot be written to a file).
 CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 # Paths that must not be empty. A shell variable that is not set gives an empty path, which would be the working folder.
 PATHS = (

@@ -11,7 +11,7 @@ from flexlora.settings.schema import RunSettings
 # Groups of files, the strongest first, with the prefix of their keys among the settings.
 LAYERS = {"experiment": "", "scale": "", "method": "method.", "task": "task.", "benchmark": "", "model": "model."}
 DEFAULTS = ("method", "model")
-"""Groups whose plain values are defaults, like those of `conf/config.yaml`."""
+"""Groups whose plain values are defaults, like the values of `conf/config.yaml`."""
 
 
 NO_VALUES = {"defaults", "hydra", *recipes.NO_SETTINGS}
