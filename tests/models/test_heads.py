@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from encoder_helpers import loaded, settings
+from marks import slow_but
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -43,7 +44,7 @@ def logits(backbone) -> torch.Tensor:
         return backbone.model.eval()(**IDS).logits
 
 
-@pytest.mark.parametrize("architecture", ENCODERS)
+@pytest.mark.parametrize("architecture", slow_but({"bert", "roberta"}, ENCODERS))
 def test_the_order_of_the_classes_is_the_tasks(architecture, encoders, tmp_path):
     folder = trained(encoders[architecture], tmp_path / "m", ["CONTRADICTION", "entailment", "Neutral"])
     backbone = loaded(folder, 3)
@@ -60,7 +61,7 @@ def test_the_order_of_the_classes_is_the_tasks(architecture, encoders, tmp_path)
     assert (LAST[architecture] in facts["kept"], facts["new"]) == (True, [])
 
 
-@pytest.mark.parametrize("architecture", ENCODERS)
+@pytest.mark.parametrize("architecture", slow_but({"bert", "roberta"}, ENCODERS))
 def test_a_head_of_other_classes_is_initialised_again(architecture, encoders, tmp_path):
     folder = trained(encoders[architecture], tmp_path / "m", ["negative", "neutral", "positive"])
     heads = []
