@@ -114,7 +114,8 @@ def warm_start_from_lora(model: nn.Module, path: str | os.PathLike, adapter_name
         adapter_name: the FlexLoRA adapter to fill.
 
     Raises:
-        ValueError: the folder does not contain a plain LoRA, or it adapts modules that this adapter does not.
+        ValueError: the folder does not contain a plain LoRA, or its update has parts that this adapter does not have:
+            other modules, embeddings, biases of the update.
         FileNotFoundError: the folder has no safetensors weights.
     """
     _config(model, adapter_name)
@@ -138,6 +139,7 @@ def warm_start_from_lora(model: nn.Module, path: str | os.PathLike, adapter_name
 
     state_dict = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     keys = {plain_name(key): key for key in state_dict}
+    _check_rest([key for key in weights if plain_name(key) not in keys], path)
     lost, energy = 0.0, 0.0
     for name in sorted(found):
         layer = layers[name]
@@ -167,6 +169,27 @@ def warm_start_from_lora(model: nn.Module, path: str | os.PathLike, adapter_name
         warnings.warn(
             f"the LoRA's rank is above max_rank: {100 * lost / energy:.2g} % of its energy is lost. Raise max_rank.",
             stacklevel=2,
+        )
+
+
+def _check_rest(names: list[str], path: str | os.PathLike) -> None:
+    """Check the tensors of a LoRA whose names this adapter does not have. Those of A and B are converted.
+
+    Raises:
+        ValueError: a tensor is a part of the update, such as the factor of an embedding.
+    """
+    rest = sorted(plain_name(name) for name in names if not name.endswith((".lora_A.weight", ".lora_B.weight")))
+    update = [name for name in rest if ".lora_" in name]
+    if update:
+        raise ValueError(
+            f"the LoRA in {path} has {len(update)} tensors in its update that FlexLoRA cannot have, such as "
+            f"{update[0]}: its ΔW would be another one."
+        )
+    if rest:
+        warnings.warn(
+            f"the LoRA in {path} also trained {len(rest)} tensors that this adapter does not have, such as {rest[0]}: "
+            "they keep the base model's values. The same bias and modules_to_save in FlexLoraConfig take them over.",
+            stacklevel=3,
         )
 
 

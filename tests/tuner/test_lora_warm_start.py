@@ -7,11 +7,10 @@ import copy
 import pytest
 import torch
 from builders import SHAPES, Chain, adapters, delta, fixed, moving, scramble
-from export_helpers import X, adapted
+from export_helpers import X, adapted, lora_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import (
-    LoraConfig,
     PeftModel,
     get_peft_model,
     inject_adapter_in_model,
@@ -23,18 +22,6 @@ from flexlora import convert_to_lora, save_as_lora, warm_start_from_lora
 from flexlora.tuner.weighted import truncate
 
 # --- warm start ----------
-
-
-def lora_folder(folder, base, seed=0, targets=tuple(SHAPES), **options):
-    torch.manual_seed(seed)
-    settings = {"r": 3, "lora_alpha": 5, "target_modules": list(targets)} | options
-    lora = get_peft_model(copy.deepcopy(base), LoraConfig(**settings))
-    with torch.no_grad():
-        for parameter in lora.parameters():
-            if parameter.requires_grad:
-                parameter.copy_(torch.randn_like(parameter))
-    lora.save_pretrained(str(folder))
-    return lora
 
 
 CASES = {
