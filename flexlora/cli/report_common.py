@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from flexlora.errors import UserError, did_you_mean
-from flexlora.results.collect import Collection, Run, collect, without_duplicates
+from flexlora.results.collect import Collection, Run, collect, distinct_runs
 from flexlora.results.files import write_bytes
 
 BROKEN, REFUSED = 1, 2
@@ -72,9 +72,9 @@ def of_tasks(runs: list[Run], wanted: str | None) -> list[Run]:
 def once(runs: list[Run]) -> list[Run]:
     """Return the runs without copies, such as those of a folder that was copied: a copy is not another seed.
 
-    A line on stderr names each copy.
+    A line on stderr names each copy, and runs that share their names and not their settings.
     """
-    kept, notes = without_duplicates(runs)
+    kept, notes = distinct_runs(runs)
     for note in notes:
         say(note)
     return kept

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from flexlora.report.frame import Figure
 from flexlora.report.marks import NO_RIVAL, Usual, marks_of
 from flexlora.report.paired_test import Paired
+from flexlora.report.protocol import protocol
 from flexlora.report.table import Average, Column
 
 Interval = tuple[float, float]
@@ -22,6 +23,8 @@ class Cell:
     marks: frozenset[str] = frozenset()
     word: str = ""
     by_seed: Mapping[int, float] = field(default_factory=dict)
+    protocols: frozenset[str] = frozenset()
+    """How its runs were trained and measured."""
     place: int = 0
     """The place among our comparable rows, by printed figures: 1 is the best of the column, 2 the second, 0 others."""
     interval: Interval | None = None
@@ -54,7 +57,8 @@ def seeds_cell(figures: Sequence[Figure], usual: Usual | None) -> Cell:
         return Cell(word=", ".join(sorted(status if status != "done" else "no figure" for status in statuses)))
     used = [one.run.record for one in figures if one.value is not None]
     marks = marks_of(used, usual) | ({"x"} if len(used) < len(figures) else set())
-    return replace(summarise([*by_seed.values()]), marks=marks, by_seed=by_seed)
+    protocols = frozenset(map(protocol, used))
+    return replace(summarise([*by_seed.values()]), marks=marks, by_seed=by_seed, protocols=protocols)
 
 
 def average_cell(row: Mapping[Column, Sequence[Figure]], average: Average, cells: Sequence[Cell]) -> Cell:
@@ -74,7 +78,8 @@ def average_cell(row: Mapping[Column, Sequence[Figure]], average: Average, cells
         return Cell(word=f"{max(map(len, by_seed.values()), default=0)}/{size}")
     marks = frozenset().union(*(cell.marks for cell in cells))
     marks = marks - {"x", "f"} | ({"x"} if len(whole) < len(by_seed) else set())
-    return replace(summarise([*whole.values()]), marks=marks, by_seed=whole)
+    protocols = frozenset().union(*(cell.protocols for cell in cells))
+    return replace(summarise([*whole.values()]), marks=marks, by_seed=whole, protocols=protocols)
 
 
 def count_cell(figures: Sequence[Figure]) -> Cell:

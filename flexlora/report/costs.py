@@ -20,7 +20,7 @@ from flexlora.report.sheet import (
     what_all_share,
 )
 from flexlora.report.table import ADAPTER, Column, Cost, Table
-from flexlora.results.collect import Run, without_duplicates
+from flexlora.results.collect import Run, distinct_runs
 from flexlora.results.record import RunRecord
 
 REFERENCE = "lora"
@@ -62,7 +62,7 @@ def _part_of(record: RunRecord) -> str:
 
 
 def _sheet(table: Table, found: Sequence[Run], machine: str, part: str) -> Sheet:
-    runs, copies = without_duplicates(found)
+    runs, copies = distinct_runs(found)
     scale, model = runs[0].record.scale, runs[0].record.model
     columns = [ADAPTER, *(column for column in table.columns if _is_shown(column, runs))]
     rows = our_rows(table, runs, columns, "last")

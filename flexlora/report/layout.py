@@ -11,7 +11,7 @@ from flexlora.report.sheet import Row, Sheet
 from flexlora.report.table import Average, Column, Cost, Count
 
 INTERVAL = "  95 % interval"
-SUPERSCRIPT = str.maketrans("svgdmxfc", "ˢᵛᵍᵈᵐˣᶠᶜ")
+SUPERSCRIPT = str.maketrans("svgtdomxfc", "ˢᵛᵍᵗᵈᵒᵐˣᶠᶜ")
 
 
 class Entry(NamedTuple):
@@ -59,7 +59,7 @@ def printed_lines(sheet: Sheet, row: Row) -> list[Line]:
 def legend(sheet: Sheet) -> list[str]:
     """Return the explanations of the marks and words in the table, followed by its notes, each after a dot."""
     used = frozenset[str]().union(*(cell.marks for row in sheet.rows for cell in row.cells)) - sheet.common_marks
-    lines = [f"{mark.translate(SUPERSCRIPT)}  {text}" for mark, text in MARKS.items() if mark in used]
+    lines = explained(used)
     words = {cell.word for row in sheet.rows for cell in row.cells}
     if "–" in words:
         lines.append("–  no run, or none that is done")
@@ -68,6 +68,16 @@ def legend(sheet: Sheet) -> list[str]:
         size = sizes.pop() if len(sizes) == 1 else "k"
         lines.append(f"n/{size}  no average: only n of the {sheet.table.parts}' main figures are there")
     return [*lines, *(f"·  {note}" for note in sheet.notes)]
+
+
+def spelled(marks: frozenset[str]) -> str:
+    """The marks behind a figure."""
+    return "".join(mark for mark in MARKS if mark in marks).translate(SUPERSCRIPT)
+
+
+def explained(marks: frozenset[str]) -> list[str]:
+    """A line for each mark."""
+    return [f"{spelled(frozenset(mark))}  {text}" for mark, text in MARKS.items() if mark in marks]
 
 
 def blocks_by_group(sheet: Sheet) -> list[list[int]]:
@@ -123,8 +133,7 @@ def _entry(cell: Cell, column: Column, row: Row, sheet: Sheet) -> Entry:
         parts.append(f"± {cell.std:,.{digits}f}")
     if row.kind == "ours" and cell.n != sheet.usual_seeds:
         parts.append(f"({cell.n})")
-    marks = "".join(mark for mark in MARKS if mark in cell.marks - sheet.common_marks)
-    return Entry([*parts[:-1], parts[-1] + marks.translate(SUPERSCRIPT)], cell.place, cell.mean)
+    return Entry([*parts[:-1], parts[-1] + spelled(cell.marks - sheet.common_marks)], cell.place, cell.mean)
 
 
 def _interval_entry(cell: Cell) -> Entry:

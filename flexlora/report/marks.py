@@ -2,9 +2,10 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from flexlora.report.protocol import is_own, protocol
 from flexlora.report.record_values import is_generated, is_part
 from flexlora.results.record import RunRecord
 
@@ -12,23 +13,32 @@ MARKS = {
     "s": "subset of the data (task.max_train_rows, task.max_eval_rows)",
     "v": "on rows held out of train (task.validation_rows), to choose settings by",
     "g": "generated data",
+    "t": "trained for another length or with another batch than the task's (training.max_steps, epochs, batch_size)",
     "d": "other data than most runs of this task (source, revision, content, or the rows of a subset)",
+    "o": "other length of training, batch or setting of the task (task.*) than most runs of this task",
     "m": "its seeds ran with settings that differ",
     "x": "without seeds that did not end well or gave no figure",
     "f": "fewer seeds than another row",
     "c": "not printed: computed from the paper's printed figures",
 }
 # Figures with these marks cannot be ranked among figures without them.
-NO_RIVAL = {"s", "v", "g", "d", "m"}
+NO_RIVAL = {"s", "v", "g", "t", "d", "o", "m"}
 # A difference between figures with these marks and the paper's would say nothing.
-NOT_COMPARABLE = {"s", "v", "g"}
+NOT_COMPARABLE = {"s", "v", "g", "t"}
 
 
 class Usual(NamedTuple):
-    """The data that most runs of a task used, and the rows that most of the runs on a part of the data used."""
+    """The data and the protocol of most runs of a task, and the rows of most of the runs on a part of the data."""
 
     data: str
     rows: str
+    """Of the runs on a part of the data."""
+    protocols: Mapping[bool, str]
+    """Of the runs of the task's own length and batch (True), and of the others."""
+
+    def has_other_protocol(self, record: RunRecord) -> bool:
+        """Whether a run had another protocol than most runs of the task's own length, or than most of the others."""
+        return protocol(record) != self.protocols.get(is_own(record))
 
     def is_other(self, record: RunRecord) -> bool:
         """Return whether a run used other data, or a part of the data that differs from the usual part."""
@@ -36,16 +46,23 @@ class Usual(NamedTuple):
 
 
 def usual_data(records: Iterable[RunRecord]) -> Usual:
-    """Return the data that most of the runs used. If two data sets are equally frequent, the hub's is returned."""
+    """Return what most of the runs have. If two data sets are equally frequent, the hub's is returned."""
+    protocols: dict[bool, Counter[str]] = {}
     counts: Counter[tuple[bool, str]] = Counter()
     rows: Counter[str] = Counter()
     for record in records:
+        if record.status == "done":
+            protocols.setdefault(is_own(record), Counter())[protocol(record)] += 1
         if record.data:
             counts[record.data.get("source") == "hub", data_identity(record)] += 1
         if is_part(record):
             rows[_rows(record)] += 1
     data = max(counts, key=lambda key: (counts[key], key), default=(False, ""))[1]
-    return Usual(data, max(rows, key=lambda key: (rows[key], key), default=""))
+    return Usual(data, _most(rows), {own: _most(found) for own, found in protocols.items()})
+
+
+def _most(counts: Counter[str]) -> str:
+    return max(counts, key=lambda key: (counts[key], key), default="")
 
 
 def marks_of(used: Sequence[RunRecord], usual: Usual | None) -> frozenset[str]:
@@ -54,7 +71,9 @@ def marks_of(used: Sequence[RunRecord], usual: Usual | None) -> frozenset[str]:
         "s": any(record.subset for record in used),
         "v": any(record.data.get("held_out") for record in used),
         "g": any(is_generated(record) for record in used),
+        "t": not all(map(is_own, used)),
         "d": usual is not None and any(map(usual.is_other, used)),
+        "o": usual is not None and any(map(usual.has_other_protocol, used)),
         "m": len(used) > 1 and len({_settings(record) for record in used}) > 1,
     }
     return frozenset(mark for mark, holds in marks.items() if holds)

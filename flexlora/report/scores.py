@@ -25,7 +25,7 @@ from flexlora.report.sheet import (
     what_all_share,
 )
 from flexlora.report.table import ADAPTER, TRAINABLE, Average, Column, Count, Table
-from flexlora.results.collect import Run, without_duplicates
+from flexlora.results.collect import Run, distinct_runs
 
 HOW_COMPARED = (
     "Less {}'s: over the seeds that both rows have; p: two-sided paired t test, not corrected for their number."
@@ -79,7 +79,7 @@ def _setting(config: Mapping[str, object], name: str, otherwise: object) -> obje
 
 
 def _sheet(table: Table, found: list[Run], asked: Asked) -> Sheet:
-    runs, copies = without_duplicates(found)
+    runs, copies = distinct_runs(found)
     scale, model = runs[0].record.scale, runs[0].record.model
     with_runs = _with_runs(table, runs, asked.evaluation)
     scores = list(table.columns) if asked.all_tasks else with_runs
@@ -108,7 +108,7 @@ def _sheet(table: Table, found: list[Run], asked: Asked) -> Sheet:
         scale,
         model,
         asked.evaluation,
-        _title(table, scale, model, is_paper, generated, asked.evaluation),
+        _title(table, scale, model, is_paper, generated, asked.evaluation, common),
         captions=[
             f"{len({*table.main} & {*with_runs})} of {len(table.main)} {table.parts}, "
             f"{asked.evaluation} evaluation of each run, in percent: "
@@ -151,14 +151,16 @@ def _is_shown(average: Average, scores: Sequence[Column]) -> bool:
     return there == len(average.columns) if average.optional else there > 1
 
 
-def _title(table: Table, scale: str, model: str, is_paper: bool, generated: bool, evaluation: str) -> str:
-    title = f"{table.paper_title} · {model}" if is_paper else _title_of_ours(table, scale, model, generated)
+def _title(
+    table: Table, scale: str, model: str, is_paper: bool, generated: bool, evaluation: str, common: frozenset[str]
+) -> str:
+    title = f"{table.paper_title} · {model}" if is_paper else _title_of_ours(table, scale, model, generated, common)
     if evaluation == "best":
         title += " · BEST evaluation of each run, chosen on the very data it is measured on"
     return title
 
 
-def _title_of_ours(table: Table, scale: str, model: str, generated: bool) -> str:
+def _title_of_ours(table: Table, scale: str, model: str, generated: bool, common: frozenset[str]) -> str:
     """Return the title of a table that cannot be compared with the paper. It contains the reason."""
     place = f"{table.tasks}, {model}, scale={scale}"
     if scale == "tiny":
@@ -172,7 +174,7 @@ def _title_of_ours(table: Table, scale: str, model: str, generated: bool) -> str
     elif scale != "paper":
         why = "not run at scale=paper"
     else:
-        why = "not the paper's data"
+        why = "another length of training or batch than the task's" if common & {"t"} else "not the paper's data"
     return f"{place}: {why}; these figures say nothing about the paper" if table.paper_model else f"{place}: {why}"
 
 
@@ -211,8 +213,8 @@ def _reference(row: Row, references: Sequence[Row], shared: set[str]) -> Row | N
 
 def _paired(cell: Cell, reference: Cell, common: frozenset[str]) -> Paired | None:
     # Two cells on a part of the data may be compared although others use all data: other parts have the mark `d`.
-    unlike = (cell.marks ^ reference.marks) & NO_RIVAL or (cell.marks & reference.marks - common) & {"d", "m"}
-    if unlike:
+    unlike = (cell.marks ^ reference.marks) & (NO_RIVAL - {"o"}) or (cell.marks & reference.marks - common) & {"d", "m"}
+    if unlike or cell.protocols != reference.protocols:
         return None
     return paired(cell.by_seed, reference.by_seed)
 

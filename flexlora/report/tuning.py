@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,17 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from flexlora.report.cells import Cell, summarise
+from flexlora.report.layout import explained, spelled
+from flexlora.report.marks import marks_of, usual_data
 from flexlora.report.record_values import figure
 from flexlora.results.collect import Run
+from flexlora.results.record import RunRecord
 from flexlora.settings import flat_keys
 
 Place = tuple[str, str, str, str, str]
+SOUGHT = frozenset("sgtdo")
+"""The marks that an entry may have: all its runs are on held-out rows, and differ in the setting."""
+TRAINED = ("training.max_steps", "training.epochs", "training.batch_size", "training.gradient_accumulation")
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,8 @@ class Tuned:
     cells: dict[Any, Cell]
     runs: int
     """The number of its runs, including those that failed or diverged."""
+    marks: frozenset[str] = frozenset()
+    """What its figures do not have in common with those of most runs of the task."""
 
     @property
     def best(self) -> Any:
@@ -51,14 +59,25 @@ def tuned(runs: Iterable[Run], key: str) -> list[Tuned]:
         others = "+".join(part for part in record.variant.split("+") if not part.startswith(f"{key}-")) or "default"
         place = (record.scale, record.task, record.model, record.method, others)
         by_place.setdefault(place, {}).setdefault(_comparable(settings[key]), []).append(run)
+    usual = {at: usual_data(records) for at, records in _records_by_task(by_place).items()}
+    sought = SOUGHT - ({"t", "o"} if key in TRAINED or key.startswith("task.") else set())
     entries = []
     for place, by_value in sorted(by_place.items()):
         found = [run for runs in by_value.values() for run in runs]
         metric = next((run.record.main_metric for run in found if run.record.main_metric), None)
         if metric is not None and len(by_value) > 1:
             cells = {value: _cell(by_value[value], metric) for value in sorted(by_value, key=_order)}
-            entries.append(Tuned(*place, metric, cells, len(found)))
+            marks = marks_of([run.record for run in found], usual[place[:3]]) & sought
+            entries.append(Tuned(*place, metric, cells, len(found), marks))
     return entries
+
+
+def _records_by_task(by_place: Mapping[Place, Mapping[Any, Sequence[Run]]]) -> dict[tuple[str, ...], list[RunRecord]]:
+    """The records of each scale, task and model."""
+    found: dict[tuple[str, ...], list[RunRecord]] = {}
+    for place, by_value in by_place.items():
+        found.setdefault(place[:3], []).extend(run.record for runs in by_value.values() for run in runs)
+    return found
 
 
 def _comparable(value: Any) -> Any:
@@ -98,9 +117,13 @@ def as_text(entries: Iterable[Tuned], key: str, width: int) -> str:
         for entry in group:
             shown = "–" if entry.best is None else _spelled(entry.best)
             cells = [entry.cells.get(value) for value in values]
-            table.add_row(entry.method, shown, str(entry.runs), *(_shown(cell) for cell in cells))
+            table.add_row(
+                entry.method + spelled(entry.marks), shown, str(entry.runs), *(_shown(cell) for cell in cells)
+            )
         console.print(table)
         console.print()
+        for line in explained(frozenset().union(*(entry.marks for entry in group))):
+            console.print(line)
     return "\n".join(line.rstrip() for line in file.getvalue().rstrip().split("\n")) + "\n"
 
 

@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -47,22 +48,60 @@ def collect(root: Path) -> Collection:
     return found
 
 
-def without_duplicates(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """Keep the latest of several runs that differ only in their folder.
+def distinct_runs(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """Keep the latest of several runs with the same settings, and rename runs that share their names only.
+
+    Runs of one scale, model, task, method, variant and seed can have other settings: they are in several output roots,
+    or a `variant` was given by hand. Their variants get the settings in which they differ, as if these were overrides.
 
     Returns:
-        The runs that are kept, in the given order, and a line for each run that is left out.
+        The runs that are kept, in the given order, and a line for each run left out and each variant that was renamed.
     """
-    latest: dict[tuple[str, str, str, str, str, int], Run] = {}
-    notes = []
+    by_names: dict[tuple[Any, ...], list[Run]] = {}
     for run in sorted(runs, key=lambda run: run.record.started or ""):
-        record = run.record
-        key = (record.scale, record.model, record.task, record.method, record.variant, record.seed)
-        if key in latest:
-            notes.append(f"left out {latest[key].path}: {run.path} is a later run of the same settings")
-        latest[key] = run
-    kept = {run.path for run in latest.values()}
-    return [run for run in runs if run.path in kept], notes
+        by_names.setdefault((*_variant_of(run.record), run.record.task, run.record.seed), []).append(run)
+    clashes = [alike for alike in by_names.values() if len(alike) > 1]
+    if not clashes:
+        return list(runs), []
+    from flexlora.results.folder import config_hash, differing_keys  # here: it imports Hydra
+
+    left_out: set[Path] = set()
+    notes: list[str] = []
+    differing: dict[tuple[Any, ...], set[str]] = {}
+    for alike in clashes:
+        latest: dict[str, Run] = {}
+        for run in alike:
+            settings = config_hash(run.record.config)
+            if settings in latest:
+                left_out.add(latest[settings].path)
+                notes.append(f"left out {latest[settings].path}: {run.path} is a later run of the same settings")
+            latest[settings] = run
+        first, *others = latest.values()
+        keys = {key for other in others for key in differing_keys(first.record.config, other.record.config)}
+        variant = _variant_of(first.record)
+        if keys and variant not in differing:
+            paths = " and ".join(str(run.path) for run in (first, others[0]))
+            notes.append(f"kept apart: {paths} have the same names and other settings ({', '.join(sorted(keys))})")
+        if keys:
+            differing.setdefault(variant, set()).update(keys)
+    kept = [run for run in runs if run.path not in left_out]
+    return [_renamed(run, differing.get(_variant_of(run.record), set())) for run in kept], notes
+
+
+def _variant_of(record: RunRecord) -> tuple[str, str, str, str]:
+    return record.scale, record.model, record.method, record.variant
+
+
+def _renamed(run: Run, keys: set[str]) -> Run:
+    """Return the run with the values of these settings in its variant."""
+    if not keys:
+        return run
+    from flexlora.settings import flat_keys
+
+    record, settings = run.record, flat_keys(run.record.config)
+    parts = [f"{key}-{str(settings.get(key, 'absent')).replace('+', ' ')}" for key in sorted(keys)]
+    own = [part for part in record.variant.split("+") if part.partition("-")[0] not in {"default", *keys}]
+    return replace(run, record=replace(record, variant="+".join([*own, *parts])))
 
 
 def _read(folder: Path, files: Sequence[str]) -> RunRecord | None:

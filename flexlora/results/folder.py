@@ -286,11 +286,17 @@ class RunFolder:
                 part.unlink(missing_ok=True)
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def differing_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the flat keys, sorted, in which two resolved configs differ, without `LOCATION_KEYS`."""
     old, new = flat_keys(before), flat_keys(now)
     absent = object()
-    keys = [
+    return [
         key for key in sorted(old | new) if old.get(key, absent) != new.get(key, absent) and key not in LOCATION_KEYS
     ]
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    old, new = flat_keys(before), flat_keys(now)
+    keys = differing_keys(before, now)
     shown = [f"{key}: {old.get(key, 'absent')} → {new.get(key, 'absent')}" for key in keys[:6]]
     return ", ".join([*shown, f"and {len(keys) - 6} more"] if len(keys) > 6 else shown)

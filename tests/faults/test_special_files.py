@@ -322,7 +322,7 @@ ALLOWED = {
     ("training/checkpoint.py", "load_file"): "`verify` has just read the same file",
     ("training/checkpoint.py", "load"): "`verify` has just read the same file",
     ("training/memory.py", "read_text"): "/proc and /sys",
-    ("tuner/trainer.py", "safe_open"): "`is_file` comes before; the tuner imports nothing of the runner",
+    ("tuner/trainer.py", "read_bytes"): "`is_file` comes before; the tuner imports nothing of the runner",
 }
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from flexlora.cli.report import main
 from flexlora.report.published import read_published
+from flexlora.results.folder import config_hash
 from flexlora.results.record import RunRecord
 
 COMMAND = Path(sys.executable).with_name("flexlora-report")
@@ -45,7 +46,6 @@ def write_run(root: Path, value: float | None = 0.5, best: float | None = None, 
         "error": None if run["status"] == "done" else f"it {run['status']}",
         "data_seed": run["seed"],
         "config": {**config, "seed": run["seed"], "data_seed": run["seed"]},
-        "config_hash": "0",
         "metrics": {"last": last, "best": top},
         "subset": False,
         "parameters": {
@@ -56,7 +56,9 @@ def write_run(root: Path, value: float | None = 0.5, best: float | None = None, 
         },
         "data": HUB,
     }
-    record = RunRecord(task=f"glue/{task}" if task in SCORES else task, **run, **(given | fields))
+    values = given | fields
+    values.setdefault("config_hash", config_hash(values["config"]))
+    record = RunRecord(task=f"glue/{task}" if task in SCORES else task, **run, **values)
     folder = root.joinpath(record.scale, record.task, record.model, record.method, record.variant, f"seed{record.seed}")
     folder.mkdir(parents=True)
     record.write(folder / "result.json")

@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Sequence
 
+from flexlora.errors import printable
 from flexlora.report.cells import Cell
 from flexlora.report.marks import MARKS
 from flexlora.report.sheet import Row, Sheet
@@ -14,6 +15,8 @@ CSV_COLUMNS = (*WHERE, "mean", "std", "n", "marks", "status", "paper", "differen
 INTERVAL_COLUMNS = ("low", "high")
 RATIO_COLUMN = "ratio"
 PAIRED_COLUMNS = ("against", "paired_difference", "paired_n", "p")
+# Beginnings of a cell that a spreadsheet takes for a formula.
+FORMULAS = ("=", "+", "-", "@")
 PAIRED_INTERVAL_COLUMNS = ("paired_low", "paired_high")
 
 
@@ -35,8 +38,19 @@ def as_csv(sheets: Sequence[Sheet]) -> str:
         for row in sheet.rows:
             for cell, column in zip(row.cells, sheet.columns, strict=True):
                 if row.kind == "ours" or cell.mean is not None:
-                    writer.writerow(_line(sheet, row, cell, column))
+                    writer.writerow({key: _no_formula(value) for key, value in _line(sheet, row, cell, column).items()})
     return file.getvalue()
+
+
+def _no_formula(value: object) -> object:
+    """Put an apostrophe before a text that a spreadsheet would compute, and write control characters as letters.
+
+    Names come from folders of others. A line break within a name could begin a cell.
+    """
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.startswith(FORMULAS) else text
 
 
 def _line(sheet: Sheet, row: Row, cell: Cell, column: Column) -> dict[str, object]:
