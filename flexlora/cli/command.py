@@ -23,7 +23,7 @@ from flexlora.cli.explain import explain, list_choices, require_task
 from flexlora.cli.flags import check_flags
 from flexlora.cli.interrupt import raise_from_here
 from flexlora.cli.sweep import list_endings
-from flexlora.cli.terminal import take_any_letter
+from flexlora.cli.terminal import take_any_letter, warn_in_one_line
 from flexlora.conf_path import conf_dir
 from flexlora.errors import UserError, one_line, printable
 from flexlora.results.record import Ending
@@ -99,6 +99,7 @@ def call_with_settings(
         How each run ended, in order.
     """
     take_any_letter()
+    warn_in_one_line()
     if "--version" in sys.argv:  # otherwise Hydra prints its own version
         print(f"{program} {version('flexlora')}")
         sys.exit()

@@ -13,7 +13,7 @@ def leave_while_importing() -> None:
 
     An exception is not enough, because some libraries catch it in their imports and continue.
     """
-    if _program() is not None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if program() is not None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave)
 
 
@@ -23,7 +23,7 @@ def raise_from_here() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _program() -> str | None:
+def program() -> str | None:
     """Return the name of the command that this process runs, or None for any other program."""
     name = sys.argv[0].rpartition(os.sep)[2] if sys.argv else ""
     if name == "-m":  # python -m flexlora.cli.run: accelerate launch starts the command this way
@@ -33,5 +33,5 @@ def _program() -> str | None:
 
 def _leave(number: int, frame: FrameType | None) -> None:
     if os.environ.get("RANK", "0") == "0":  # with several processes only the first one prints the line
-        os.write(2, f"{_program()}: interrupted\n".encode())
+        os.write(2, f"{program()}: interrupted\n".encode())
     os._exit(128 + number)

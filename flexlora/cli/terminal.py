@@ -2,6 +2,10 @@
 
 import io
 import sys
+import warnings
+
+from flexlora.cli.interrupt import program
+from flexlora.errors import printable
 
 
 def take_any_letter() -> None:
@@ -9,3 +13,10 @@ def take_any_letter() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def warn_in_one_line() -> None:
+    """Print each warning of a library as one line without its source code, if this process is one of the commands."""
+    name = program()
+    if name is not None:
+        warnings.formatwarning = lambda message, *_: f"{name}: warning: {printable(' '.join(str(message).split()))}\n"

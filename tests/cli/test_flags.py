@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -88,6 +89,7 @@ def hydra_of_this_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> It
     """A command changes the signals, the environment and Hydra's global state of its process."""
     signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.setenv("HYDRA_FULL_ERROR", "")
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
     monkeypatch.delenv("COMP_LINE", raising=False)
     monkeypatch.chdir(tmp_path)
     root = logging.getLogger()
@@ -282,6 +284,20 @@ def test_a_shells_background_job_stays_deaf_to_ctrl_c(monkeypatch: pytest.Monkey
     interrupt.leave_while_importing()
     interrupt.raise_from_here()
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+@pytest.mark.parametrize(("program", "expected"), [("flexlora-run", "flexlora-run: warning: a b\n"), ("pytest", None)])
+def test_a_warning_of_a_library_is_one_line(
+    program: str, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flexlora.cli.terminal import warn_in_one_line
+
+    before = warnings.formatwarning
+    monkeypatch.setattr(warnings, "formatwarning", before)
+    monkeypatch.setattr(sys, "argv", [program])
+    warn_in_one_line()
+    line = warnings.formatwarning("\n\ta\n b", UserWarning, "x.py", 3)
+    assert line == (expected or before("\n\ta\n b", UserWarning, "x.py", 3))
 
 
 def test_refused_words_raise_a_user_error() -> None:

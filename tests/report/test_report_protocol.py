@@ -170,6 +170,13 @@ def test_only_runs_of_one_protocol_are_compared(tmp_path: Path) -> None:
     assert found["lora", "training.max_steps-30"] == ""
 
 
+def test_two_lengths_that_are_not_the_tasks_are_not_compared(tmp_path: Path) -> None:
+    """Both figures have the same marks but one, and the only row of the method is the reference of all others."""
+    for method, steps in (("lora", 30), ("flexlora", 60)):
+        write_run(tmp_path, 0.5, method=method, variant=f"training.max_steps-{steps}", config=config(max_steps=steps))
+    assert not [row for row in figures(tmp_path, "--against", "lora") if row.get("paired_difference")]
+
+
 @pytest.mark.parametrize("whole_too", [True, False])
 def test_a_part_of_a_training_is_not_compared_with_the_papers_figure(whole_too: bool, tmp_path: Path) -> None:
     paper = {"scale": "paper", "model": "deberta_v3_base", "method": "flexlora"}
