@@ -135,6 +135,7 @@ class Averaging(torch.optim.SGD):
 
 def test_an_unknown_state_is_left_alone_and_named_once() -> None:
     model = adapt(make_net(), total_step=12, deltaT=2)
+    torch.optim.SGD(trainable(model), lr=0.05)  # from the first object on, torch calls hooks around SGD's step too
     optimizer = Averaging(trainable(model), lr=0.05)
     attachment = attach(model, optimizer)
     with pytest.warns(UserWarning, match="ema_of_weights") as caught:
