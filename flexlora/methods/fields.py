@@ -28,12 +28,16 @@ def refuse_misfits(fields: dict[str, Any], declared: type) -> None:
     """Check that each value has the type that the dataclass `declared` gives its field.
 
     Raises:
-        UserError: a value has another type.
+        UserError: a value has another type, or a mapping for a nested configuration has a key that it does not have.
     """
     hints = typing.get_type_hints(declared)
     for name, value in fields.items():
         if not fits(value, hints[name]):
             raise UserError(f"method.{name}: {value!r} is not {_spell(hints[name])}")
+        nested = next(filter(dataclasses.is_dataclass, (hints[name], *typing.get_args(hints[name]))), None)
+        if nested is not None and isinstance(value, dict):  # PEFT drops unknown keys in silence
+            known = {field.name for field in dataclasses.fields(nested)}
+            refuse_unknown((f"{name}.{key}" for key in value), {f"{name}.{key}" for key in known}, nested.__name__)
 
 
 def take(declared: type, fields: dict[str, Any]) -> Any:

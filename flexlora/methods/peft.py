@@ -189,13 +189,14 @@ def peft_config(fields: dict[str, Any], context: RunContext) -> tuple[PeftConfig
 
 def _check_values(fields: dict[str, Any], known: set[str]) -> None:
     """Check values that PEFT accepts silently, or that PEFT refuses only after the model is loaded."""
-    names = ("r", "init_r", "max_rank", "rank_pattern", "lora_alpha", "alpha_pattern", "lora_dropout")
-    given = SimpleNamespace(**{name: fields.get(name) for name in names})
+    names = ("r", "init_r", "max_rank", "rank_pattern", "lora_alpha", "alpha_pattern")
+    dropouts = [name for name in fields if name.endswith(("_dropout", "_dropout_p"))]
+    given = SimpleNamespace(**{name: fields.get(name) for name in (*names, *dropouts)})
     lowest = 0 if "oft_block_size" in known else 1  # in OFT 0 means no rank
     with by_user_names():
         whole(given, "r", "init_r", "max_rank", "rank_pattern", at_least=lowest, at_most=MAX_WIDTH, or_none=True)
         number(given, "lora_alpha", "alpha_pattern", above=0, or_none=True)
-        probability(given, "lora_dropout", or_none=True)
+        probability(given, *dropouts, or_none=True)
 
 
 def tuner_classes(fields: Mapping[str, Any]) -> tuple[type[PeftConfig], type[Any]]:
@@ -212,7 +213,7 @@ def tuner_classes(fields: Mapping[str, Any]) -> tuple[type[PeftConfig], type[Any
         import_named(module, "method.python_module")
     by_name = {str(kind.value): kind for kind in PEFT_TYPE_TO_CONFIG_MAPPING}
     name = fields["peft_type"]
-    if name not in by_name:
+    if not isinstance(name, str) or name not in by_name:
         near = did_you_mean(str(name), by_name)
         raise UserError(f"there is no method.peft_type '{name}'.{near} PEFT has: {', '.join(sorted(by_name))}.")
     return PEFT_TYPE_TO_CONFIG_MAPPING[by_name[name]], PEFT_TYPE_TO_TUNER_MAPPING[by_name[name]]

@@ -165,7 +165,7 @@ class FlexLoraConfig(LowRankConfig):
                 "`total_step` is missing: FlexLoRA plans its rank events, and its capacity, over the whole training. "
                 "Set it to the number of optimizer steps, or init_b=0 for fixed ranks."
             )
-        if not any(self.budget(step) for step in self.event_steps()):
+        if not any(self.budget(step) for step in self.event_steps()[:1]):  # b(t) never rises
             raise ValueError(
                 f"no rank event is possible: with total_step={self.total_step}, tinit={self.tinit}, "
                 f"tfinal={self.tfinal}, deltaT={self.deltaT}, init_b={self.init_b} there is no step t with "

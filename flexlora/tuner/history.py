@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from bisect import bisect_right
 from dataclasses import dataclass, field
 
 from .config import FlexLoraConfig
@@ -46,12 +47,13 @@ class History:
         The first may become known: `update_and_allocate` is called after it.
         """
         self.uncounted += 1
-        left = sum(step > self.step for step in config.event_steps())
+        planned = config.event_steps()
+        left = len(planned) - bisect_right(planned, self.step)
         if self.uncounted > 1 and left:
             self.tell(
                 "uncounted",
                 f"an optimizer trains this FlexLoRA adapter, but nothing counts its steps: {left} of "
-                f"{len(config.event_steps())} rank events will not happen, and the ranks stay as they are. To change "
+                f"{len(planned)} rank events will not happen, and the ranks stay as they are. To change "
                 f"them, {HOW_TO_ATTACH}",
             )
 
@@ -64,7 +66,7 @@ class History:
         planned = config.event_steps()
         if not planned or config.inference_mode:
             return
-        happened = sum(step <= self.step for step in planned)
+        happened = bisect_right(planned, self.step)
         if self.step == 0 and (self.uncounted or (trained and not self.loaded)):
             self.tell(
                 "uncounted",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any
 
@@ -130,10 +131,14 @@ class FlexLoraModel(LinearTuner, name="flexlora", config=FlexLoraConfig, layer=F
 
     def planned_events(self) -> PlannedEvents | None:
         config = self.peft_config[self.trainable_adapter_name]
-        steps = [(step, budget) for step in config.event_steps() if (budget := config.budget(step))]
-        if not steps:
+        steps = config.event_steps()
+        # b(t) never rises, so the events that can move a direction come first.
+        count = bisect_left(steps, True, key=lambda step: config.budget(step) < 1)
+        if count == 0:
             return None
-        return PlannedEvents(len(steps), steps[0], steps[-1], config.deltaT if len(steps) > 1 else None)
+        first, last = steps[0], steps[count - 1]
+        every = config.deltaT if count > 1 else None
+        return PlannedEvents(count, (first, config.budget(first)), (last, config.budget(last)), every)
 
     def ranks(self) -> dict[str, int]:
         return module_ranks(self.model)

@@ -161,7 +161,7 @@ def _check_schedule(attachment: Attachment, max_steps: int) -> None:
     attachment.allocator.history.told.add("schedule")
     if config.init_b == 0 or config.total_step == max_steps:
         return
-    if not any(step <= max_steps for step in config.event_steps()):
+    if not any(step <= max_steps for step in config.event_steps()[:1]):
         raise ValueError(
             f"this training has no rank event: it takes {max_steps} steps, but FlexLoraConfig plans events from "
             f"step {config.event_steps().start} of total_step={config.total_step} on. "

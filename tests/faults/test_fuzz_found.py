@@ -48,6 +48,12 @@ SETTINGS = {
     "lora_alpha below 0": (["method=lora", "method.lora_alpha=-3"], "lora_alpha must be a positive number, not -3"),
     "lora_dropout nan": (["method=lora", "method.lora_dropout=nan"], "method.lora_dropout must be a finite number"),
     "lora_dropout 1": (["method=lora", "method.lora_dropout=1"], "lora_dropout must be a probability below 1, not 1.0"),
+    "a dropout of one of PEFT's tuners": (["method=hira", "method.hira_dropout=-1e9"], "hira_dropout must be a prob"),
+    "an unknown key of a nested configuration": (
+        ["method=lora", "++method.kasa_config={0: 1}"],
+        "there is no setting 'method.kasa_config.0': KasaConfig has no such field.",
+    ),
+    "a mapping for PEFT's type": (["method=lora", "method.peft_type={0: LORA}"], "there is no method.peft_type"),
     "rank 0": (["method=lora", "method.r=0"], "method.r must be a whole number of at least 1, not 0"),
     "a negative rank of one module": (["method=lora", "++method.rank_pattern={query:-3}"], "query must be a whole"),
     "a word for a rank": (["method=lora", "++method.rank_pattern={query:x}"], "query must be a whole"),

@@ -58,7 +58,8 @@ def config_of(overrides: list[str]) -> Any:
 
 
 MAY_BE_NEGATIVE = {
-    "method.growth_lambda", "task.label_range", "method.layers_to_transform", "task.tsv.text", "task.tsv.label",
+    "method.growth_lambda", "method.d_initial",
+    "task.label_range", "method.layers_to_transform", "task.tsv.text", "task.tsv.label",
 }  # fmt: skip
 
 
