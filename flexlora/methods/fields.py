@@ -34,10 +34,11 @@ def refuse_misfits(fields: dict[str, Any], declared: type) -> None:
     for name, value in fields.items():
         if not fits(value, hints[name]):
             raise UserError(f"method.{name}: {value!r} is not {_spell(hints[name])}")
-        nested = next(filter(dataclasses.is_dataclass, (hints[name], *typing.get_args(hints[name]))), None)
+        hinted: tuple[Any, ...] = (hints[name], *typing.get_args(hints[name]))
+        nested = next((kind for kind in hinted if isinstance(kind, type) and dataclasses.is_dataclass(kind)), None)
         if nested is not None and isinstance(value, dict):  # PEFT drops unknown keys in silence
-            known = {field.name for field in dataclasses.fields(nested)}
-            refuse_unknown((f"{name}.{key}" for key in value), {f"{name}.{key}" for key in known}, nested.__name__)
+            known = {f"{name}.{field.name}" for field in dataclasses.fields(nested)}
+            refuse_unknown((f"{name}.{key}" for key in value), known, nested.__name__)
 
 
 def take(declared: type, fields: dict[str, Any]) -> Any:

@@ -230,5 +230,5 @@ def test_patterns_set_rank_and_scale():
 def test_max_rank_is_written_down_when_the_model_is_made():
     config = FlexLoraConfig(target_modules=["q"], r=2, total_step=100, deltaT=10)
     assert config.max_rank is None
-    wrapped(config)
-    assert config.max_rank == config.resolved_max_rank() == 8
+    assert wrapped(config).peft_config["default"].max_rank == config.resolved_max_rank() == 8
+    assert config.max_rank is None, "the user's own object can serve another model"
