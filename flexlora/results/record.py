@@ -51,6 +51,8 @@ class RunRecord:
     """The mean training loss over the examples of the last epoch."""
 
     steps: int | None = None
+    skipped_steps: int = 0
+    """The number of these steps that changed no parameter, because a gradient was not finite in fp16."""
     total_steps: int | None = None
     resumed_at: list[int] = field(default_factory=list)
     """The steps of the checkpoints from which the run continued after it was interrupted or killed."""

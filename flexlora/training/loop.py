@@ -145,7 +145,7 @@ class Loop:
         self._finish_gradients()
         self.method.regularise(self.adapted)
         self.stepper.step()
-        self.outcome.steps += 1
+        self.outcome.count_step(skipped=self.stepper.step_was_skipped)
         if not self.stepper.step_was_skipped:
             self.method.after_step(self.outcome.steps, self.optimizer)
             self.scheduler.step()
@@ -224,6 +224,7 @@ class Loop:
         """Stop the clock and raise `Diverged` if a loss so far is not finite."""
         try:
             self._loss.check()
+            self.outcome.check_skips(self.total_steps)
         except Diverged:
             self._clock.pause()
             raise

@@ -10,8 +10,12 @@ from flexlora.results.record import check_types
 REMEDY = "lower training.learning_rate, or take training.precision=fp32 or bf16, and model.dtype=float32"
 
 
+SKIPS = 20
+"""The number of steps in a row that a gradient scaler may skip. Each halves the loss scale, from 65,536 to below 1."""
+
+
 class Diverged(Exception):
-    """A loss is not finite. The message says where, and which settings to change."""
+    """A loss or the gradients are not finite. The message says where, and which settings to change."""
 
     def __init__(self, where: str) -> None:
         super().__init__(f"{where}: {REMEDY}")
@@ -24,6 +28,10 @@ class Outcome:
     status: str = "failed"
     error: str | None = "the training did not reach its end"
     steps: int = 0
+    skipped_steps: int = 0
+    """The number of these steps that the gradient scaler skipped, because a gradient was not finite in fp16."""
+    skipped_in_a_row: int = 0
+    """The skipped steps since the last step that changed the parameters."""
     train_loss: float | None = None
     last: dict[str, Any] | None = None
     """The last evaluation."""
@@ -47,6 +55,21 @@ class Outcome:
     losses: list[tuple[int, float]] = field(default_factory=list)
     """The logged losses: (step, mean training loss since the previous entry)."""
 
+    def count_step(self, skipped: bool) -> None:
+        """Count a step. `skipped`: the gradient scaler skipped it, so it changed no parameter."""
+        self.steps += 1
+        self.skipped_steps += skipped
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+
+    def check_skips(self, total_steps: int) -> None:
+        """Check that the gradient scaler does not skip every step.
+
+        Raises:
+            Diverged: the last `SKIPS` steps were skipped, or all `total_steps` were.
+        """
+        if self.skipped_in_a_row >= min(SKIPS, total_steps):
+            raise Diverged(f"the gradients are not finite: the last {self.skipped_in_a_row} steps were skipped")
+
     def add_evaluation(self, result: dict[str, Any], metric: str) -> bool:
         """Add an evaluation; return whether it is the best one by `metric`."""
         self.history.append(result)
@@ -69,7 +92,7 @@ class Outcome:
         """
         values = {f.name: kept[f.name] for f in fields(self) if f.name not in IN_FILES}
         check_types(Outcome, values)
-        for name in ("steps", "train_seconds", "eval_seconds"):
+        for name in ("steps", "skipped_steps", "skipped_in_a_row", "train_seconds", "eval_seconds"):
             if not 0 <= values[name] < math.inf:
                 raise ValueError(f"its {name!r} cannot be {values[name]}")
         for name, value in values.items():

@@ -16,6 +16,7 @@ def fill_in(record: RunRecord, outcome: Outcome) -> None:
     """Put the outcome of a training into the run's record."""
     record.status, record.error = outcome.status, outcome.error
     record.steps, record.train_loss = outcome.steps, outcome.train_loss
+    record.skipped_steps = outcome.skipped_steps
     record.resumed_at, record.sessions = outcome.resumed_at, outcome.sessions
     record.metrics = {"last": outcome.last, "best": outcome.best}
     record.history = outcome.history
@@ -52,6 +53,8 @@ def log_summary(record: RunRecord, path: Path) -> None:
         rows.append((metric, f"{last[metric]:.4f} last   {best[metric]:.4f} best (step {best['step']})"))
     if record.train_loss is not None:
         rows.append(("train loss", f"{record.train_loss:.4f}"))
+    if record.skipped_steps:
+        rows.append(("skipped", f"{record.skipped_steps} of {record.steps} steps: a gradient was not finite in fp16"))
     if record.rank_events is not None:
         events = record.rank_events
         rows.append(("ranks", f"{rank_range(events['final_ranks'])}   {events['count']} events"))
