@@ -168,16 +168,16 @@ def _table(content: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def read(file: Path) -> Mapping[str, Any]:
     """Return the content of a YAML file with unresolved interpolations. It is empty if the file cannot be read."""
-    return _read(file, file.stat().st_mtime_ns)
+    try:
+        return _read(file, file.stat().st_mtime_ns)
+    except Exception:  # YAML's constructors raise any kind of error; Hydra reports a file that cannot be read
+        return {}  # not kept: the next read of the file may succeed
 
 
 @cache
 def _read(file: Path, changed: int) -> Mapping[str, Any]:
     """Return the content of a YAML file. `changed`, its time of change, keeps the cache from returning old content."""
-    try:
-        content: Any = OmegaConf.to_container(OmegaConf.load(io.StringIO(read_yaml_text(file))), resolve=False)
-    except Exception:  # YAML's constructors raise any kind of error; Hydra reports a file that cannot be read
-        return {}
+    content: Any = OmegaConf.to_container(OmegaConf.load(io.StringIO(read_yaml_text(file))), resolve=False)
     return content if isinstance(content, Mapping) else {}
 
 
@@ -238,16 +238,15 @@ def _keys_declared_for(row: str, known: Mapping[str, Sequence[str]], folders: Se
         file = file_of("task", task, folders)
         if file is None:
             continue
-        benchmark = _benchmark_of(file, file.stat().st_mtime_ns)
+        benchmark = _benchmark_of(file)
         if place in {"", task, benchmark}:
             files += [file, *filter(None, [file_of("benchmark", benchmark, folders)])]
     return {key for file in files if file.is_file() for key in _keys_declared_in(file)}
 
 
-@cache
-def _benchmark_of(file: Path, changed: int) -> str:
+def _benchmark_of(file: Path) -> str:
     """Return the benchmark that a task's file names."""
-    chosen = [entry for entry in _read(file, changed).get("defaults") or [] if isinstance(entry, Mapping)]
+    chosen = [entry for entry in read(file).get("defaults") or [] if isinstance(entry, Mapping)]
     return next((str(name) for entry in chosen for key, name in entry.items() if "/benchmark@" in str(key)), "none")
 
 

@@ -12,6 +12,7 @@ holds up to about twice the bytes that are alive.
 
 import contextlib
 import logging
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -160,12 +161,14 @@ def _bytes(tensor: torch.Tensor) -> int:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide the warnings of transformers about a forward pass whose masks cannot be read."""
+    """Hide the warnings about a forward pass whose masks cannot be read, and about steps that no schedule counts."""
     logger = logging.getLogger("transformers")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            yield
     finally:
         logger.setLevel(level)
 

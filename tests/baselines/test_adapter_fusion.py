@@ -177,7 +177,7 @@ def test_parameters_at_the_shape_of_deberta_v3_base():
 def test_invalid_adapters_are_refused(sources, tmp_path):
     with pytest.raises(ValueError, match="`adapters` must be the folders of at least two"):
         AdapterFusionConfig(adapters=sources("bert")[:1])
-    with pytest.raises(ValueError, match=r"not the folder of a saved adapter: it has no adapter_config\.json"):
+    with pytest.raises(ValueError, match=r"is not an adapter saved by PEFT: it has no adapter_config\.json"):
         fused("bert", [*sources("bert"), str(tmp_path)])
     with pytest.raises(ValueError, match=r"has no adapter for .*output\.dense: it is of another backbone"):
         fused("bert", sources("vit"))

@@ -70,3 +70,15 @@ def test_a_file_of_one_s_own_is_named_by_its_path(row, tmp_path):
     )
     found = places([conf_dir(), tmp_path], task="glue/cola", method="mine")
     assert found["method.r"] == (4, f"{file}, recipes, row '{row}'")
+
+
+def test_a_failed_read_of_a_yaml_is_not_kept(monkeypatch, tmp_path):
+    """A read can fail once, for memory or an input error. A kept failure would drop the file's rows in silence."""
+    from flexlora.settings import recipes
+
+    file = tmp_path / "mine.yaml"
+    file.write_text("recipes: {glue: {training.learning_rate: 1.0}}\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(recipes, "read_yaml_text", lambda _: (_ for _ in ()).throw(MemoryError))
+        assert recipes.read(file) == {}
+    assert recipes.read(file) == {"recipes": {"glue": {"training.learning_rate": 1.0}}}

@@ -248,7 +248,7 @@ def test_a_file_that_is_not_an_archive_is_refused(prepare, source, tmp_path):
     for archive, said in (
         (page, "is damaged or is not a zip or tar archive"),
         (tmp_path / "nowhere.zip", "nowhere.zip: No such file or directory"),
-        (tmp_path, f"{tmp_path}: Is a directory"),
+        (tmp_path, f"{tmp_path}: it is a folder, not a regular file"),
         (pack(tmp_path / "kitti.zip", source / "kitti"), "has no <task>/train800val200.txt of caltech101, cifar,"),
     ):
         code, _, line = prepare(tmp_path / "data", "--archive", archive)
