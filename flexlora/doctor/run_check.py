@@ -247,7 +247,7 @@ class _RunCheck:
         except NotImplementedError as error:  # the method needs the weights' values
             self._say("parameters", "adapter", f"unknown before training: {one_line(error)}")
             return
-        self._events(method)
+        self._events(method, model)
         spare = count["adapter_allocated"] - count["adapter_active"]
         held = f" active, {count['adapter_allocated']:,} allocated" if spare else ""
         self._say("parameters", "adapter", f"{count['adapter_active']:,}{held}")
@@ -273,7 +273,7 @@ class _RunCheck:
         self._say("model", "start", f"from the adapter in {self.settings.adapter}", Mark.good)
         model.to("meta")
 
-    def _events(self, method: "Method") -> None:
+    def _events(self, method: "Method", model: Any) -> None:
         if method.schedule is None:
             return
         self._say("rank events", "windows", windows_line(method.schedule).removeprefix("windows "))
@@ -287,7 +287,9 @@ class _RunCheck:
             "rank events", "events", f"{events.count:,}: the first at step {first:,}, the last at {last:,}{every}"
         )
         self._say("rank events", "budget", f"{most:,} at the first, {least:,} at the last")
-        capacity = getattr(getattr(method, "config", None), "max_rank", None)
+        # The model's own configuration has the resolved limit; the method's keeps what the user gave.
+        configs = getattr(model, "peft_config", {}).values()
+        capacity = next((limit for config in configs if (limit := getattr(config, "max_rank", None))), None)
         if capacity is not None:
             self._say("rank events", "capacity", f"rank {capacity} per module at most")
 
