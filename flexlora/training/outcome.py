@@ -1,6 +1,5 @@
 """The outcome of a training, and the error of a training that diverged."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -88,13 +87,16 @@ class Outcome:
 
         Raises:
             KeyError: a value is missing.
-            ValueError: a value has the wrong type, or a number is negative or not finite.
+            ValueError: a value has the wrong type, or a number is negative, not finite or impossibly large.
         """
         values = {f.name: kept[f.name] for f in fields(self) if f.name not in IN_FILES}
         check_types(Outcome, values)
         for name in ("steps", "skipped_steps", "skipped_in_a_row", "train_seconds", "eval_seconds"):
-            if not 0 <= values[name] < math.inf:
+            if not 0 <= values[name] < 2**63:
                 raise ValueError(f"its {name!r} cannot be {values[name]}")
+        in_a_row = values["skipped_in_a_row"]
+        if not in_a_row <= values["skipped_steps"] <= values["steps"] or in_a_row >= SKIPS:
+            raise ValueError(f"its 'skipped_steps' cannot be {values['skipped_steps']}, {in_a_row} of them in a row")
         for name, value in values.items():
             setattr(self, name, value)
 
