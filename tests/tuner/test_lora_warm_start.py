@@ -21,9 +21,6 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from flexlora import convert_to_lora, save_as_lora, warm_start_from_lora
 from flexlora.tuner.weighted import truncate
 
-# --- warm start ----------
-
-
 CASES = {
     "plain": {},
     "lower rank": {"r": 1},

@@ -24,8 +24,6 @@ from training_helpers import (
 
 from flexlora import attach
 
-# --- optimizers whose state is not element-wise --------------------------------------------------------------------
-
 
 class Eight(torch.optim.Optimizer):
     """Like bitsandbytes' 8-bit Adam: a state of bytes and a code book, neither a plain moment."""

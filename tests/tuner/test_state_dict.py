@@ -18,8 +18,6 @@ from peft import (
 from flexlora import attach, module_ranks
 from flexlora.tuner import RankAllocator
 
-# --- torch's own ways ----------
-
 
 def test_deepcopy():
     model, _ = pair(0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,20 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
 from torch import nn
-from torch.utils.data import SequentialSampler
+from trainer_helpers import (
+    SIZE,
+    STEPS,
+    InOrder,
+    OfLogits,
+    arguments,
+    mean_of_items,
+    model_of,
+    rows_of,
+    train_with_trainer,
+)
 from training_helpers import (
     adapt,
-    adapt_bert,
     assert_same,
     moves,
     state_of,
@@ -24,72 +31,9 @@ from training_helpers import (
     tiny_bert,
     trainable,
 )
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 
 from flexlora import FlexLoraCallback, attach, module_ranks
-
-STEPS, CUT, SIZE = 24, 13, 4
-
-
-class InOrder(Trainer):
-    """A Trainer whose batches come in the order of the data, so that a loop can have the same ones."""
-
-    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> SequentialSampler:
-        return SequentialSampler(self.train_dataset)
-
-
-class OfLogits(InOrder):
-    """For models that return a tensor."""
-
-    def compute_loss(self, model: nn.Module, inputs: dict, return_outputs: bool = False, **kwargs: Any) -> Any:
-        logits = model(inputs["x"])
-        loss = nn.functional.cross_entropy(logits, inputs["labels"])
-        return (loss, logits) if return_outputs else loss
-
-
-def mean_of_items(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-    """The mean over a whole accumulated batch (BERT's own loss ignores how many micro-batches there are)."""
-    loss = nn.functional.cross_entropy(outputs.logits, labels, reduction="sum")
-    return loss / (len(labels) if num_items_in_batch is None else num_items_in_batch)
-
-
-def rows_of(batches: list[dict]) -> list[dict]:
-    return [{key: value[i] for key, value in batch.items()} for batch in batches for i in range(len(batch["labels"]))]
-
-
-def arguments(folder: Path, **changes: Any) -> TrainingArguments:
-    settings: dict[str, Any] = {
-        "output_dir": str(folder),
-        "max_steps": STEPS,
-        "per_device_train_batch_size": SIZE,
-        "learning_rate": 0.02,
-        "lr_scheduler_type": "constant",
-        "logging_steps": 1,
-        "report_to": [],
-        "use_cpu": True,
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "remove_unused_columns": False,
-        "optim": "adamw_torch",
-        "seed": 0,
-        "dataloader_pin_memory": False,
-    }
-    return TrainingArguments(**(settings | changes))
-
-
-def model_of(**changes: Any) -> PeftModel:
-    return adapt_bert(tiny_bert(), **({"total_step": STEPS, "deltaT": 2, "tinit": 1} | changes))
-
-
-def train_with_trainer(
-    folder: Path, model: nn.Module, batches: list[dict], resume: str | None = None, **changes: Any
-) -> tuple[Trainer, FlexLoraCallback]:
-    callback = FlexLoraCallback()
-    trainer = InOrder(
-        model=model, args=arguments(folder, **changes), train_dataset=rows_of(batches), callbacks=[callback]
-    )
-    trainer.train(resume_from_checkpoint=resume)
-    return trainer, callback
 
 
 @pytest.mark.parametrize("importance", ["entropy", "sensitivity"])
@@ -163,115 +107,6 @@ def test_a_timm_model(tmp_path: Path) -> None:
     assert moves(callback.events) == moves(attachment.events)
     assert any(event.pruned for event in callback.events)
     assert_same(state_of(model), state_of(loop), 1e-9)
-
-
-@pytest.mark.parametrize("importance", ["entropy", "sensitivity"])
-def test_a_resume_equals_never_having_stopped(importance: str, tmp_path: Path) -> None:
-    batches = text_batches(STEPS, size=SIZE)
-    model = model_of(importance=importance)
-    _, straight = train_with_trainer(tmp_path, model, batches, save_strategy="steps", save_steps=CUT)
-    checkpoint = tmp_path / f"checkpoint-{CUT}"
-    slots = [v.tolist() for k, v in load_file(checkpoint / "adapter_model.safetensors").items() if "slots" in k]
-    assert any(found != list(range(len(found))) for found in slots), "slots should have holes by now"
-
-    again = model_of(importance=importance)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*does not exist.*")
-        trainer, resumed = train_with_trainer(tmp_path, again, batches, resume=str(checkpoint), save_strategy="no")
-    assert trainer.state.global_step == STEPS
-    later = [event for event in straight.events if event.step > CUT]
-    assert [event.to_dict() for event in resumed.events] == [event.to_dict() for event in later]
-    assert any(event.pruned for event in later)
-    assert_same(state_of(again), state_of(model))
-
-
-def test_a_checkpoint_keeps_the_smoothed_scores_and_is_whole(tmp_path: Path) -> None:
-    model = model_of(importance="sensitivity")
-    _, callback = train_with_trainer(
-        tmp_path, model, text_batches(STEPS, size=SIZE), save_strategy="steps", save_steps=CUT, save_total_limit=1
-    )
-    assert [p.name for p in tmp_path.iterdir()] == [f"checkpoint-{STEPS}"]
-    files = [p.name for p in (tmp_path / f"checkpoint-{STEPS}").iterdir()]
-    assert "flexlora_state.safetensors" in files
-    assert not [name for name in files if name.endswith(".tmp")]
-    assert len(callback.events) == 11
-
-
-@pytest.mark.parametrize("importance", ["entropy", "sensitivity"])
-def test_the_state_comes_from_the_checkpoint_that_is_resumed(importance: str, tmp_path: Path) -> None:
-    """Another run's checkpoint of the same step is in `output_dir`, and the resumed one was moved away from there."""
-    batches = text_batches(STEPS, size=SIZE)
-    saving = {"save_strategy": "steps", "save_steps": CUT}
-    model = model_of(importance=importance)
-    _, straight = train_with_trainer(tmp_path / "a", model, batches, **saving)
-    train_with_trainer(
-        tmp_path / "b", model_of(importance=importance), text_batches(STEPS, size=SIZE, seed=6), **saving
-    )
-    checkpoint = tmp_path / "kept"
-    shutil.move(tmp_path / "a" / f"checkpoint-{CUT}", checkpoint)
-    again, callback = model_of(importance=importance), FlexLoraCallback(checkpoint=checkpoint)
-    trainer = InOrder(model=again, args=arguments(tmp_path / "b"), train_dataset=rows_of(batches), callbacks=[callback])
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*(another checkpoint|FlexLoraCallback).*")
-        trainer.train(resume_from_checkpoint=str(checkpoint))
-    later = [event.to_dict() for event in straight.events if event.step > CUT]
-    assert [event.to_dict() for event in callback.events] == later
-    assert any(event["regrown"] for event in later)
-    assert_same(state_of(again), state_of(model))
-
-
-@pytest.mark.parametrize("what", ["missing", "of another run"])
-def test_scores_of_another_checkpoint_are_refused_with_one_warning(what: str, tmp_path: Path) -> None:
-    batches = text_batches(STEPS, size=SIZE)
-    saving = {"save_strategy": "steps", "save_steps": CUT}
-    train_with_trainer(tmp_path / "a", model_of(importance="sensitivity"), batches, **saving)
-    file = tmp_path / "a" / f"checkpoint-{CUT}" / "flexlora_state.safetensors"
-    file.unlink()
-    if what == "of another run":
-        others = text_batches(STEPS, size=SIZE, seed=6)
-        train_with_trainer(tmp_path / "b", model_of(importance="sensitivity"), others, **saving)
-        shutil.copy(tmp_path / "b" / f"checkpoint-{CUT}" / file.name, file)
-    with pytest.warns(UserWarning, match="does not exist or belongs to another checkpoint") as caught:
-        _, callback = train_with_trainer(
-            tmp_path / "a", model_of(importance="sensitivity"), batches, resume=str(file.parent)
-        )
-    (message,) = [str(w.message) for w in caught if "FlexLora" in str(w.message)]
-    assert message.startswith(str(file))
-    assert "FlexLoraCallback(checkpoint=FOLDER)" in message
-    assert callback.events[0].step == 15
-    attached = callback.events[0].scores
-    assert all(score is not None for score in attached.values())
-
-
-def test_a_checkpoint_without_the_callbacks_state_warns_once_and_can_be_saved_again(tmp_path: Path) -> None:
-    batches = text_batches(STEPS, size=SIZE)
-    train_with_trainer(tmp_path, model_of(), batches, save_strategy="steps", save_steps=CUT)
-    file = tmp_path / f"checkpoint-{CUT}" / "trainer_state.json"
-    state = json.loads(file.read_text())
-    assert state["stateful_callbacks"].pop("FlexLoraCallback")["attributes"]["saved"]["step"] == CUT
-    file.write_text(json.dumps(state))
-    with pytest.warns(UserWarning, match=f"step {CUT} was saved without FlexLoraCallback") as caught:
-        train_with_trainer(
-            tmp_path, model_of(), batches, resume=str(file.parent), save_strategy="steps", save_steps=STEPS
-        )
-    assert len([w for w in caught if "FlexLora" in str(w.message)]) == 1
-    state = json.loads((tmp_path / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())
-    assert state["stateful_callbacks"]["FlexLoraCallback"]["attributes"]["saved"]["step"] == STEPS
-
-
-def test_transformers_own_restoring_of_callbacks_works(tmp_path: Path) -> None:
-    batches = text_batches(STEPS, size=SIZE)
-    model = model_of()
-    train_with_trainer(tmp_path, model, batches, save_strategy="steps", save_steps=CUT)
-    again = model_of()
-    train_with_trainer(
-        tmp_path,
-        again,
-        batches,
-        resume=str(tmp_path / f"checkpoint-{CUT}"),
-        restore_callback_states_from_checkpoint=True,
-    )
-    assert_same(state_of(again), state_of(model))
 
 
 def test_load_best_model_at_end(tmp_path: Path) -> None:

@@ -17,8 +17,6 @@ from training_helpers import (
 
 from flexlora import attach, module_ranks
 
-# --- PEFT's own call ---------------------------------------------------------------------------------------------
-
 
 @pytest.mark.parametrize("importance", ["entropy", "nuclear", "random"])
 def test_update_and_allocate_gives_the_same_ranks(importance: str) -> None:
