@@ -44,6 +44,13 @@ def adamw(model: nn.Module) -> torch.optim.AdamW:
     return torch.optim.AdamW(trainable(model), lr=0.02)
 
 
+@pytest.fixture(autouse=True)
+def forget_adapters_of_other_tests() -> None:
+    """Another test of this process can still hold an adapter that was never attached, and the hook with it."""
+    watch._watched.clear()
+    watch.forget()
+
+
 @contextlib.contextmanager
 def told() -> Iterator[list[str]]:
     """The texts of the warnings in the block that FlexLoRA gives."""
