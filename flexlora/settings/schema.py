@@ -182,6 +182,30 @@ class CommonsenseTask:
 
 
 @dataclass
+class TextTaskSettings:
+    """`task.*` that all tasks share in which a causal LM continues a prompt, as in GSM8K."""
+
+    name: str = MISSING
+    family: str = MISSING
+    num_labels: int | None = MISSING
+    main_metric: str = MISSING
+    max_length: int = MISSING
+    epochs: int = MISSING
+    batch_size: int = MISSING
+    data_dir: str | None = MISSING
+    train_on_inputs: bool = MISSING
+    max_new_tokens: int = MISSING
+    temperature: float = MISSING
+    top_p: float = MISSING
+    num_samples: int = MISSING
+    sampling_seed: int = MISSING
+    max_train_rows: int | None = MISSING
+    max_eval_rows: int | None = MISSING
+    validation_rows: int | None = MISSING
+    token_cache: str | None = MISSING
+
+
+@dataclass
 class VtabTask:
     """`task.*` of a VTAB-1K task. The input is an image, and the output is a class."""
 

@@ -4,7 +4,6 @@ A causal language model is trained on whole texts and tested by the protocol of 
 docs/reference/commonsense.md names the source of each part.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,7 +11,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -23,11 +21,11 @@ from flexlora.settings import CommonsenseTask, EvaluationMode
 from flexlora.tasks.base import Split, Task
 from flexlora.tasks.commonsense_prompts import RESPONSE, answer_sentence, evaluation_prompt, training_text
 from flexlora.tasks.commonsense_rows import FORMATS, TEST_SETS, Row, extract, format_of, options_of, read_rows
-from flexlora.tasks.language_model import IGNORED, answer_log_probabilities, generate, token_loss
+from flexlora.tasks.generation import generate
+from flexlora.tasks.language_model import answer_log_probabilities, token_loss
+from flexlora.tasks.prompted import WHOLE, Pair, collate_prompts, collate_training, training_split
 from flexlora.tasks.rows import held_out
-from flexlora.tasks.tokens import Examples, TokenCache, Tokens, cache_folder, pad, smallest
-
-log = logging.getLogger("flexlora")
+from flexlora.tasks.tokens import TokenCache, cache_folder
 
 UNPARSED = -1
 
@@ -68,29 +66,14 @@ class Commonsense(Task):
     def preprocess(self, processor: Any) -> None:
         self.processor = processor
         cache = TokenCache(cache_folder(self.settings.token_cache), processor)
-        self.train = self._train_split(cache)
+        self.train = training_split(
+            [Pair(training_text(row, ""), row["output"]) for row in self.train_rows],
+            cache,
+            processor.eos_token_id,
+            self.settings.max_length,
+            train_on_inputs=self.settings.train_on_inputs,
+        )
         self.evaluation = [self._test_split(name, rows, cache) for name, rows in self.evaluation_rows.items()]
-
-    def _train_split(self, cache: TokenCache) -> Split:
-        """Tokenise the training texts: at most `max_length` tokens, with the end-of-sequence token if it still fits.
-
-        An example's label is the number of tokens at its start that the loss leaves out.
-        """
-        longest = self.settings.max_length
-        tokens = cache.tokens(([training_text(row, row["output"]) for row in self.train_rows],), longest)
-        tokens = with_end(tokens, self.processor.eos_token_id, longest)
-        cut = sum(length >= longest for length in tokens.lengths)
-        if cut:
-            log.info(
-                "%d of %d training texts reach task.max_length=%d tokens: they are cut at the end, where the answer is",
-                cut,
-                len(self.train_rows),
-                longest,
-            )
-        left_out = [0] * len(self.train_rows)
-        if not self.settings.train_on_inputs:
-            left_out = cache.tokens(([training_text(row, "") for row in self.train_rows],), longest).lengths
-        return Split("train", Examples(tokens, left_out), tokens.lengths)
 
     def _test_split(self, name: str, rows: Sequence[Row], cache: TokenCache) -> Split:
         """Tokenise the prompts and the texts to score: the right answer's, or every option's in likelihood mode."""
@@ -118,28 +101,12 @@ class Commonsense(Task):
     def collate(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         if "texts" in examples[0]:
             return self._collate_questions(examples)
-        batch = pad(examples, self.processor)
-        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
-        width = labels.shape[1]
-        for row, example in zip(labels, examples, strict=True):
-            start = width - len(example["input_ids"])
-            row[start : start + example["labels"]] = IGNORED
-        return {**batch, "labels": labels}
+        return collate_training(examples, self.processor)
 
     def _collate_questions(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Batch the prompts as `input_ids`, and all texts to score as `text_ids` with their row and option."""
-        prompts = pad([{"input_ids": example["input_ids"]} for example in examples], self.processor)
-        texts = pad([{"input_ids": text} for example in examples for text in example["texts"]], self.processor)
-        counts = [len(example["texts"]) for example in examples]
-        starts = torch.tensor([example["start"] for example in examples]).repeat_interleave(torch.tensor(counts))
-        # Texts are padded on the left. The scored tokens are at least `start` tokens after the first real token.
-        place = texts["attention_mask"].cumsum(dim=1) - 1
+        """Batch the prompts and all texts to score, with the row and the option of each text."""
         return {
-            **prompts,
-            "text_ids": texts["input_ids"],
-            "text_mask": texts["attention_mask"],
-            "scored": (place >= starts[:, None]) & (texts["attention_mask"] == 1),
-            "row": torch.arange(len(examples)).repeat_interleave(torch.tensor(counts)),
+            **collate_prompts(examples, self.processor),
             "option": torch.tensor([option for example in examples for option in example["options"]]),
             "format": torch.tensor([example["format"] for example in examples]),
             "answer": torch.tensor([example["answer"] for example in examples]),
@@ -198,20 +165,6 @@ class Commonsense(Task):
         """Compute the unweighted mean of the test sets' accuracies, as in the paper's last column."""
         accuracies = [scores[f"{name}_{self._prefix}accuracy"] for name in self.evaluation_rows]
         return {f"{self._prefix}average": fmean(accuracies)}
-
-
-# A length limit for the tokenizer that cuts nothing.
-WHOLE = 2**20
-
-
-def with_end(tokens: Tokens, end: int, longest: int) -> Tokens:
-    """Append the token `end` to each text that is shorter than `longest` and does not already end with it."""
-    ids = tokens.columns["input_ids"]
-    lengths = np.diff(tokens.offsets)
-    last = ids[tokens.offsets[1:] - 1]
-    wants = (lengths < longest) & (last != end)
-    ids = smallest(np.insert(ids.astype(np.int64), tokens.offsets[1:][wants], end))
-    return Tokens({"input_ids": ids}, np.concatenate([[0], np.cumsum(lengths + wants, dtype=np.int64)]))
 
 
 def load(settings: CommonsenseTask) -> Commonsense:

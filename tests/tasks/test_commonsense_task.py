@@ -171,10 +171,10 @@ def test_each_mode_gives_the_answers_of_the_protocols_loop(backbone, mode):
 
 def test_fast_mode_stops_when_every_row_has_an_answer(backbone, monkeypatch):
     """It does not stop earlier: a row without an answer continues to the last token."""
-    from flexlora.tasks import language_model
+    from flexlora.tasks import generation
 
     widths = []
-    generate = language_model.generate
+    generate = generation.generate
 
     def counted(*arguments, **options):
         output = generate(*arguments, **options)
