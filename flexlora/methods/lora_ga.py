@@ -7,7 +7,6 @@ wrapping, so the gradients go through the wrapped model. They equal the backbone
 layers then initialise themselves again.
 """
 
-import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +14,11 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from peft.tuners.lora.config import LoraGAConfig
-from torch import distributed, nn
+from torch import nn
 
-from flexlora.errors import UserError
 from flexlora.methods.base import Batch, Method, RunContext
 from flexlora.methods.fields import by_user_names, take
+from flexlora.methods.gradients import task_gradients
 from flexlora.methods.peft import peft_config
 from flexlora.methods.residual import ADAPTER, ResidualMethod
 from flexlora.tuner.base_config import Checked, setting
@@ -48,31 +47,13 @@ class LoraGAMethod(ResidualMethod):
         """Initialise A and B from the gradient of `loss` on the first batches.
 
         Raises:
-            UserError: the model's linears are quantised.
+            UserError: the model's linears are quantised, or a gradient is missing or not finite.
         """
-        trained = {name: p.requires_grad for name, p in model.named_parameters()}
-        model.requires_grad_(False)
-        weights = [layer.get_base_layer().weight for layer in self._layers.values()]
-        if not all(weight.is_floating_point() for weight in weights):
-            raise UserError("method=lora_ga needs gradients of the backbone: set model.quantization=null")
-        for weight in weights:
-            weight.requires_grad_(True)
-        was_training, count = model.training, 0
-        model.eval()  # the gradient must not contain dropout's noise
-        for batch in itertools.islice(batches, self.batches):
-            loss(model, batch).backward()
-            count += 1
-        model.train(was_training)
-        for layer, weight in zip(self._layers.values(), weights, strict=True):
-            gradient = weight.grad / max(1, count)
-            if distributed.is_initialized():
-                distributed.all_reduce(gradient)
-                gradient /= distributed.get_world_size()
-            weight.grad = None
+        weights = {name: layer.get_base_layer().weight for name, layer in self._layers.items()}
+        for name, gradient in task_gradients("lora_ga", model, weights, batches, loss, self.batches):
+            layer = self._layers[name]
             layer.get_base_layer()._peft_loraga_grad = gradient
             layer.lora_ga_init(ADAPTER, self.config.lora_ga_config)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(trained[name])
         self._remember()
 
 

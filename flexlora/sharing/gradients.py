@@ -1,8 +1,9 @@
-"""Statistics of the gradients of frozen weights, from a few batches before training.
+"""Mean gradients of frozen weights from a few batches before training, and their statistics.
 
 The gradients of all weights of a model can be as large as the model: those of q, k, v and o of LLaMA-3-8B take 5.4 GB
-in float32. So each backward pass hands every gradient to its sum and frees it at once, and `passes` splits the weights
-into groups that are treated one after the other: the sums of one group are in memory at a time.
+in float32. So each backward pass adds every gradient to its sum and frees it at once, and `passes` splits the weights
+into groups that are treated one after the other: the sums of one group are in memory at a time. Every method that reads
+gradients before training uses `mean_gradients`: E²LoRA's sharing plan, LoRA-GA, GoRA and RaLoRA.
 """
 
 from __future__ import annotations
@@ -79,48 +80,70 @@ def gradient_statistics(
     passes: int = 1,
     keep: bool = False,
 ) -> dict[str, GradientStatistics]:
-    """Return the statistics of the mean gradient of each weight over all batches, and over all processes.
+    """Return the statistics of the mean gradient of each weight.
 
-    Dropout is off during the passes. Which parameters train, and the mode of the model, are as before afterwards. Each
-    process passes its own batches; all get the same result.
+    Args:
+        model, weights, batches, loss, passes: as in `mean_gradients`.
+        keep: whether to keep the gradients, which `similarity=cosine` needs.
+
+    Raises:
+        ValueError: `mean_gradients` raises it, or a gradient is not finite.
+    """
+    gradients = mean_gradients(model, weights, batches, loss, passes=passes)
+    return {name: statistics_of(name, gradient, keep) for name, gradient in gradients}
+
+
+def mean_gradients(
+    model: nn.Module,
+    weights: Mapping[str, torch.Tensor],
+    batches: Sequence[Any],
+    loss: Loss,
+    *,
+    passes: int = 1,
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the name and the mean gradient of each weight, over all batches and over all processes.
+
+    A gradient is float32 (float64 for a float64 weight), on the weight's device, and freed when the caller drops it.
+    Dropout is off during the passes. Which parameters train, and the mode of the model, are as before afterwards, also
+    if the caller stops early. Between two gradients all parameters are frozen. Each process passes its own batches; all
+    get the same gradients.
 
     Args:
         model: computes the loss.
         weights: the weights by the names of their modules.
         batches: at least one; each is passed to `loss`.
         loss: takes the model and a batch and returns the scalar loss, without a loss scale.
-        passes: the number of groups into which the weights are split. More groups need less memory and more time.
-        keep: whether to keep the gradients, which `similarity=cosine` needs.
+        passes: the number of groups into which the weights are split. More groups need less memory and more time. With
+            more than one, the caller must not change the model's output between two gradients.
 
     Raises:
-        ValueError: there is no batch, a weight is quantised, or a gradient is missing or not finite.
+        ValueError: there is no batch, a weight is quantised, or the loss does not depend on a weight.
     """
     if not batches:
-        raise ValueError("a sharing plan needs at least one batch.")
+        raise ValueError("the gradients need at least one batch.")
     for name, weight in weights.items():
         if not weight.is_floating_point():
             raise ValueError(f"the weight of {name} is quantised, so it has no gradient: load the model without it.")
     names = list(weights)
     passes = max(1, min(passes, len(names)))
     size = math.ceil(len(names) / passes)
-    found: dict[str, GradientStatistics] = {}
     with _only_backward(model):
         for start in range(0, len(names), size):
             group = {name: weights[name] for name in names[start : start + size]}
             sums = _summed(model, group, batches, loss)
             for name in group:
-                gradient = sums.pop(name) / len(batches)
+                gradient = sums.pop(name).div_(len(batches))
                 if distributed.is_initialized():
                     distributed.all_reduce(gradient)
                     gradient /= distributed.get_world_size()
-                found[name] = statistics_of(name, gradient, keep)
-    return found
+                yield name, gradient
+                del gradient  # the caller alone holds it now
 
 
 def _summed(
     model: nn.Module, weights: Mapping[str, torch.Tensor], batches: Sequence[Any], loss: Loss
 ) -> dict[str, torch.Tensor]:
-    """Return the sum of the gradients over the batches, in float32. A gradient is freed as soon as it is added."""
+    """Return the sums of the gradients over the batches. A gradient is freed as soon as it is added."""
     sums: dict[str, torch.Tensor] = {}
 
     def take(name: str, weight: torch.Tensor) -> None:
@@ -128,7 +151,7 @@ def _summed(
         if name in sums:
             sums[name] += weight.grad
         else:
-            sums[name] = weight.grad.to(torch.float32, copy=True)
+            sums[name] = weight.grad.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
         weight.grad = None
 
     def taker(name: str) -> Callable[[torch.Tensor], None]:
