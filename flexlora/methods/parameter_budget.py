@@ -36,7 +36,9 @@ class Fit:
 def fit_to_budget(method: MethodSettings, context: RunContext, model: nn.Module, budget: int) -> Fit:
     """Find the size of a method whose number of active parameters on `model` is nearest to `budget`.
 
-    A method that lowers its ranks keeps the ratio of its initial rank to `target_r`. `model` does not change.
+    The size is the nearest one if the number of parameters grows with the size. RandLoRA's falls with its rank, and
+    neighbouring ranks may be a little nearer. A method that lowers its ranks keeps the ratio of its initial rank to
+    `target_r`. `model` does not change.
 
     Raises:
         UserError: the method has no setting for its size, or its smallest size needs more than twice the budget.
@@ -60,13 +62,13 @@ def fit_to_budget(method: MethodSettings, context: RunContext, model: nn.Module,
         return count if len(chosen) == 1 else round(count * value / max(chosen.values()))
 
     low, below = 1, active(1)
-    if below > 2 * budget:
-        raise UserError(
-            f"parameter_budget={budget:,}: method {method.name} has at least {below:,} parameters, with {size}=1: "
-            "raise parameter_budget"
-        )
+    falls = below > 2 * budget and active(2) < below  # RandLoRA: with a smaller rank it needs more matrices
+
+    def is_before(count: int) -> bool:
+        return count > budget if falls else count < budget
+
     high, above = low, below
-    while above < budget:
+    while is_before(above):
         low, below = high, above
         high *= 2
         try:
@@ -74,13 +76,19 @@ def fit_to_budget(method: MethodSettings, context: RunContext, model: nn.Module,
         except UserError:  # the rank is larger than that of every matrix
             high = low
             break
-        if above == below:  # the number does not grow any more
+        if above == below or (above < below) is not falls:  # the number does not come nearer to the budget any more
+            high, above = low, below
             break
     while high - low > 1:
         middle = (low + high) // 2
         count = active(middle)
-        low, below, high, above = (middle, count, high, above) if count < budget else (low, below, middle, count)
+        low, below, high, above = (middle, count, high, above) if is_before(count) else (low, below, middle, count)
     value, count = min(((low, below), (high, above)), key=lambda found: abs(found[1] - budget))
+    if count > 2 * budget:
+        raise UserError(
+            f"parameter_budget={budget:,}: method {method.name} has at least {count:,} parameters, with {size}={value}"
+            ": raise parameter_budget"
+        )
     return Fit(budget, changed(value), count)
 
 

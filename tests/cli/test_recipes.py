@@ -116,6 +116,7 @@ COMMONSENSE = {
     "liera": 1e-4,
     "lora_dash": 1e-4,
     "lori": 5e-4,
+    "randlora": 1e-4,
     "vera": 1e-3,
 }
 

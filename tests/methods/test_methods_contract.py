@@ -62,6 +62,7 @@ ADAPTER = {
     "nora_plus": 1_327_104,
     "pissa": 1_327_104,
     "prec_lora": 1_327_104,
+    "randlora": 1_382_400,
     "rslora": 1_327_104,
     "sharelora": 718_848,
     "sora": 1_327_680,
@@ -73,7 +74,7 @@ ADAPTER = {
 STARTS_NEAR = {"houlsby", "pfeiffer", "pissa"}
 STARTS_ELSEWHERE = {"ssf"}
 # PEFT's own unloading fails on a fully trained pooler; merging in place works.
-NOT_UNLOADED = {"vera"}
+NOT_UNLOADED = {"randlora", "vera"}
 NOT_LINEAR = {"adaptformer", "houlsby", "pfeiffer"}
 NOTHING_HOLDS_THE_SHIFT = {("ssf", "llama")}
 # They change the backbone's weights, and what they save gives the change back: up to rounding.

@@ -38,6 +38,7 @@ ADAPTER = {
     "nora_plus": 1_179_648,
     "pissa": 1_179_648,
     "prec_lora": 1_179_648,
+    "randlora": 921_600,
     "rslora": 1_179_648,
     "sharelora": 706_560,
     "sora": 1_180_032,

@@ -40,6 +40,15 @@ def test_methods_are_brought_to_the_same_budget():
     assert chosen["adalora"] == {"target_r": 5, "init_r": 8}
 
 
+@pytest.mark.parametrize("budget", [900, 2_000, 5_000])
+def test_a_method_with_fewer_parameters_at_a_larger_rank_is_fitted_too(budget):
+    """RandLoRA's rank is that of each of its random matrices: a larger rank needs fewer of them."""
+    fit = fit_to_budget(settings_of("randlora").method, context("bert"), MODEL, budget)
+    counts = {rank: 12 * -(-32 // rank) * (32 + rank) for rank in range(1, 33)}
+    assert fit.active == counts[fit.changed["r"]] == active("randlora", **fit.changed)
+    assert abs(fit.active - budget) <= min(abs(count - budget) for count in counts.values()) + 0.05 * budget
+
+
 def test_fitting_does_not_change_the_model():
     names = [name for name, _ in MODEL.named_modules()]
     fit_to_budget(settings_of("lora").method, context("bert"), MODEL, 5_000)
@@ -52,6 +61,7 @@ def test_fitting_does_not_change_the_model():
     [
         ("bitfit", 5_000, r"parameter_budget: method bitfit has no setting for its size"),
         ("lora", 10, r"parameter_budget=10: method lora has at least 896 parameters, with r=1"),
+        ("randlora", 100, r"parameter_budget=100: method randlora has at least 768 parameters, with r=32"),
     ],
 )
 def test_a_budget_that_cannot_be_met_is_refused(method, budget, message):

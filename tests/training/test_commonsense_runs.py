@@ -171,6 +171,7 @@ COUNTS = {
     "adalora method.init_r=32 method.target_r=21": 56_628_224,
     "flexlora method.r=12": 21_235_584,
     "vera": 827_392,
+    "randlora": 52_887_552,
     "sharelora": 6_537_216,
     "houlsby": 32 * 2 * (2 * 256 * 4096 + 256 + 4096),
     "pfeiffer": 32 * (2 * 256 * 4096 + 256 + 4096),
