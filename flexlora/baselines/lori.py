@@ -81,9 +81,11 @@ class LoriLayer(LowRankLayer):
 
     def product(self, adapter_name: str, training: bool = False) -> Factors:
         left, right = super().product(adapter_name, training)
-        return left * self.lora_mask[adapter_name], right
+        return left * self.tensor("lora_mask", adapter_name), right
 
     def inactive_parameters(self, adapter_name: str) -> int:
+        if adapter_name not in self.lora_mask:  # the mask belongs to another layer
+            return 0
         mask = self.lora_mask[adapter_name]
         return 0 if mask.device.type == "meta" else int(mask.numel() - mask.count_nonzero())
 
@@ -101,7 +103,9 @@ class LoriModel(LowRankModel, name="lori", config=LoriConfig, layer=LoriLayer):
     @torch.no_grad()
     def take_masks(self, adapter_name: str, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Select the largest |B| over all matrices, and restart from B = 0."""
-        layers = [layer for _, name, layer, _ in self.trained() if name == adapter_name]
+        layers = [
+            layer for _, name, layer, _ in self.trained() if name == adapter_name and adapter_name in layer.lora_B
+        ]
         sizes = torch.cat([layer.lora_B[adapter_name].abs().flatten().cpu() for layer in layers])
         kept = max(1, round((1 - self.peft_config[adapter_name].sparsity) * sizes.numel()))
         mask = torch.zeros(sizes.numel(), dtype=torch.bool)

@@ -61,8 +61,13 @@ class LowRankLayer(DeltaLayer):
         """Initialise A (Kaiming, √5) and B (zero) with torch's global generator, as every PEFT tuner does."""
         kaiming(self.lora_A[adapter_name])
 
+    def tensor(self, name: str, adapter_name: str) -> torch.Tensor:
+        """The parameter or buffer `name` of an adapter. It belongs to another layer if layers share it."""
+        found: torch.Tensor = getattr(self, name)[adapter_name]
+        return found
+
     def product(self, adapter_name: str, training: bool = False) -> Factors:
-        return self.lora_B[adapter_name], self.scaling[adapter_name] * self.lora_A[adapter_name]
+        return self.tensor("lora_B", adapter_name), self.scaling[adapter_name] * self.tensor("lora_A", adapter_name)
 
     def rank(self, adapter_name: str) -> int:
         """The number of active directions."""

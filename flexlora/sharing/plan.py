@@ -157,7 +157,7 @@ def sharing_plan(
         model, weights, held, loss or _own_loss, passes=passes, keep=chosen.similarity == "cosine"
     )
     processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    shapes = {name: _shape(module) for name, module in targets.items()}
+    shapes = {name: linear_shape(module) for name, module in targets.items()}
     return plan_of(found, shapes, r, chosen, batches=len(held) * processes)
 
 
@@ -260,7 +260,8 @@ def _ranks_of_pool(
     return found
 
 
-def _shape(linear: Linear) -> tuple[int, int]:
+def linear_shape(linear: Linear) -> tuple[int, int]:
+    """Return the number of inputs and of outputs."""
     if isinstance(linear, nn.Linear):
         return linear.in_features, linear.out_features
     rows, columns = linear.weight.shape

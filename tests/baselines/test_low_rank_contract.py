@@ -8,7 +8,7 @@ from functools import cache, partial
 
 import pytest
 import torch
-from low_rank_helpers import BACKBONES, METHODS, adapted, base, train
+from low_rank_helpers import BACKBONES, METHODS, PLANNED, adapted, base, plan_for, train
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
@@ -41,6 +41,12 @@ COUNTS = {
     "sharelora": (718_848, 4 * 6_537_216, 706_560),
     "lori": (663_552, 25_165_824, 663_552),
     "dynamic_dora": (1_327_680, 56_628_224, 1_180_032),  # at rank 8: at its end
+    # With a plan in which no layers share.
+    "e2lora": (1_327_104, 56_623_104, 1_179_648),
+    "e2_sharelora": (718_848, 4 * 6_537_216, 706_560),
+    "e2_dora": (1_410_048, 57_409_536, 1_262_592),
+    "e2_vera": (83_520, 791_552, 83_328),
+    "e2_lori": (663_552, 25_165_824, 663_552),
 }
 
 
@@ -204,6 +210,8 @@ def test_parameters_at_exact_shapes(method, column, shape):
     given = {"target_r": rank, "r": rank} if method == "dynamic_dora" else {"r": rank}
     if method == "lora_dash":
         given["directions"] = 8
+    if method in PLANNED:
+        given["plan"] = plan_for(on_meta(shape), targets, rank, lss=False, hra=False)
     model = get_peft_model(copy.deepcopy(on_meta(shape)), METHODS[method](target_modules=targets, **given))
     count = flexlora.count_parameters(model)
     assert (count.adapter_active, count.adapter_allocated, count.head) == (COUNTS[method][column],) * 2 + (0,)
@@ -211,7 +219,8 @@ def test_parameters_at_exact_shapes(method, column, shape):
 
 @every_method
 def test_the_configuration_survives_saving(method, tmp_path):
-    config = METHODS[method](r=3, target_modules=["a", "b"], lora_alpha=5.0, alpha_pattern={"a": 7.0})
+    given = {} if method == "e2_vera" else {"lora_alpha": 5.0, "alpha_pattern": {"a": 7.0}}
+    config = METHODS[method](r=3, target_modules=["a", "b"], **given)
     config.save_pretrained(tmp_path)
     assert PeftConfig.from_pretrained(tmp_path) == config
 
@@ -234,7 +243,7 @@ def test_bad_settings_are_refused(method, settings, message):
         METHODS[method](**{"target_modules": ["query"], **settings})
 
 
-@every_method
+@pytest.mark.parametrize("method", [method for method in METHODS if method not in PLANNED])
 def test_a_target_that_matches_nothing_is_refused_with_the_nearest_names(method):
     with pytest.raises(ValueError, match=r"qeury match no module\. Nearest names .*query"):
         adapted(method, "bert", target_modules=["qeury", "key"])

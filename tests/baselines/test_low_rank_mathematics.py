@@ -18,6 +18,13 @@ def through(t: Tensors, core: str) -> torch.Tensor:
     return SCALE * sum(t[core][i, j] * torch.outer(t["B"][:, i], t["A"][j]) for i, j in pairs)
 
 
+def decomposed(t: Tensors) -> torch.Tensor:
+    """DoRA: each row of W + ΔW gets the norm m; the norm that it had has no gradient."""
+    moved = t["W"] + outer(t["B"], t["A"], [SCALE] * RANK)
+    rows = [m * row / row.detach().square().sum().sqrt() for m, row in zip(t["magnitude"], moved, strict=True)]
+    return torch.stack(rows) - t["W"]
+
+
 EQUATIONS: dict[str, Callable[[Tensors], torch.Tensor]] = {
     "moslora": lambda t: through(t, "M"),
     "flora": lambda t: through(t, "G"),
@@ -30,6 +37,11 @@ EQUATIONS: dict[str, Callable[[Tensors], torch.Tensor]] = {
     "sharelora": lambda t: outer(t["B"], t["A"], [SCALE] * RANK),
     "lori": lambda t: outer(t["mask"].double() * t["B"], t["A"], [SCALE] * RANK),
     "dynamic_dora": lambda t: outer(t["B"], t["A"], [SCALE * c for c in t["c"]]),
+    "e2lora": lambda t: outer(t["B"], t["A"], [SCALE] * RANK),
+    "e2_sharelora": lambda t: outer(t["B"], t["A"], [SCALE] * RANK),
+    "e2_dora": lambda t: decomposed(t),
+    "e2_vera": lambda t: t["b"].unsqueeze(1) * outer(t["B"], t["A"], list(t["d"])),
+    "e2_lori": lambda t: outer(t["mask"].double() * t["B"], t["A"], [SCALE] * RANK),
 }
 
 
@@ -43,7 +55,7 @@ def test_output_delta_weight_and_gradients_follow_the_equation(method, kind):
         tensors["W"] = tensors["W"].T
     if method == "lora_dash":
         layer.launch("default")
-    if method == "lori":
+    if method in ("lori", "e2_lori"):
         layer.lora_mask["default"][::2] = False
     model.eval()
     x = torch.randn(4, IN, dtype=torch.float64)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from linear_helpers import IN, OUT, RANK, SCALE, held, outer, single
 from low_rank_helpers import BACKBONES, METHODS, adapted, train
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
 from torch import nn
 
 from flexlora.baselines import DynamicDoraConfig, LoraDashConfig, LoriConfig, LowRankLayer
@@ -208,36 +207,6 @@ def test_nora_plus_starts_in_the_range_of_w_and_is_preconditioned_by_peft():
     optimizer.step()
     torch.testing.assert_close(a.detach(), start[0] - torch.linalg.inv(start[1].T @ start[1] + eye) @ grads[0])
     torch.testing.assert_close(b.detach(), start[1] - grads[1] @ torch.linalg.inv(start[0] @ start[0].T + eye))
-
-
-# --- ShareLoRA: one A a type ----------
-
-
-def test_sharelora_has_one_a_per_type_and_its_gradient_is_the_sum(tmp_path):
-    model = adapted("sharelora", "bert", init_weights=False)
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, LowRankLayer)}
-    holders = [name for name, layer in layers.items() if "default" in layer.lora_A]
-    assert len(layers) == 12
-    assert len(holders) == 6
-    assert all(".layer.0." in name for name in holders)
-    BACKBONES["bert"].loss(model).backward()
-    shared = layers[next(name for name in holders if name.endswith("query"))].lora_A["default"]
-    together = shared.grad.clone()
-    queries = [layer for name, layer in layers.items() if name.endswith("query")]
-    parts = []
-    for layer in queries:  # each with an A of its own
-        copies = [layer.holders.get("default", layer).lora_A["default"].detach().clone().requires_grad_()]
-        original = layer.product
-        scale, b = layer.scaling["default"], layer.lora_B["default"]
-        layer.product = lambda *_, b=b, a=copies[0], s=scale, **__: (b, s * a)
-        (gradient,) = torch.autograd.grad(BACKBONES["bert"].loss(model), copies)
-        parts.append(gradient)
-        layer.product = original
-    torch.testing.assert_close(sum(parts), together, rtol=1e-4, atol=1e-7)
-    model.save_pretrained(tmp_path)
-    saved = load_file(tmp_path / "adapter_model.safetensors")
-    assert sum(name.endswith("lora_A") for name in saved) == 6
-    assert sum(name.endswith("lora_B") for name in saved) == 12
 
 
 # --- LoRI: the masks ----------

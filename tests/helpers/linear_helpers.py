@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from low_rank_helpers import METHODS
+from low_rank_helpers import METHODS, PLANNED, plan_for
 from peft import get_peft_model
 from torch import nn
 
@@ -23,6 +23,10 @@ def single(method: str, linear: nn.Module | None = None, **settings) -> tuple[nn
     torch.manual_seed(3)
     model = nn.Sequential(linear if linear is not None else nn.Linear(IN, OUT, dtype=torch.float64))
     given = {"target_modules": ["0"], "r": RANK, "lora_alpha": ALPHA, "init_weights": False, **settings}
+    if method in PLANNED:
+        given["plan"] = plan_for(model, given.pop("target_modules"), RANK)
+    if method == "e2_vera":
+        del given["lora_alpha"]
     tuned = get_peft_model(model, METHODS[method](**given))
     layer = next(module for module in tuned.modules() if isinstance(module, LowRankLayer))
     with torch.no_grad():

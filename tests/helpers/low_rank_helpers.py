@@ -15,6 +15,8 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from flexlora import baselines as b
+from flexlora.sharing import GradientStatistics, SharingOptions, SharingPlan, plan_of
+from flexlora.sharing.plan import find_targets, linear_shape
 
 # Every method with what makes it act within a few steps. LoRI calibrates on: its masks have tests of their own.
 METHODS: dict[str, Callable[..., b.LowRankConfig]] = {
@@ -32,7 +34,14 @@ METHODS: dict[str, Callable[..., b.LowRankConfig]] = {
     "dynamic_dora": lambda **given: b.DynamicDoraConfig(
         **{"target_r": 2, "total_step": 8, "tinit": 1, "tfinal": 4, "deltaT": 1, **given}
     ),
+    "e2lora": b.E2LoraConfig,
+    "e2_sharelora": b.E2ShareLoraConfig,
+    "e2_dora": b.E2DoraConfig,
+    "e2_vera": b.E2VeraConfig,
+    "e2_lori": lambda **given: b.E2LoriConfig(**{"tinit": 50, **given}),
 }
+PLANNED = tuple(method for method in METHODS if method.startswith("e2"))
+"""The methods whose configuration has a sharing plan."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +121,21 @@ def base(name: str) -> nn.Module:
     return copy.deepcopy(_made(name))
 
 
+def plan_for(model: nn.Module, targets: str, r: int, **options: Any) -> SharingPlan:
+    """A sharing plan from made-up gradients: neighbours share, and the ranks of module types differ."""
+    chosen = SharingOptions(**{"rank_pool": "all", "rank_entropy": "information", **options})
+    shapes = {name: linear_shape(module) for name, module in find_targets(model, targets).items()}
+    found = {name: GradientStatistics(name, 100, 0.0, 99 * (1e-3 * (1 + len(name) % 7)) ** 2) for name in shapes}
+    return plan_of(found, shapes, r, chosen, batches=1)
+
+
 def adapted(method: str, backbone: str, model: nn.Module | None = None, **settings: Any) -> PeftModel:
     """The method on a copy of the backbone, or on `model`."""
     torch.manual_seed(1)
     around = BACKBONES[backbone]
     given = {"target_modules": around.targets, "modules_to_save": around.head or None, "r": 4, **settings}
+    if method in PLANNED and "plan" not in given:
+        given["plan"] = plan_for(base(backbone), around.targets, given["r"])
     return get_peft_model(model if model is not None else base(backbone), METHODS[method](**given))
 
 
