@@ -11,6 +11,11 @@ from typing import TYPE_CHECKING, Any
 from .import_hook import call_after_import
 
 if TYPE_CHECKING:
+    from .baselines.e2_dora import E2DoraConfig
+    from .baselines.e2_lori import E2LoriConfig
+    from .baselines.e2_sharelora import E2ShareLoraConfig
+    from .baselines.e2_vera import E2VeraConfig
+    from .baselines.e2lora import E2LoraConfig
     from .sharing import SharingPlan, sharing_plan
     from .tuner import (
         FlexLoraCallback,
@@ -32,6 +37,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "E2DoraConfig",
+    "E2LoraConfig",
+    "E2LoriConfig",
+    "E2ShareLoraConfig",
+    "E2VeraConfig",
     "FlexLoraCallback",
     "FlexLoraConfig",
     "FlexLoraModel",
@@ -63,6 +73,8 @@ def _register() -> None:
 def __getattr__(name: str) -> Any:
     if name in ("SharingPlan", "sharing_plan"):
         return getattr(importlib.import_module("flexlora.sharing"), name)
+    if name in __all__ and name.startswith("E2"):
+        return getattr(importlib.import_module("flexlora.baselines"), name)
     if name in __all__:
         return getattr(_tuner(), name)
     raise AttributeError(f"module 'flexlora' has no attribute '{name}'")

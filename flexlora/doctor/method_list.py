@@ -14,6 +14,7 @@ from flexlora.architectures import CAUSAL_LM, ENCODERS, IMAGE_CLASSIFIER, Archit
 from flexlora.doctor.method_rows import Described
 from flexlora.errors import UserError
 from flexlora.methods import RunContext
+from flexlora.methods.base import ConfiguredByData
 from flexlora.methods.parameter_budget import count_on_shapes
 from flexlora.methods.peft import WINDOWS, tuner_classes
 from flexlora.models import Backbone, load_backbone, on_hub, outline
@@ -65,20 +66,23 @@ def describe(
             name,
             _title(files[name]),
             _source(method.fields),
-            {kind: _count(method, contexts[kind], small[kind]) is not None for kind in BACKBONES},
+            {kind: _count(method, contexts[kind], small[kind])[0] for kind in BACKBONES},
             _merges(method.fields),
-            _count(method, context, model),
+            _count(method, context, model)[1],
         )
         for name, method in methods.items()
     ]
 
 
-def _count(method: MethodSettings, context: RunContext, model: nn.Module) -> int | None:
+def _count(method: MethodSettings, context: RunContext, model: nn.Module) -> tuple[bool, int | None]:
+    """Return whether the method adapts the model, and its number of parameters if that is known before training."""
     missing = {name: 1 if name == "deltaT" else 0 for name in WINDOWS if method.fields.get(name) == "???"}
     try:
-        return count_on_shapes(method.with_fields(**missing), context, model)["adapter_active"]
+        return True, count_on_shapes(method.with_fields(**missing), context, model)["adapter_active"]
+    except ConfiguredByData:
+        return True, None
     except (UserError, NotImplementedError):
-        return None
+        return False, None
 
 
 def _title(file: Path) -> str:

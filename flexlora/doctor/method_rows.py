@@ -32,7 +32,8 @@ class Described:
     merges: bool | None
     """Whether the adapter merges into the backbone's weights, or None if the method has no adapter."""
     parameters: int | None
-    """The number of active adapter parameters on the current model, or None if the method cannot adapt it."""
+    """The number of active adapter parameters on the current model, or None if the method cannot adapt it, or if
+    gradients of the data decide the number."""
 
 
 def method_rows(

@@ -237,6 +237,7 @@ class _RunCheck:
         if fit is not None:
             chosen = ", ".join(f"method.{name}={value}" for name, value in fit["changed"].items())
             self._say("parameters", "budget", f"{fit['budget']:,}: {chosen}")
+        self._configure(method)
         if self.settings.adapter is None:
             self.backbone.model.to("meta")  # shapes are enough
         try:
@@ -256,6 +257,21 @@ class _RunCheck:
         share = trained / count["total"]
         self._say("parameters", "trained", f"{trained:,} of {count['total']:,} in total ({share:.2%})")
         self._memory(model, method)
+
+    def _configure(self, method: "Method") -> None:
+        """Let the method choose its configuration from gradients of the data, as the run would."""
+        if not method.configures or self.backbone is None:
+            return
+        if self.task is None or self.backbone.processor is None:
+            self._say("parameters", "plan", "unknown without the data and the model's weights")
+            return
+        from flexlora.training.accelerator import make_accelerator
+        from flexlora.training.configuration import configure
+
+        accelerator = make_accelerator(self.settings, self.path)
+        configure(method, self.backbone.model, self.task, self.settings, accelerator)
+        for line in method.configuration_lines():
+            self._say("parameters", "plan", line)
 
     def _start(self, method: "Method", model: Any) -> None:
         """Load the initial adapter in the same way as the run. The shapes of its tensors show whether it fits."""

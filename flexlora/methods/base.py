@@ -1,6 +1,6 @@
 """The interface between the training loop and a method. The loop treats all methods in the same way."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,10 @@ class RunContext:
     """Whether the evaluation uses rows held out of the training set. It is True if that is not known yet."""
 
 
+class ConfiguredByData(NotImplementedError):
+    """The number of parameters is not known before the method has chosen its configuration from gradients."""
+
+
 class Method:
     """A way to fine-tune a model. Subclasses implement `wrap` and `save`, and override the hooks they need."""
 
@@ -45,6 +49,41 @@ class Method:
     """The last parts of the head modules' names. `build_method` sets them if the method does not."""
     schedule: dict[str, Any] | None = None
     """The scaling of the windows to this run, for the record, or None if the method has no windows."""
+
+    configures: bool = False
+    """Whether the method chooses its configuration from gradients, so that `configure` must come before `wrap`."""
+
+    def configure(
+        self, model: nn.Module, batches: Iterable[Batch], loss: Callable[[nn.Module, Batch], torch.Tensor]
+    ) -> None:
+        """Choose the configuration from gradients of the task's `loss` on the plain backbone, before `wrap`.
+
+        Raises:
+            UserError: the gradients do not allow a choice.
+        """
+
+    def configuration(self) -> dict[str, Any]:
+        """Return what `configure` chose, in JSON-ready form. It is recorded, and a resumed run takes it."""
+        return {}
+
+    def take_configuration(self, values: Mapping[str, Any]) -> None:
+        """Take what `configuration` returned, instead of calling `configure`.
+
+        Raises:
+            ValueError: the values are not what `configuration` returns.
+        """
+
+    def configuration_of(self, folder: Path) -> Mapping[str, Any] | None:
+        """Return what `configure` chose for the saved adapter in `folder`, or None if this method can choose again.
+
+        Raises:
+            UserError: the folder has no adapter of this method.
+        """
+        return None
+
+    def configuration_lines(self) -> list[str]:
+        """Describe in a few lines what `configure` chose."""
+        return []
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Adapt `model`, in place or by a wrapper, and return the model to train."""

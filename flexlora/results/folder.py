@@ -26,7 +26,7 @@ from flexlora.results.checkpoint_files import CHECKPOINTS, checkpoint_folders
 from flexlora.results.files import sync, sync_tree, to_json, write_text
 from flexlora.results.predictions import BEST, LAST
 from flexlora.results.record import RunRecord, read_record
-from flexlora.results.whole import NOUNS, first_of, look
+from flexlora.results.whole import CONFIGURATION, NOUNS, first_of, look
 from flexlora.settings import flat_keys
 
 log = logging.getLogger("flexlora")
@@ -45,7 +45,7 @@ PATH_KEYS = LOCATION_KEYS | {
     "model.path",
     "task.data_dir",
 }
-LEFTOVERS = ("result.json", "metrics.jsonl", "ranks.jsonl", LAST, BEST, "config.yaml", "log.txt")
+LEFTOVERS = ("result.json", "metrics.jsonl", "ranks.jsonl", LAST, BEST, "config.yaml", CONFIGURATION, "log.txt")
 # The number of folders above a run's folder that the run may have made: output_root, scale, task (two parts), model,
 # method, variant, and the parent folder of output_root.
 PARENTS = 8

@@ -64,6 +64,9 @@ class RunRecord:
     schedule: dict[str, Any] | None = None
     """The scaling of the method's windows to this run: the factor, and each window before and after."""
 
+    configuration: dict[str, Any] | None = None
+    """What the method chose from gradients before training, such as E²LoRA's sharing plan."""
+
     parameters: dict[str, int] = field(default_factory=dict)
     parameter_budget: dict[str, Any] | None = None
     """If a budget was set: the budget, the method's settings chosen for it, and their number of parameters."""

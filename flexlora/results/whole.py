@@ -9,7 +9,9 @@ from flexlora.results.predictions import BEST, LAST
 from flexlora.results.record import RunRecord
 from flexlora.results.stamps import Stamp, difference, folder_stamp, stamps
 
-VOUCHED = ("metrics.jsonl", "ranks.jsonl", LAST, BEST, "config.yaml")
+CONFIGURATION = "configuration.json"
+"""What the method chose from gradients before training, such as a sharing plan."""
+VOUCHED = ("metrics.jsonl", "ranks.jsonl", LAST, BEST, "config.yaml", CONFIGURATION)
 """The files of a run's folder that its record vouches for, besides those in `adapter/`."""
 CARD = "README.md"
 """PEFT's page about an adapter. It is not compared, because users may edit it."""

@@ -9,7 +9,7 @@ plan.py: the plan of a whole model, as a saved configuration holds it.
 
 from .gradients import GradientStatistics, gradient_statistics
 from .options import SharingOptions
-from .plan import Interval, SharingPlan, TypePlan, plan_of, sharing_plan
+from .plan import Interval, SharingPlan, TypePlan, plan_of, sharing_plan, unshared_plan
 
 __all__ = [
     "GradientStatistics",
@@ -20,4 +20,5 @@ __all__ = [
     "gradient_statistics",
     "plan_of",
     "sharing_plan",
+    "unshared_plan",
 ]

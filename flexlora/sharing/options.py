@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from flexlora.tuner.base_config import Checked, setting
-from flexlora.tuner.checks import choice
+from flexlora.tuner.checks import choice, whole
 
 SIMILARITIES = ("rmi", "rmi_scale_free", "cosine", "l1", "l2", "kl")
 RANK_ENTROPIES = ("literal", "information")
@@ -43,3 +43,8 @@ class SharingOptions(Checked):
     rank_pool: str = _one_of(RANK_POOLS, "type", "The intervals that share a budget: those of one type, or all.")
     budget: str = _one_of(BUDGETS, "intervals", "What the sum of the ranks is r times of.")
     rounding: str = _one_of(ROUNDINGS, "paper", "How ranks become whole numbers.")
+    random_intervals: bool = setting(
+        False, "For comparison: intervals of the same sizes in a random order.", _true_or_false
+    )
+    random_ranks: bool = setting(False, "For comparison: random ranks with the same sum.", _true_or_false)
+    random_seed: int = setting(0, "Seed of the random intervals and ranks.", whole, at_least=0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
+from random import Random
 
 TOLERANCE = 1e-12
 """Similarities that differ by less are equal: the mean of equal numbers can differ from them in the last digit."""
@@ -63,6 +65,14 @@ def dynamic_programming(similarities: Matrix) -> list[tuple[int, int]]:
 
 
 PARTITION = {"greedy": greedy, "dynamic_programming": dynamic_programming}
+
+
+def shuffled(intervals: Sequence[tuple[int, int]], random: Random) -> list[tuple[int, int]]:
+    """Return intervals with the same sizes in a random order: does it matter where the borders are?"""
+    sizes = [stop - start for start, stop in intervals]
+    random.shuffle(sizes)
+    starts = list(accumulate([0, *sizes]))
+    return _intervals(starts[:-1], starts[-1])
 
 
 def _is_better(candidate: tuple[float, int], found: tuple[float, int]) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from os.path import commonprefix
+from random import Random
 from typing import Any
 
 import torch
@@ -14,8 +16,8 @@ from transformers.pytorch_utils import Conv1D
 
 from .gradients import GradientStatistics, Loss, gradient_statistics
 from .options import SharingOptions
-from .partition import PARTITION, thresholds
-from .ranks import allocate, rank_entropies
+from .partition import PARTITION, shuffled, thresholds
+from .ranks import allocate, random_ranks, rank_entropies
 from .similarity import proxy_entropy, similarity_matrix
 
 LINEARS = (nn.Linear, Conv1D)
@@ -113,12 +115,14 @@ class SharingPlan:
         return plan
 
     def __str__(self) -> str:
-        width = max((len(kind.name) for kind in self.types), default=0)
-        lines = [f"r = {self.r}, gradients of {self.batches} batches, {self.parameters():,} parameters"]
-        for kind in self.types:
+        shared = commonprefix([kind.name for kind in self.types]).rpartition(".")[0]
+        names = [kind.name.removeprefix(f"{shared}.") for kind in self.types]
+        width = max(map(len, names), default=0)
+        lines = [f"r = {self.r}, gradients of {self.batches} batches; as E²LoRA {self.parameters():,} parameters"]
+        for name, kind in zip(names, self.types, strict=True):
             shares = " ".join(f"{len(interval.modules)}×r{interval.rank}" for interval in kind.intervals)
             low, high = min(kind.entropies), max(kind.entropies)
-            lines.append(f"{kind.name:{width}}  H {low:.2f} … {high:.2f}  layers × rank: {shares}")
+            lines.append(f"{name:{width}}  H {low:.2f} … {high:.2f}  layers × rank: {shares}")
         return "\n".join(lines)
 
 
@@ -182,10 +186,13 @@ def plan_of(
         kind: PARTITION[options.partition](matrices[kind]) if options.lss else [(i, i + 1) for i in range(len(names))]
         for kind, names in grouped.items()
     }
+    random = Random(options.random_seed)
+    if options.random_intervals:
+        partitions = {kind: shuffled(intervals, random) for kind, intervals in partitions.items()}
     pools = [[kind] for kind in grouped] if options.rank_pool == "type" else [list(grouped)]
     ranks: dict[tuple[str, int, int], list[int]] = {}
     for pool in pools:
-        ranks |= _ranks_of_pool(pool, grouped, partitions, statistics, r, options)
+        ranks |= _ranks_of_pool(pool, grouped, partitions, statistics, r, options, random)
     types = []
     for kind, names in grouped.items():
         matrix = matrices.get(kind, [])
@@ -203,6 +210,17 @@ def plan_of(
             )
         )
     return SharingPlan(r, batches, options, tuple(types))
+
+
+def unshared_plan(model: nn.Module, target_modules: str | Sequence[str], r: int) -> SharingPlan:
+    """Return the plan in which each layer has its own adapter of rank r. It needs no gradients, and says so.
+
+    Raises:
+        ValueError: no module matches.
+    """
+    shapes = {name: linear_shape(module) for name, module in find_targets(model, target_modules).items()}
+    unknown = {name: GradientStatistics(name, 1, 0.0, 0.0) for name in shapes}
+    return plan_of(unknown, shapes, r, SharingOptions(lss=False, hra=False), batches=0)
 
 
 def module_type(name: str) -> str:
@@ -237,6 +255,7 @@ def _ranks_of_pool(
     statistics: Mapping[str, GradientStatistics],
     r: int,
     options: SharingOptions,
+    random: Random,
 ) -> dict[tuple[str, int, int], list[int]]:
     """Return the ranks of the intervals of each type of one pool."""
     if not options.hra:
@@ -254,6 +273,8 @@ def _ranks_of_pool(
     except ValueError as error:
         where = pool[0][0] if len(pool) == 1 else "all module types"
         raise ValueError(f"{where}: {error}") from error
+    if options.random_ranks:
+        ranks = random_ranks(ranks, random)
     found: dict[tuple[str, int, int], list[int]] = {kind: [] for kind in pool}
     for (kind, _), rank in zip(intervals, ranks, strict=True):
         found[kind].append(rank)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from random import Random
 
 from .options import SharingOptions
 from .similarity import GAUSSIAN, proxy_entropy
@@ -54,6 +55,14 @@ def allocate(entropies: Sequence[Sequence[float]], r: int, options: SharingOptio
     if options.rounding == "paper":
         return [max(1, round(value)) for value in exact]
     return largest_remainder(exact)
+
+
+def random_ranks(ranks: Sequence[int], random: Random) -> list[int]:
+    """Return random ranks of at least 1 with the same sum: each unit above 1 goes to an interval at random."""
+    found = [1] * len(ranks)
+    for _ in range(sum(ranks) - len(ranks)):
+        found[random.randrange(len(ranks))] += 1
+    return found
 
 
 def largest_remainder(exact: Sequence[float]) -> list[int]:

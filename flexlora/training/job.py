@@ -230,6 +230,7 @@ class _Job:
         from flexlora.tasks import load_task
         from flexlora.training.accelerator import make_accelerator
         from flexlora.training.checkpoint import Checkpoints, restore
+        from flexlora.training.configuration import configure, identity
         from flexlora.training.journal import Journal
         from flexlora.training.loop import Loop
         from flexlora.training.weights import load_start, refuse_not_finite, save_adapter
@@ -275,6 +276,10 @@ class _Job:
         record.schedule = method.schedule
         if method.schedule is not None:
             log.info("%s", windows_line(method.schedule))
+        with fitting(self.path):
+            record.configuration = configure(
+                method, backbone.model, task, settings, accelerator, self.path, resume=self.resume
+            )
         model = method.wrap(backbone.model)
         refuse_half_precision(model)
         if settings.adapter is not None:
@@ -303,7 +308,12 @@ class _Job:
                 data_seed=settings.data_seed,
                 journal=journal,
                 checkpoints=checkpoints,
-                identity={"config": record.config_hash, "model revision": backbone.revision, **found},
+                identity={
+                    "config": record.config_hash,
+                    "model revision": backbone.revision,
+                    **found,
+                    **identity(record.configuration),
+                },
             )
             with fitting(self.path):
                 if saved is not None:

@@ -47,7 +47,11 @@ SIZES: dict[str, Any] = {
 OF_LLAMA = [key for key in SIZES if not key.endswith("_dropout_prob") and key != "num_labels"]
 # For what two optimizer steps move. LoRI's B begins again at 0 where its calibration ends; MLAE leaves half of its
 # experts out of every step.
-IN_TWO_STEPS = {"lori": ("method.tinit=3",), "mlae": ("method.expert_dropout=0.05",)}
+IN_TWO_STEPS = {
+    "lori": ("method.tinit=3",),
+    "e2_lori": ("method.tinit=3",),
+    "mlae": ("method.expert_dropout=0.05",),
+}
 
 
 def settings_of(method: str, *overrides: str, schedule: str = "absolute") -> RunSettings:
@@ -97,7 +101,16 @@ def context(architecture: str, total_steps: int = TOTAL_STEPS, **values: Any) ->
 def wrapped(method: str, architecture: str, *overrides: str, base: nn.Module | None = None) -> tuple[Method, nn.Module]:
     """The method, and the model it made of `base` (a copy, tiny(architecture) by default)."""
     built = build_method(settings_of(method, *overrides).method, context(architecture))
-    return built, built.wrap(copy.deepcopy(base) if base is not None else tiny(architecture))
+    model = copy.deepcopy(base) if base is not None else tiny(architecture)
+    return built, built.wrap(configured(built, model, Texts() if architecture == "llama" else Sentences()))
+
+
+def configured(method: Method, model: nn.Module, task: Task) -> nn.Module:
+    """The model, on whose gradients the method has chosen its configuration if it does that."""
+    if method.configures:
+        examples = task.train.examples
+        method.configure(model, [task.collate(examples[at : at + 5]) for at in range(0, 20, 5)], task.loss)
+    return model
 
 
 class Sentences(Task):

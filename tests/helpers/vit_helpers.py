@@ -2,7 +2,7 @@
 
 import timm.models.vision_transformer
 import torch
-from method_helpers import Sentences, context, settings_of
+from method_helpers import Sentences, configured, context, settings_of
 from torch import nn
 
 from flexlora.methods import Method, build_method
@@ -39,7 +39,7 @@ def vit() -> nn.Module:
 def wrapped(name: str, *overrides: str, base: nn.Module | None = None) -> tuple[Method, nn.Module]:
     told = context("bert", target_modules=LINEARS, head_modules=["head"], task_type=None)
     method = build_method(settings_of(name, *overrides).method, told)
-    return method, method.wrap(base or vit())
+    return method, method.wrap(configured(method, base or vit(), Pictures()))
 
 
 @torch.no_grad()

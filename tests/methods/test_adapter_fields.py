@@ -14,7 +14,7 @@ import pytest
 import torch
 import vit_helpers
 from marks import slow_but
-from method_helpers import METHODS, SECOND_STAGE, context, logits, settings_of, tiny
+from method_helpers import METHODS, SECOND_STAGE, Sentences, configured, context, logits, settings_of, tiny
 from torch import nn
 
 from flexlora.errors import UserError
@@ -48,6 +48,7 @@ def built(name: str, **changes: Any) -> PeftMethod:
 
 def wrapped(name: str, method: Method, seed: int = 0) -> nn.Module:
     base = vit_helpers.vit() if name in OF_VIT else tiny("bert")
+    configured(method, base, vit_helpers.Pictures() if name in OF_VIT else Sentences())
     torch.manual_seed(seed)
     return method.wrap(base)
 

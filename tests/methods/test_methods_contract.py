@@ -3,6 +3,7 @@
 A new method only needs its exact parameter count for DeBERTaV3-base's shape.
 """
 
+import copy
 import shutil
 
 import pytest
@@ -24,8 +25,10 @@ from method_helpers import (
 
 from flexlora.errors import UserError
 from flexlora.methods import build_method
-from flexlora.methods.base import refuse_half_precision
+from flexlora.methods.base import ConfiguredByData, refuse_half_precision
+from flexlora.methods.e2 import E2Method
 from flexlora.models.random_init import random_init
+from flexlora.sharing import unshared_plan
 from flexlora.training.checkpoint import Checkpoints, restore
 from flexlora.training.journal import Journal
 
@@ -49,6 +52,12 @@ ADAPTER = {
     "lora": 1_327_104,
     "dora": 1_410_048,
     "dynamic_dora": 12 * (165_888 + 72),
+    # With a plan in which no layers share.
+    "e2lora": 1_327_104,
+    "e2_sharelora": 718_848,
+    "e2_dora": 1_410_048,
+    "e2_vera": 101_376,
+    "e2_lori": 663_552,
     "flora": 1_331_712,
     "hira": 1_327_104,
     "liera": 1_327_104,
@@ -174,7 +183,7 @@ def test_target_modules_can_be_set(name, architecture):
     _, model = wrapped(name, architecture, f"method.target_modules=[{QUERY[architecture]}]")
     head = settings_head(architecture)
     adapted = {key for key, value in model.named_parameters() if value.requires_grad and not head & set(key.split("."))}
-    assert len(adapted) >= 2
+    assert len(adapted) >= (1 if name == "e2_lori" else 2)  # both layers can share the one tensor
     assert all(f".{QUERY[architecture]}." in key for key in adapted)
 
 
@@ -186,7 +195,13 @@ def settings_head(architecture: str) -> set[str]:
 def test_parameters_at_the_shape_of_deberta_v3_base(name):
     assert name in ADAPTER, f"add the exact number of trainable parameters of {name} to ADAPTER"
     method = build_method(settings_of(name).method, context("deberta-v2"))
-    model = method.wrap(random_init("deberta_v3_base", device="meta"))
+    base = random_init("deberta_v3_base", device="meta")
+    if isinstance(method, E2Method):
+        with pytest.raises(ConfiguredByData):
+            method.parameters(method.wrap(copy.deepcopy(base)))
+        targets = str(context("deberta-v2").target_modules)
+        method.take_configuration(unshared_plan(base, targets, method.config.r).as_dict())
+    model = method.wrap(base)
     counted = method.parameters(model)
     assert (counted["adapter_active"], counted["head"]) == (ADAPTER[name], HEAD)
     # PEFT trains a copy of the head and keeps the original.
