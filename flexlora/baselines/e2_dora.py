@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from flexlora.tuner.checks import choice
+from flexlora.tuner.delta import LoraFactors
 
 from .e2lora import E2LoraConfig, E2LoraLayer, E2Model
 from .low_rank import setting
@@ -70,6 +71,12 @@ class E2DoraLayer(E2LoraLayer):
         if self.settings[adapter_name].magnitude == "interval":
             magnitude = magnitude * weight.norm(dim=1)
         return magnitude / norm
+
+    def lora_factors(self, adapter_name: str) -> LoraFactors:
+        magnitude = self.tensor("lora_magnitude", adapter_name)
+        if self.settings[adapter_name].magnitude == "interval":
+            magnitude = magnitude * self.pretrained_weight().norm(dim=1)
+        return LoraFactors(*self.product(adapter_name), magnitude=magnitude)
 
     def adapted(self, adapters: list[str], x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Compute W x plus (W' - W) x of every adapter. The dropout is on the input of W' - W."""

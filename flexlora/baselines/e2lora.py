@@ -23,6 +23,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 
 from flexlora.sharing import SharingPlan
+from flexlora.tuner.base_config import as_set
 from flexlora.tuner.checks import choice
 
 from .low_rank import LowRankConfig, kaiming, setting
@@ -60,7 +61,7 @@ class E2LoraConfig(LowRankConfig):
         if self.plan.r != self.r:
             raise ValueError(f"r={self.r}, but the plan was made with r={self.plan.r}: give both the same.")
         if self.target_modules is None:
-            self.target_modules = set(self.plan.ranks)
+            self.target_modules = as_set(list(self.plan.ranks))
         elif self.target_modules != "all-linear":
             left = next((name for name in self.plan.ranks if not check_target_module_exists(self, name)), None)
             if left is not None:
@@ -82,7 +83,7 @@ class E2LoraLayer(E2Layer):
     """ΔW = s · B A, where A and B belong to the layer's interval."""
 
     title = "E²LoRA"
-    adapter_layer_names = ("lora_A", "lora_B")
+    adapter_layer_names: tuple[str, ...] = ("lora_A", "lora_B")
 
     def owned(self, adapter_name: str, config: Any, **place: Any) -> dict[str, Owned]:
         r, interval = place["r"], place["interval"]

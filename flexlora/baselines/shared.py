@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from flexlora.tuner.delta import LoraFactors
+
 from .low_rank import LowRankLayer, LowRankModel
 
 
@@ -74,6 +76,9 @@ class SharedLayer(LowRankLayer):
         held = getattr(self.holders[adapter_name].get(name, self), name)[adapter_name]
         device, _ = self._get_base_layer_device_and_dtype(self.get_base_layer())
         return held if device is None else held.to(device)
+
+    def lora_factors(self, adapter_name: str) -> LoraFactors | None:
+        return LoraFactors(*self.product(adapter_name))
 
     def holds(self, adapter_name: str) -> bool:
         return adapter_name in self.settings

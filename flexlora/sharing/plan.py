@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from os.path import commonprefix
+from itertools import takewhile
 from random import Random
 from typing import Any
 
@@ -115,8 +115,10 @@ class SharingPlan:
         return plan
 
     def __str__(self) -> str:
-        shared = commonprefix([kind.name for kind in self.types]).rpartition(".")[0]
-        names = [kind.name.removeprefix(f"{shared}.") for kind in self.types]
+        parts = [kind.name.split(".") for kind in self.types]
+        heads = zip(*(name[:-1] for name in parts), strict=False)
+        same = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, heads))
+        names = [".".join(name[same:]) for name in parts]
         width = max(map(len, names), default=0)
         lines = [f"r = {self.r}, gradients of {self.batches} batches; as E²LoRA {self.parameters():,} parameters"]
         for name, kind in zip(names, self.types, strict=True):

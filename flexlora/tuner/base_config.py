@@ -71,8 +71,8 @@ class TunerConfig(PeftConfig, Checked):
     def __post_init__(self) -> None:
         PeftConfig.__post_init__(self)
         self.peft_type = self.type_name
-        self.target_modules = _as_set(self.target_modules)
-        self.exclude_modules = _as_set(self.exclude_modules)
+        self.target_modules = as_set(self.target_modules)
+        self.exclude_modules = as_set(self.exclude_modules)
         Checked.__post_init__(self)
 
 
@@ -105,5 +105,6 @@ class LowRankConfig(TunerConfig):
             )
 
 
-def _as_set(value: Any) -> Any:
+def as_set(value: Any) -> Any:
+    """Return a list or tuple of names as a set, as PEFT keeps `target_modules`; other values as they are."""
     return set(value) if isinstance(value, list | tuple) else value

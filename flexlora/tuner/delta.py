@@ -6,7 +6,7 @@ y = W x + ΔW x, where ΔW (out × in) is the product of two thin matrices that 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,18 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .adapter_layer import AdapterLayer
+
+
+class LoraFactors(NamedTuple):
+    """The update of one module as a LoRA: ΔW = scaling · left right, or a DoRA if there is a magnitude."""
+
+    left: torch.Tensor
+    """B, out × rank."""
+    right: torch.Tensor
+    """A, rank × in."""
+    scaling: float = 1.0
+    magnitude: torch.Tensor | None = None
+    """DoRA's magnitude (out)."""
 
 
 class DeltaLayer(AdapterLayer):
@@ -58,6 +70,10 @@ class DeltaLayer(AdapterLayer):
     def product(self, adapter_name: str, training: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute L (out × k) and R (k × in) with ΔW = L R. `training` enables random parts such as dropout."""
         raise NotImplementedError
+
+    def lora_factors(self, adapter_name: str) -> LoraFactors | None:
+        """The update as a LoRA, for an export; None if the method's update is no LoRA."""
+        return None
 
     def inactive_parameters(self, adapter_name: str) -> int:
         """The number of allocated adapter parameters that do not affect ΔW because their directions are inactive."""

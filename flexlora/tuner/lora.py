@@ -7,6 +7,7 @@ import math
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftType, get_peft_model_state_dict, set_peft_model_state_dict
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from .config import FlexLoraConfig
+from .delta import DeltaLayer, LoraFactors
 from .names import PEFT_PREFIX, plain_name, specific_first
 from .packing import FACTORS, SLOTS, flexlora_layers
 from .weighted import truncate
@@ -26,7 +28,10 @@ LORA_WEIGHTS = "adapter_model.safetensors"
 def convert_to_lora(
     model: nn.Module, adapter_name: str = "default", *, uniform_rank: bool = False
 ) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
-    """Convert the adapter to a plain LoRA with the same ΔW: B = P diag(λ), A = Q, over the active directions.
+    """Convert the adapter to a plain LoRA with the same ΔW.
+
+    FlexLoRA gives B = P diag(λ) and A = Q, over the active directions. E²LoRA, its variants and ShareLoRA give every
+    module a copy of the factors that it shares; E²DoRA gives a DoRA.
 
     PEFT's own `convert_to_lora` also works, but it approximates every dense ΔW by an SVD of a rank that you choose.
 
@@ -40,40 +45,39 @@ def convert_to_lora(
         The LoRA configuration and its state dict (lora_A: rank × in, lora_B: out × rank), ready to be saved.
 
     Raises:
-        ValueError: the model has no FlexLoRA adapter with that name.
+        ValueError: the model has no adapter with that name, or the adapter is of a kind that is no LoRA.
     """
-    config = _config(model, adapter_name)
-    scaling = {plain_name(name): layer.scaling[adapter_name] for name, layer in flexlora_layers(model, adapter_name)}
-    packed = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
-    top = max(int(value.numel()) for key, value in packed.items() if key.endswith(f".{SLOTS}"))
-    state_dict: dict[str, torch.Tensor] = {}
+    config: Any = getattr(model, "peft_config", {}).get(adapter_name)
+    if isinstance(config, FlexLoraConfig):
+        factors, state_dict = _of_flexlora(model, adapter_name)
+    else:
+        factors, state_dict = _of_layers(model, adapter_name)
+    top = max(int(factor.right.shape[0]) for factor in factors.values())
     ranks, alphas = {}, {}
-    for key, value in packed.items():
-        module, _, factor = key.rpartition(".")
-        if factor == FACTORS["lambda"]:
-            name = plain_name(module)
-            rank = int(value.numel())
-            left, right = packed[f"{module}.{FACTORS['P']}"] * value, packed[f"{module}.{FACTORS['Q']}"]
-            if uniform_rank:
-                left = nn.functional.pad(left * scaling[name], (0, top - rank))
-                right = nn.functional.pad(right, (0, 0, 0, top - rank))
-            else:
-                ranks[name], alphas[name] = rank, scaling[name] * rank
-            state_dict[f"{PEFT_PREFIX}{name}.lora_A.weight"] = right.detach().clone().contiguous()
-            state_dict[f"{PEFT_PREFIX}{name}.lora_B.weight"] = left.detach().clone().contiguous()
-        elif factor not in (*FACTORS.values(), SLOTS):
-            state_dict[key] = value.detach().clone().contiguous()  # modules_to_save and biases
+    for name, (left, right, scaling, magnitude) in factors.items():
+        rank = int(right.shape[0])
+        if uniform_rank:
+            left = nn.functional.pad(left * scaling, (0, top - rank))
+            right = nn.functional.pad(right, (0, 0, 0, top - rank))
+        else:
+            ranks[name], alphas[name] = rank, scaling * rank
+        state_dict[f"{PEFT_PREFIX}{name}.lora_A.weight"] = right.detach().clone().contiguous()
+        state_dict[f"{PEFT_PREFIX}{name}.lora_B.weight"] = left.detach().clone().contiguous()
+        if magnitude is not None:
+            state_dict[f"{PEFT_PREFIX}{name}.lora_magnitude_vector"] = magnitude.detach().clone()
     if all(rank == config.r and alphas[name] == config.lora_alpha for name, rank in ranks.items()):
         # If not all modules have the default, all modules are named: PEFT matches a pattern as a suffix, so "q" would
         # also set the rank of an unnamed "block.q".
         ranks, alphas = {}, {}
+    bias = getattr(config, "bias", "none")
     lora = LoraConfig(
         r=top if uniform_rank else config.r,
         lora_alpha=top if uniform_rank else config.lora_alpha,
         rank_pattern=specific_first(ranks),
         alpha_pattern={name: alphas[name] for name in specific_first(ranks)},
         lora_dropout=config.lora_dropout,
-        bias="lora_only" if config.bias == "flexlora_only" else config.bias,
+        bias="lora_only" if bias == "flexlora_only" else bias,
+        use_dora=any(factor.magnitude is not None for factor in factors.values()),
         inference_mode=True,
         **{
             name: copy.copy(getattr(config, name))
@@ -81,9 +85,41 @@ def convert_to_lora(
                 "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save",
                 "fan_in_fan_out", "base_model_name_or_path", "revision", "task_type", "auto_mapping",
             )
+            if hasattr(config, name)
         },
     )  # fmt: skip
     return lora, state_dict
+
+
+def _of_flexlora(model: nn.Module, adapter_name: str) -> tuple[dict[str, LoraFactors], dict[str, torch.Tensor]]:
+    """The factors of each module over the active directions, and all other saved tensors: heads and biases."""
+    scaling = {plain_name(name): layer.scaling[adapter_name] for name, layer in flexlora_layers(model, adapter_name)}
+    packed = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    factors, rest = {}, {}
+    for key, value in packed.items():
+        module, _, factor = key.rpartition(".")
+        if factor == FACTORS["lambda"]:
+            left, right = packed[f"{module}.{FACTORS['P']}"] * value, packed[f"{module}.{FACTORS['Q']}"]
+            factors[plain_name(module)] = LoraFactors(left, right, scaling[plain_name(module)])
+        elif factor not in (*FACTORS.values(), SLOTS):
+            rest[key] = value.detach().clone().contiguous()
+    return factors, rest
+
+
+def _of_layers(model: nn.Module, adapter_name: str) -> tuple[dict[str, LoraFactors], dict[str, torch.Tensor]]:
+    """The factors of each module of a tuner whose layers can name them, and the saved tensors of the head."""
+    layers = {
+        plain_name(name): module
+        for name, module in model.named_modules()
+        if isinstance(module, DeltaLayer) and module.holds(adapter_name)
+    }
+    factors = {name: layer.lora_factors(adapter_name) for name, layer in layers.items()}
+    kept = {name: factor for name, factor in factors.items() if factor is not None}
+    if not kept or len(kept) < len(factors):
+        raise ValueError(f"the model has no adapter named '{adapter_name}' that is a LoRA, such as FlexLoRA or E²LoRA.")
+    saved = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    rest = {key: value for key, value in saved.items() if plain_name(key).rpartition(".")[0] not in layers}
+    return kept, {key: value.detach().clone().contiguous() for key, value in rest.items()}
 
 
 def save_as_lora(

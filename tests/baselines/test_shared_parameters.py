@@ -196,6 +196,29 @@ def test_a_mask_counts_a_shared_b_once():
     assert flexlora.count_parameters(model).adapter_active == round(0.1 * entries)
 
 
+# --- export ----------
+
+
+@every_method
+@pytest.mark.parametrize("uniform_rank", [False, True])
+def test_a_plain_lora_with_copies_gives_the_same_output(method, uniform_rank, tmp_path):
+    model = adapted(method, "bert", init_weights=False)
+    train(model, "bert")
+    flexlora.save_as_lora(tmp_path, model, uniform_rank=uniform_rank)
+    loaded = PeftModel.from_pretrained(base("bert"), tmp_path)
+    config = loaded.peft_config["default"]
+    assert (str(config.peft_type.value), config.use_dora) == ("LORA", method == "e2_dora")
+    torch.testing.assert_close(
+        BACKBONES["bert"].evaluate(loaded), BACKBONES["bert"].evaluate(model), rtol=1e-6, atol=1e-6
+    )
+    assert bool(config.rank_pattern) is not uniform_rank
+
+
+def test_an_update_that_is_no_lora_is_not_exported():
+    with pytest.raises(ValueError, match="no adapter named 'default' that is a LoRA"):
+        flexlora.convert_to_lora(adapted("liera", "bert"))
+
+
 # --- the plan as a part of the configuration ----------
 
 
