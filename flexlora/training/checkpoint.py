@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from flexlora.errors import one_line
+from flexlora.errors import UserError, one_line
 from flexlora.results.checkpoint_files import (
     CHECKPOINTS,
     MANIFEST,
@@ -167,10 +167,17 @@ def restore(loop: "Loop", saved: tuple[dict[str, torch.Tensor], dict[str, Any]])
     """Put a checkpoint, as `Checkpoints.load` returns it, into a training.
 
     Raises:
-        UserError: the checkpoint is of a run with other settings, data or weights.
+        UserError: the checkpoint is of a run with another number of processes, other settings, data or weights.
         ValueError, KeyError, TypeError, RuntimeError, AttributeError, IndexError, OverflowError: the checkpoint is of
             another model or version, or its fields are damaged.
     """
+    # First, because parts of the state have an entry for each process.
+    before, now = len(saved[1]["random"]), loop.accelerator.num_processes
+    if before != now:
+        raise UserError(
+            f"the run was stopped on {before} processes and cannot go on with {now}: start it as before, or give "
+            "variant=NAME"
+        )
     own = loop.state_dict()
     for part in ALIKE:
         check_alike(saved[1][part], own[part], part)

@@ -372,15 +372,10 @@ class Loop:
         """Continue from `state`, which `state_dict` returned, and `tensors`, which `changing_tensors` returned.
 
         Raises:
-            UserError: the state is of a run with another number of processes, other settings, data or weights.
+            UserError: the state is of a run with other settings, data or weights.
             ValueError: the state is of another model.
         """
-        mine, processes = self.accelerator.process_index, self.accelerator.num_processes
-        if len(state["random"]) != processes:
-            raise UserError(
-                f"the run was stopped on {len(state['random'])} processes and cannot go on with {processes}: "
-                "start it as before, or give variant=NAME"
-            )
+        mine = self.accelerator.process_index
         with shared_failure():
             if self.accelerator.is_main_process:
                 refuse_other(state["identity"], self._identity)

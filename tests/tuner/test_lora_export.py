@@ -158,7 +158,7 @@ def test_unknown_adapter():
         (base, "default"),
         (get_peft_model(base, LoraConfig(target_modules=["q"])), "default"),
     ):
-        with pytest.raises(ValueError, match="has no adapter named .* that is a LoRA"):
+        with pytest.raises(ValueError, match=r"has no adapter named .* that is a LoRA"):
             convert_to_lora(*wrong)
 
 
