@@ -12,8 +12,9 @@ from hydra.core.hydra_config import HydraConfig
 
 from flexlora.cli.command import FAILED, REFUSED, call_with_settings, say
 from flexlora.cli.explain import config_folders, method_files
+from flexlora.doctor.findings import Finding, Mark
 from flexlora.doctor.method_rows import Described, method_rows
-from flexlora.doctor.run_check import Finding, Mark, check_run
+from flexlora.doctor.run_check import check_run
 from flexlora.doctor.tree_check import check_tree
 from flexlora.errors import UserError
 from flexlora.results.record import Ending

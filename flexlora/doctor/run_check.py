@@ -4,11 +4,10 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flexlora.doctor.findings import Finding, Mark, size
 from flexlora.errors import UserError, one_line, printable
 from flexlora.results import environment
 from flexlora.results.checkpoint_files import checkpoint_folders
@@ -25,25 +24,6 @@ if TYPE_CHECKING:
 
 # Disk space in multiples of the trained bytes: the adapter, and two checkpoints with weights and two moments each.
 KEPT_COPIES = 1 + 2 * 3
-
-
-class Mark(Enum):
-    """The meaning of a finding for the run."""
-
-    good = "✓"
-    told = " "
-    warning = "!"
-    problem = "✗"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the page."""
-
-    section: str
-    name: str
-    text: str
-    mark: Mark = Mark.told
 
 
 def check_run(settings: RunSettings, config: Mapping[str, Any], path: Path) -> list[Finding]:
@@ -393,12 +373,3 @@ class _RunCheck:
         if not result.is_file():
             return "new"
         return f"contains a run with status {read_record(result).status}: it starts again"
-
-
-def size(count: float) -> str:
-    """Format bytes, such as `21.3 GiB` or `703 MiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1000 or unit == "GiB":
-            break
-        count /= 1024
-    return f"{count:.1f} {unit}" if count < 100 and unit in ("MiB", "GiB") else f"{count:.0f} {unit}"

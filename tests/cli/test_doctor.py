@@ -15,8 +15,9 @@ from marks import slow_but
 from method_helpers import METHODS
 
 from flexlora.conf_path import conf_dir
+from flexlora.doctor.findings import Mark
 from flexlora.doctor.method_rows import method_rows
-from flexlora.doctor.run_check import Mark, check_run
+from flexlora.doctor.run_check import check_run
 from flexlora.results.folder import RunFolder
 from flexlora.results.record import read_record
 from flexlora.settings import resolve

@@ -20,7 +20,8 @@ from omegaconf import OmegaConf, open_dict
 from flexlora.cli.command import Job, Task, refusal
 from flexlora.cli.doctor import page
 from flexlora.conf_path import conf_dir
-from flexlora.doctor.run_check import Mark, check_run
+from flexlora.doctor.findings import Mark
+from flexlora.doctor.run_check import check_run
 from flexlora.methods import check_method
 from flexlora.models import check_model
 from flexlora.results.folder import config_hash

@@ -13,7 +13,7 @@ from loop_helpers import training
 from marks import slow_but
 from memory_helpers import CONFIGS, FLEXLORA, LINEAR, LORA, adapted, batch
 
-from flexlora.doctor.run_check import size
+from flexlora.doctor.findings import size
 from flexlora.models.random_init import random_init
 from flexlora.settings import Precision
 from flexlora.training.memory import free_memory, step_memory
