@@ -117,7 +117,9 @@ COMMONSENSE = {
     "lora_dash": 1e-4,
     "lori": 5e-4,
     "randlora": 1e-4,
+    "e2_lori": 5e-4,
     "vera": 1e-3,
+    "e2_vera": 1e-3,
 }
 
 
