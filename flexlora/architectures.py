@@ -57,9 +57,9 @@ LLAMA = Family(  # Mistral, Qwen2, Gemma and many more
     mlp_output=r"mlp\.down_proj",
     norms="(input|post_attention)_layernorm",
 )
-VIT = Family(  # timm's
+VIT = Family(  # timm's; flexlora.models.split_image_classifier has three linears for query, key and value
     layer=r"blocks\.\d+",
-    attention_inputs=r"attn\.qkv",
+    attention_inputs=r"attn\.(qkv|[qkv]_proj)",
     attention_output=r"attn\.proj",
     mlp="mlp",
     mlp_inputs=r"mlp\.fc1",

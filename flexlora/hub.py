@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
-from flexlora.errors import one_line
+from flexlora.errors import UserError, one_line
 
 log = logging.getLogger("flexlora")
 
@@ -90,6 +90,38 @@ def trouble_with(repository: str, kind: str = "model", revision: str | None = No
         else:
             return None
     raise AssertionError
+
+
+def load_splits(repository: str, name: str | None, revision: str | None, hint: str) -> Any:
+    """Load the splits of a data set from the hub, or from its cache if the hub cannot be reached.
+
+    Args:
+        repository: the name on the hub.
+        name: the name of the configuration, or None.
+        revision: a commit, branch or tag. None means the newest.
+        hint: what the user can do instead, for the messages.
+
+    Raises:
+        UserError: the data set is in neither, or the cache cannot be written.
+    """
+    trouble = trouble_with(repository, "dataset", revision)
+    import datasets
+
+    datasets.utils.logging.disable_progress_bar()
+    datasets.utils.logging.set_verbosity_error()  # errors of its cache are reported below
+    shown = repository if name is None else f"{repository} ({name})"
+    try:
+        with offline(trouble is not None):
+            return datasets.load_dataset(repository, name, revision=revision)
+    except Exception as error:  # the cache and the network libraries raise many kinds of errors
+        if isinstance(error, OSError) and error.errno in NO_WRITING:  # datasets needs a lock file even to read
+            raise UserError(
+                f"datasets cannot write in its cache: {error.filename}: {error.strerror} "
+                f"(HF_DATASETS_CACHE=DIR sets another folder); {hint}"
+            ) from error
+        if trouble is not None:
+            raise UserError(f"{shown} is not in the local cache and {trouble}; {hint}") from error
+        raise UserError(f"cannot load {shown} from the hub: {what_failed(error)}; {hint}") from error
 
 
 def what_failed(error: BaseException) -> str:

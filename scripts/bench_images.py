@@ -38,8 +38,9 @@ from flexlora.conf_path import conf_dir
 from flexlora.errors import UserError
 from flexlora.models import load_backbone
 from flexlora.settings import VtabTask, register_schemas, resolve
+from flexlora.tasks.image_task import ImageClassification
 from flexlora.tasks.images import Form, decode
-from flexlora.tasks.vtab import Vtab, load
+from flexlora.tasks.vtab import load
 
 TASKS = sorted(path.stem for path in (conf_dir() / "task" / "vtab").glob("*.yaml"))
 RATIOS = [
@@ -49,14 +50,14 @@ RATIOS = [
 ]
 
 
-def started(settings: VtabTask, cache: Path | None, processor: Any) -> Vtab:
+def started(settings: VtabTask, cache: Path | None, processor: Any) -> ImageClassification:
     """Return the task after its images are decoded or found in the cache."""
     task = load(replace(settings, image_cache=None if cache is None else str(cache)))
     task.preprocess(processor)
     return task
 
 
-def epoch(task: Vtab, batch: int, examples: Callable[[list[int]], list[dict[str, Any]]]) -> int:
+def epoch(task: ImageClassification, batch: int, examples: Callable[[list[int]], list[dict[str, Any]]]) -> int:
     """Read every training image once, in batches and in a new order. Return the number of images."""
     order = np.random.default_rng().permutation(len(task.train_rows)).tolist()
     for first in range(0, len(order), batch):

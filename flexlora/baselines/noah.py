@@ -310,7 +310,7 @@ class NoahModel(BaselineModel, name="noah", config=NoahConfig, layer=NoahLayer):
     def look_at(self, model: nn.Module, config: Any) -> None:
         vit = vision_transformer(model, self.title)
         strange = next((block for block in vit.blocks if not hasattr(_plain(block), "mlp")), None)
-        if strange is not None or not all(hasattr(_plain(block).attn, "qkv") for block in vit.blocks):
+        if strange is not None or not all("qkv" in dict(_plain(block).attn.named_children()) for block in vit.blocks):
             raise ValueError("NOAH needs blocks with a fused attn.qkv and an mlp, which these blocks do not have.")
         self._new_choice = Choice(*[config.sized(len(vit.blocks))] * 2)
 

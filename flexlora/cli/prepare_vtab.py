@@ -140,7 +140,7 @@ def check(settings: VtabTask) -> Finding:
     return finding
 
 
-def _is_file(image: Path | bytes) -> bool:
+def _is_file(image: object) -> bool:
     """Return whether the image exists and is not empty. A full disk leaves empty files."""
     assert isinstance(image, Path)
     try:

@@ -130,7 +130,7 @@ class _RunCheck:
         from flexlora.models import load_backbone, on_hub, outline, sketch
 
         model = self.settings.model
-        labels = self.settings.task.num_labels
+        labels = self.settings.task.num_labels if self.task is None else self.task.num_labels  # a folder knows its own
         from_hub = on_hub(model)
         cached = from_hub and is_cached(model.path or "", model.revision)
         if from_hub and not cached:

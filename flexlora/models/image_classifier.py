@@ -121,14 +121,14 @@ def outline(settings: ModelSettings, num_labels: int | None) -> tuple[ImageBackb
     """
     import torch
 
-    from flexlora.models.random_init import VIT_B16
+    from flexlora.models.random_init import VITS
 
     assert settings.path is not None
     if trouble_with(settings.path, "model", settings.revision) is None:
         description = _read(_from_hub(settings, CONFIG), settings.path)
         source = "by the hub's config"
-    elif settings.name == "vit_b16":
-        description = _described({"architecture": VIT_B16}, settings.path)
+    elif settings.name in VITS:
+        description = _described({"architecture": VITS[settings.name]}, settings.path)
         source = "exact shapes, hub not asked"
     else:
         raise UserError(f"the shapes of {settings.path} are not known without the hub")

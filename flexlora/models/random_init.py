@@ -19,6 +19,8 @@ from transformers import (
     RobertaConfig,
 )
 
+from flexlora.models.split_image_classifier import split_attention
+
 # microsoft/deberta-v3-base
 DEBERTA_V3_BASE: dict[str, Any] = {
     "vocab_size": 128100,
@@ -78,7 +80,11 @@ LLAMA3_8B: dict[str, Any] = {
     "eos_token_id": 128001,
     "tie_word_embeddings": False,
 }
-VIT_B16 = "vit_base_patch16_224.augreg_in21k"
+VITS = {
+    "vit_b16": "vit_base_patch16_224.augreg_in21k",
+    "clip_vit_b16": "vit_base_patch16_clip_224.openai",
+}
+"""Maps `model.name` to timm's architecture."""
 
 
 def random_init(
@@ -87,7 +93,7 @@ def random_init(
     """Build a backbone in its exact shapes with random weights.
 
     Args:
-        name: deberta_v3_base, roberta_base, llama3_8b or vit_b16.
+        name: deberta_v3_base, roberta_base, llama3_8b, vit_b16 or clip_vit_b16 (with its attention split).
         num_labels: the number of classes of the head; ignored for a causal LM.
         layers: the number of transformer layers, if it differs from the real model.
         device: 'meta' allocates no memory, which is enough to count parameters.
@@ -104,12 +110,14 @@ def random_init(
             return AutoModelForSequenceClassification.from_config(roberta)
         if name == "llama3_8b":
             return AutoModelForCausalLM.from_config(LlamaConfig(**_shorter(LLAMA3_8B, layers)))
-        if name == "vit_b16":
+        if name in VITS:
             depth: dict[str, Any] = {} if layers is None else {"depth": layers}
-            return timm.create_model(VIT_B16, pretrained=False, num_classes=num_labels, **depth)
-    raise ValueError(
-        f"the exact shapes of '{name}' are not known. Known are: deberta_v3_base, roberta_base, llama3_8b and vit_b16."
-    )
+            vit: nn.Module = timm.create_model(VITS[name], pretrained=False, num_classes=num_labels, **depth)
+            if name == "clip_vit_b16":
+                split_attention(vit)
+            return vit
+    known = ", ".join(["deberta_v3_base", "roberta_base", "llama3_8b", *VITS])
+    raise ValueError(f"the exact shapes of '{name}' are not known. Known are: {known}.")
 
 
 def _shorter(config: dict[str, Any], layers: int | None) -> Any:

@@ -1,6 +1,15 @@
 """The settings of a run: their schema, the recipes that fill them, and the checks before data and model are loaded."""
 
-from flexlora.settings.resolve import flat_keys, resolve, resolve_method, task_schema
+from flexlora.settings.image_tasks import (
+    ImageSetTask,
+    ImageTask,
+    Interpolation,
+    Normalization,
+    Resize,
+    VtabSplit,
+    VtabTask,
+)
+from flexlora.settings.resolve import MAX_WIDTH, flat_keys, resolve, resolve_method, task_schema
 from flexlora.settings.schema import (
     TASK_SCHEMAS,
     CommonsenseTask,
@@ -8,11 +17,9 @@ from flexlora.settings.schema import (
     EvaluationMode,
     GlueTask,
     HubData,
-    Interpolation,
     LrScheduler,
     MethodSettings,
     ModelSettings,
-    Normalization,
     Precision,
     Quantization,
     RunSettings,
@@ -20,19 +27,20 @@ from flexlora.settings.schema import (
     TextTaskSettings,
     TrainingSettings,
     TsvData,
-    VtabSplit,
-    VtabTask,
     evaluates_held_out,
     register_schemas,
 )
 
 __all__ = [
+    "MAX_WIDTH",
     "TASK_SCHEMAS",
     "CommonsenseTask",
     "Dtype",
     "EvaluationMode",
     "GlueTask",
     "HubData",
+    "ImageSetTask",
+    "ImageTask",
     "Interpolation",
     "LrScheduler",
     "MethodSettings",
@@ -40,6 +48,7 @@ __all__ = [
     "Normalization",
     "Precision",
     "Quantization",
+    "Resize",
     "RunSettings",
     "Schedule",
     "TextTaskSettings",

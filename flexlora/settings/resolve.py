@@ -40,6 +40,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "task.num_classes": (2, MAX_WIDTH),
     "task.random_resized_crop": (0.01, 1),
     "task.horizontal_flip": (0, 1),
+    "task.train_share": (0.001, 1),
+    "task.test_share": (0.001, 1),
     "task.max_length": (1, 2**20),
     "task.tsv.width": (1, math.inf),
     "task.tsv.broken_rows": (0, math.inf),

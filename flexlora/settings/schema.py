@@ -11,6 +11,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from flexlora.settings.image_tasks import ImageSetTask, VtabSplit, VtabTask
 from flexlora.settings.recipes import register_resolver
 
 
@@ -55,29 +56,6 @@ class EvaluationMode(Enum):
     protocol = "protocol"
     fast = "fast"
     likelihood = "likelihood"
-
-
-class VtabSplit(Enum):
-    """The images of a VTAB-1K task for training and evaluation: the protocol's, or those for choosing settings."""
-
-    train800val200_test = "train800val200_test"
-    train800_val200 = "train800_val200"
-
-
-class Normalization(Enum):
-    """The mean and deviation that normalise an image in [0, 1]."""
-
-    imagenet = "imagenet"
-    model = "model"
-    none = "none"
-
-
-class Interpolation(Enum):
-    """The interpolation with which an image is resized."""
-
-    bicubic = "bicubic"
-    bilinear = "bilinear"
-    model = "model"
 
 
 @dataclass
@@ -206,35 +184,6 @@ class TextTaskSettings:
 
 
 @dataclass
-class VtabTask:
-    """`task.*` of a VTAB-1K task. The input is an image, and the output is a class."""
-
-    name: str = MISSING
-    family: str = MISSING
-    group: str = MISSING
-    num_classes: int = MISSING
-    test_rows: int = MISSING
-    folders: list[str] = MISSING
-    split: VtabSplit = MISSING
-    normalization: Normalization = MISSING
-    interpolation: Interpolation = MISSING
-    random_resized_crop: float | None = MISSING
-    horizontal_flip: float = MISSING
-    epochs: int = MISSING
-    batch_size: int = MISSING
-    data_dir: str | None = MISSING
-    max_train_rows: int | None = MISSING
-    max_eval_rows: int | None = MISSING
-    validation_rows: int | None = MISSING
-    image_cache: str | None = MISSING
-
-    @property
-    def num_labels(self) -> int:
-        """The number of classes, under the name that backbones use."""
-        return self.num_classes
-
-
-@dataclass
 class ModelSettings:
     """`model.*`: a backbone from the hub, from a folder, or pretrained by this package (scale=tiny)."""
 
@@ -298,6 +247,8 @@ TASK_SCHEMAS: dict[str, type] = {
     "commonsense": CommonsenseTask,
     "vtab": VtabTask,
     "digits": VtabTask,
+    "image_sets": ImageSetTask,
+    "digit_sets": ImageSetTask,
     "small_world": CommonsenseTask,
 }
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from flexlora.errors import UserError, did_you_mean
-from flexlora.hub import NO_WRITING, offline, trouble_with, what_failed
+from flexlora.hub import load_splits
 from flexlora.paths import existing_folder
 from flexlora.settings import GlueTask
 from flexlora.tasks.base import Split, Task
@@ -176,24 +176,8 @@ def _from_folder(settings: GlueTask, root: Path) -> tuple[Rows, dict[str, Rows],
 
 def _from_hub(settings: GlueTask) -> tuple[Rows, dict[str, Rows], dict[str, Any]]:
     hub = settings.hub
-    trouble = trouble_with(hub.path, "dataset", hub.revision)
-    import datasets
-
-    datasets.utils.logging.disable_progress_bar()
-    datasets.utils.logging.set_verbosity_error()  # errors of its cache are reported below
     hint = f"task.data_dir=DIR takes the classic GLUE download (DIR/{settings.tsv.folder}/{settings.tsv.train})"
-    try:
-        with offline(trouble is not None):
-            loaded = datasets.load_dataset(hub.path, hub.name, revision=hub.revision)
-    except Exception as error:  # the cache and the network libraries raise many kinds of errors
-        if isinstance(error, OSError) and error.errno in NO_WRITING:  # datasets needs a lock file even to read
-            raise UserError(
-                f"datasets cannot write in its cache: {error.filename}: {error.strerror} "
-                f"(HF_DATASETS_CACHE=DIR sets another folder); {hint}"
-            ) from error
-        if trouble is not None:
-            raise UserError(f"{hub.path} ({hub.name}) is not in the local cache and {trouble}; {hint}") from error
-        raise UserError(f"cannot load {hub.path} ({hub.name}) from the hub: {what_failed(error)}; {hint}") from error
+    loaded = load_splits(hub.path, hub.name, hub.revision, hint)
     splits = {"train": hub.train, **hub.evaluation}
     for split in splits.values():
         if split not in loaded:

@@ -4,11 +4,12 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Protocol
 
 from flexlora.errors import UserError
 from flexlora.paths import existing_folder
 from flexlora.reading import TEXT, read_bytes
-from flexlora.settings import VtabSplit, VtabTask
+from flexlora.settings import MAX_WIDTH, VtabSplit, VtabTask
 from flexlora.text_files import decode
 
 LISTS = ("train800.txt", "val200.txt", "train800val200.txt", "test.txt")
@@ -20,14 +21,21 @@ PARTS = {
 SIZES = {"train800.txt": 800, "val200.txt": 200, "train800val200.txt": 1000}
 
 
+class Packed(Protocol):
+    """An image within a larger file."""
+
+    def read(self) -> bytes:
+        """Return the image as the content of an image file."""
+
+
 @dataclass
 class ImageRows:
     """Images, not yet read, and their classes."""
 
     names: list[str]
     """The name of each image in error messages."""
-    images: Sequence[Path | bytes]
-    """The image files, or their contents."""
+    images: Sequence[Path | bytes | Packed]
+    """The image files, their contents, or images within larger files."""
     labels: list[int]
     sha256: dict[str, str] = field(default_factory=dict)
     """The hash of the list file, by its name."""
@@ -47,7 +55,9 @@ class ImageRows:
     def read(self, index: int) -> bytes:
         """Read the content of an image's file."""
         image = self.images[index]
-        return image if isinstance(image, bytes) else read_bytes(image)
+        if isinstance(image, bytes):
+            return image
+        return read_bytes(image) if isinstance(image, Path) else image.read()
 
 
 def task_folder(settings: VtabTask) -> Path:
@@ -92,8 +102,8 @@ def read_split(folder: Path, settings: VtabTask) -> tuple[ImageRows, str, ImageR
     return lists[train], name, lists[evaluation]
 
 
-def read_list(file: Path, num_classes: int) -> ImageRows:
-    """Read the rows of one list.
+def read_list(file: Path, num_classes: int | None) -> ImageRows:
+    """Read the rows of one list. `num_classes` None: any number of classes is allowed.
 
     Raises:
         UserError: the list is missing or empty, a line is not a path and a class, or a path leaves the list's folder.
@@ -118,10 +128,9 @@ def read_list(file: Path, num_classes: int) -> ImageRows:
             klass = int(label)
         except ValueError:
             raise UserError(f"{where}: label '{label}' is not a number") from None
-        if not 0 <= klass < num_classes:
-            raise UserError(
-                f"{where}: label {klass} is not between 0 and {num_classes - 1} (task.num_classes is {num_classes})"
-            )
+        if not 0 <= klass < (num_classes or MAX_WIDTH):
+            why = f"task.num_classes is {num_classes}" if num_classes else "a head has no more classes"
+            raise UserError(f"{where}: label {klass} is not between 0 and {(num_classes or MAX_WIDTH) - 1} ({why})")
         name = name.strip()
         try:
             path = inside.path(name)

@@ -40,11 +40,17 @@ Array = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Form:
-    """The size of every decoded image. The whole image is resized; its aspect ratio is not kept."""
+    """The size of every decoded image, and how an image of another aspect ratio gets it."""
 
     height: int
     width: int
     interpolation: str
+    crop: bool = False
+    """Whether the largest centred part with the aspect ratio of the size is cut out. If not, the image is stretched."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return what identifies decoded images. Those that are stretched keep the names of an earlier version."""
+        return {name: value for name, value in asdict(self).items() if name != "crop" or value}
 
 
 class BadImages(Exception):
@@ -121,8 +127,16 @@ def decode(content: bytes, form: Form) -> Array:
         rgb = to_rgb(image)
     size = (form.width, form.height)
     if rgb.size != size:
-        rgb = rgb.resize(size, RESAMPLING[form.interpolation])
+        rgb = rgb.resize(size, RESAMPLING[form.interpolation], box=_centre(rgb, form) if form.crop else None)
     return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
+
+
+def _centre(image: Image.Image, form: Form) -> tuple[float, float, float, float]:
+    """Return the largest centred box of the image with the aspect ratio of `form`: left, upper, right, lower."""
+    scale = min(image.width / form.width, image.height / form.height)
+    # The width or the height is whole, but its product may exceed it in the last digit.
+    left, upper = max(0.0, image.width - scale * form.width) / 2, max(0.0, image.height - scale * form.height) / 2
+    return left, upper, image.width - left, image.height - upper
 
 
 class ImageCache:
@@ -148,7 +162,7 @@ class ImageCache:
             digest, problems = _digest(rows, pool)
             shape = (len(rows), 3, self._form.height, self._form.width)
             if self._folder is not None and not problems:
-                facts = json.dumps({"format": FORMAT, "pillow": __version__, "files": digest, **asdict(self._form)})
+                facts = json.dumps({"format": FORMAT, "pillow": __version__, "files": digest, **self._form.facts()})
                 path = self._folder / f"{hashlib.sha256(facts.encode()).hexdigest()[:40]}.uint8"
                 try:
                     return self._kept(path, rows, shape, pool), digest

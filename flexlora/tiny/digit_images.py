@@ -1,4 +1,4 @@
-"""The images of `scale=tiny` for VTAB-1K: each of the 19 tasks has a small relative made of handwritten digits."""
+"""The images of `scale=tiny`: each image task has a small relative made of handwritten digits."""
 
 import colorsys
 from collections.abc import Callable
@@ -174,6 +174,11 @@ def colour(digits: Digits, row: int, number: int, draw: np.random.Generator) -> 
     return _coloured(_resized(digits.pixels[row], CANVAS), number / 11)
 
 
+def quarter_and_few_colours(digits: Digits, row: int, number: int, draw: np.random.Generator) -> Pixels:
+    """The look is the digit's quarter of the image and one of five colours."""
+    return _coloured(_in_quarter(digits.pixels[row], number % 4), (number // 4) / 5)
+
+
 def build(digits: Digits, row: int, number: int, draw: np.random.Generator) -> Pixels:
     """The look is one of four shapes: large, narrow, flat or small."""
     height, width = ((28, 28), (28, 14), (14, 28), (14, 14))[number]
@@ -207,7 +212,19 @@ RELATIVES: dict[str, tuple[int, Example]] = {
     "vtab/smallnorb_azi": turned(18),
     "vtab/smallnorb_ele": (9, from_above),
 }
-"""Maps a task's name to its number of classes, the same as in the real task, and to its small relative."""
+"""Maps a VTAB-1K task to its number of classes, the same as in the real task, and to its small relative."""
+
+SETS: dict[str, tuple[int, Example]] = {
+    "images/cars": digit_and(196, quarter_and_few_colours),
+    "images/dtd": RELATIVES["vtab/dtd"],
+    "images/eurosat": RELATIVES["vtab/eurosat"],
+    "images/gtsrb": digit_and(43, pattern),
+    "images/resisc45": RELATIVES["vtab/resisc45"],
+    "images/sun397": RELATIVES["vtab/sun397"],
+    "images/svhn": RELATIVES["vtab/svhn"],
+    "images/folder": RELATIVES["vtab/svhn"],
+}
+"""The same for whole image sets."""
 
 
 def _empty() -> Pixels:

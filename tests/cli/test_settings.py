@@ -175,7 +175,7 @@ def test_did_you_mean(word, options, answer):
         (
             "task.family=glu",
             "there is no task.family 'glu'. Did you mean glue? There are: glue, synthetic, commonsense, vtab, digits, "
-            "small_world.",
+            "image_sets, digit_sets, small_world.",
         ),
         ("data_seed=99999999999", "data_seed must be between 0 and 2147483647, not 99999999999"),
     ],
@@ -188,7 +188,7 @@ def test_a_value_out_of_range_is_refused(override, message):
 
 def test_every_limit_is_of_a_setting_that_exists():
     keys = set()
-    for task in ("glue/cola", "commonsense170k", "vtab/kitti"):
+    for task in ("glue/cola", "commonsense170k", "vtab/kitti", "images/folder"):
         for method in ("flexlora", "adalora"):
             keys |= set(flat_keys(resolve(composed(f"task={task}", f"method={method}"))[1]))
     assert {*LIMITS, *POSITIVE, *FOLDER_NAMES} <= keys

@@ -7,7 +7,7 @@ from torch import nn
 
 from flexlora.methods import Method, build_method
 
-LINEARS = r"(.*\.)?blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])"
+LINEARS = r"(.*\.)?blocks\.\d+\.(attn\.(qkv|[qkv]_proj|proj)|mlp\.fc[12])"
 
 
 class Pictures(Sentences):

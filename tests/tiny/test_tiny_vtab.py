@@ -10,11 +10,13 @@ from compose_helpers import settings_of_run
 from PIL import Image
 from vtab_helpers import TASKS
 
+from flexlora.conf_path import conf_dir
 from flexlora.errors import UserError
 from flexlora.models import load_backbone
 from flexlora.results.record import read_record
-from flexlora.tiny.digit_images import RELATIVES
-from flexlora.tiny.tasks.digits import _parts, load
+from flexlora.tasks import load_task
+from flexlora.tiny.digit_images import RELATIVES, SETS
+from flexlora.tiny.tasks.digits import _parts
 
 TINY = ("scale=tiny", "method=lora")
 TASK = "vtab/svhn"
@@ -30,15 +32,16 @@ PUBLISHED = {
 
 @cache
 def task(name: str, *overrides: str):
-    return load(settings_of_run(f"task={name}", *TINY, *overrides).task)
+    return load_task(settings_of_run(f"task={name}", *TINY, *overrides).task)
 
 
 def test_every_vtab_task_has_a_small_relative():
     assert sorted(RELATIVES) == [f"vtab/{name}" for name in TASKS]
     assert len(RELATIVES) == 19
+    assert sorted(SETS) == sorted(f"images/{path.stem}" for path in (conf_dir() / "task" / "images").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("name", RELATIVES)
+@pytest.mark.parametrize("name", [*RELATIVES, "images/cars", "images/gtsrb", "images/folder"])
 def test_small_tasks_have_the_splits_and_classes_of_the_benchmark(name):
     made = task(name)
     sizes = {"train": len(made.train_rows), **{key: len(rows) for key, rows in made.evaluation_rows.items()}}
@@ -48,6 +51,7 @@ def test_small_tasks_have_the_splits_and_classes_of_the_benchmark(name):
         assert set(rows.labels) == classes
     # The training rows without the 200 validation rows also have every class.
     assert set(made.train_rows.labels[:800]) == classes
+    assert made.num_labels == (RELATIVES | SETS)[name][0]
 
 
 @pytest.mark.parametrize("name", RELATIVES)
@@ -89,6 +93,8 @@ def test_pixels_match_the_documented_results(name):
     ("overrides", "said"),
     [
         (("task.data_dir=somewhere",), "scale=tiny generates its data: leave out task.data_dir"),
+        (("task=images/svhn", "task.num_classes=7"), "task.num_classes is 7, but images/svhn has 10 classes at"),
+        (("task=images/svhn", "task.name=images/own"), "scale=tiny has no task images/own: it has images/cars, "),
         (("task.num_classes=7",), "task.num_classes is 7, but vtab/svhn has 10 classes at scale=tiny"),
     ],
 )

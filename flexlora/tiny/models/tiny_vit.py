@@ -32,7 +32,7 @@ INPUT: dict[str, Any] = {
     "classifier": "head",
     "num_classes": 0,
 }
-RELATIVES = ("vit_b16",)
+RELATIVES = ("vit_b16", "clip_vit_b16")
 """The values of `model.name` that have a small relative."""
 
 

@@ -1,8 +1,9 @@
-"""`scale=tiny`: scikit-learn's handwritten digits as VTAB-1K tasks. `Vtab` processes the generated image files."""
+"""`scale=tiny`: scikit-learn's handwritten digits as VTAB-1K tasks. `ImageClassification` processes the image files."""
 
 import io
 import logging
 import sys
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -10,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 from flexlora.errors import UserError
-from flexlora.settings import VtabTask
+from flexlora.settings import ImageSetTask, VtabTask
 from flexlora.source_hash import files_of, hash_of_files
 from flexlora.tasks.image_lists import PARTS, ImageRows
-from flexlora.tasks.vtab import Vtab, vtab
+from flexlora.tasks.image_task import ImageClassification, image_task
 from flexlora.tiny import digit_images
 from flexlora.tiny.digit_images import RELATIVES, Digits, Example
 
@@ -24,39 +25,52 @@ TRAIN, VAL = 1000, 200
 SEED = 0
 
 
-def load(settings: VtabTask) -> Vtab:
+def load(settings: VtabTask) -> ImageClassification:
     """Load a small relative of a VTAB-1K task: 1,000 digits to train on, and 797 other digits to test on.
+
+    Raises:
+        UserError: `task.data_dir` is set, the task has no small relative, or `task.num_classes` is not its number.
+    """
+    check(settings, RELATIVES)
+    train, test = drawn(RELATIVES[settings.name][1])
+    rows = {"train800val200.txt": train, "test.txt": test}
+    rows["train800.txt"] = rows["train800val200.txt"].first(TRAIN - VAL)
+    rows["val200.txt"] = rows["train800val200.txt"].pick(range(TRAIN - VAL, TRAIN))
+    train_list, name, evaluation_list = PARTS[settings.split]
+    return image_task(settings, rows[train_list], {name: rows[evaluation_list]}, provenance())
+
+
+def check(settings: VtabTask | ImageSetTask, relatives: Mapping[str, tuple[int, Example]]) -> None:
+    """Check that the task has a small relative, and say that the results say nothing about the paper.
 
     Raises:
         UserError: `task.data_dir` is set, the task has no small relative, or `task.num_classes` is not its number.
     """
     if settings.data_dir is not None:
         raise UserError("scale=tiny generates its data: leave out task.data_dir, or leave out scale=tiny")
-    if settings.name not in RELATIVES:
-        raise UserError(f"scale=tiny has no task {settings.name}: it has {', '.join(RELATIVES)}")
-    classes, _ = RELATIVES[settings.name]
-    if settings.num_classes != classes:
+    if settings.name not in relatives:
+        raise UserError(f"scale=tiny has no task {settings.name}: it has {', '.join(relatives)}")
+    classes, _ = relatives[settings.name]
+    if settings.num_classes not in (None, classes):
         raise UserError(
             f"task.num_classes is {settings.num_classes}, but {settings.name} has {classes} classes at scale=tiny"
         )
     log.info("scale=tiny: scikit-learn's digits and a small model; the results say nothing about the paper")
-    rows = dict(zip(("train800val200.txt", "test.txt"), _drawn(settings.name), strict=True))
-    rows["train800.txt"] = rows["train800val200.txt"].first(TRAIN - VAL)
-    rows["val200.txt"] = rows["train800val200.txt"].pick(range(TRAIN - VAL, TRAIN))
-    train_list, name, evaluation_list = PARTS[settings.split]
-    provenance: dict[str, Any] = {
+
+
+def provenance() -> dict[str, Any]:
+    """Return the source of the images, for the record."""
+    return {
         "source": "scikit-learn's digits",
         "path": None,
         "revision": hash_of_files(*files_of(sys.modules[__name__], digit_images)),
         "sha256": {},
     }
-    return vtab(settings, rows[train_list], {name: rows[evaluation_list]}, provenance)
 
 
 @lru_cache(maxsize=4)
-def _drawn(task: str) -> tuple[ImageRows, ImageRows]:
+def drawn(example: Example) -> tuple[ImageRows, ImageRows]:
     """Make the training and test rows. They are cached for the next run of a sweep, so they must not change."""
-    _, example = RELATIVES[task]
     train, test = _parts()
     return _rows(train, example, "train"), _rows(test, example, "test")
 
