@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from flexlora.tuner.names import without_numbers
+
 from .low_rank import LowRankConfig, kaiming
 from .shared import Owned, SharedLayer, SharedModel
 
@@ -37,8 +39,7 @@ class ShareLoraLayer(SharedLayer):
     adapter_layer_names = ("lora_B", "lora_A")
 
     def owned(self, adapter_name: str, config: Any, **place: Any) -> dict[str, Owned]:
-        kind = ".".join(part for part in place["name"].split(".") if not part.isdigit())
-        r = place["r"]
+        r, kind = place["r"], without_numbers(place["name"])
         return {
             "lora_B": Owned(place["name"], (self.out_features, r)),
             "lora_A": Owned((kind, self.in_features), (r, self.in_features), kaiming),

@@ -33,7 +33,7 @@ class LinearTuner(Tuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         wanted = self.peft_config[adapter_name].target_modules
         sought = unmatched_targets(model, wanted) or wanted
-        names = [plain_name(name) for name, module in model.named_modules() if _is_linear(module)]
+        names = [plain_name(name) for name, module in model.named_modules() if is_linear(module)]
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except NoMatchingPeftModuleError as error:
@@ -49,14 +49,15 @@ class LinearTuner(Tuner):
 
     def check_target(self, target: nn.Module, name: str) -> None:
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        if not _is_linear(base):
+        if not is_linear(base):
             raise ValueError(
                 f"{name} is a {type(base).__name__}: {self.title} adapts nn.Linear, Conv1D and quantised linears only. "
                 "Narrow target_modules."
             )
 
 
-def _is_linear(module: nn.Module) -> bool:
+def is_linear(module: nn.Module) -> bool:
+    """Whether a low-rank update can adapt the module: a linear, a Conv1D or a quantised linear supported by PEFT."""
     if isinstance(module, nn.Linear | Conv1D):
         return True
     backend = resolve_quantization_backend(module) if hasattr(module, "weight") or hasattr(module, "qweight") else None

@@ -13,7 +13,7 @@ from low_rank_helpers import BACKBONES, METHODS, adapted, train
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from flexlora.baselines import DynamicDoraConfig, LoraDashConfig, LoriConfig, LowRankLayer
+from flexlora.baselines import DynamicDoraConfig, LoraDashConfig, LoriConfig, LowRankLayer, RasaConfig
 
 # --- MiLoRA and PiSSA: which singular vectors ----------
 
@@ -207,6 +207,45 @@ def test_nora_plus_starts_in_the_range_of_w_and_is_preconditioned_by_peft():
     optimizer.step()
     torch.testing.assert_close(a.detach(), start[0] - torch.linalg.inv(start[1].T @ start[1] + eye) @ grads[0])
     torch.testing.assert_close(b.detach(), start[1] - grads[1] @ torch.linalg.inv(start[0] @ start[0].T + eye))
+
+
+# --- RaSA: the pool of a type ----------
+
+
+def test_rasa_has_a_pool_for_each_type_and_weights_its_directions_alike():
+    model = adapted("rasa", "bert", r=4, k=2, lora_alpha=12.0, alpha_pattern={"1.attention.self.query": 6.0})
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, LowRankLayer)}
+    pools = {name: layer.lora_shared_A["default"] for name, layer in layers.items() if "default" in layer.lora_shared_A}
+    assert len(layers) == 12
+    assert len(pools) == 6
+    assert all(".layer.0." in name and len(pool) == 2 * 2 for name, pool in pools.items())
+    for name, layer in layers.items():
+        alpha = 6.0 if name.endswith("1.attention.self.query") else 12.0
+        expected = torch.tensor([0.5 * alpha / 2] * 2 + [0.5 * alpha / 4] * 4)
+        assert torch.equal(layer.lora_d["default"].detach(), expected)
+        assert layer.product("default")[1].shape == (2 + 4, layer.in_features)
+
+
+def test_rasa_counts_the_linears_that_it_adapts():
+    model = adapted("rasa", "bert", target_modules=["query"], layers_to_transform=[1], modules_to_save=None)
+    (layer,) = (m for m in model.modules() if isinstance(m, LowRankLayer))
+    assert layer.lora_shared_A["default"].shape == (1, 16)
+    model.add_adapter("both", RasaConfig(target_modules=["query"], r=4))
+    layers = [m for m in model.modules() if isinstance(m, LowRankLayer)]
+    assert [layer.tensor("lora_shared_A", "both").shape for layer in layers] == [(2, 16)] * 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"r": 4, "k": 4}, "`k` must be below r=4, not 4"),
+        ({"k": 0}, "`k` must be a whole number of at least 1, not 0"),
+        ({"rank_pattern": {"a": 2}}, "RaSA has one rank for all modules"),
+    ],
+)
+def test_rasa_refuses_ranks_without_a_pool_or_a_direction_of_their_own(settings, message):
+    with pytest.raises(ValueError, match=message):
+        RasaConfig(target_modules=["a"], **settings)
 
 
 # --- LoRI: the masks ----------

@@ -1,4 +1,4 @@
-"""A parameter that several layers share exists once, and its gradient is the sum over them (ShareLoRA, E²LoRA)."""
+"""A parameter that several layers share exists once, and its gradient is the sum over them: ShareLoRA, RaSA, E²LoRA."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flexlora import baselines as b
 from flexlora.baselines.shared import SharedLayer
 from flexlora.sharing import SharingPlan
 
-SHARING = ("sharelora", *PLANNED)
+SHARING = ("sharelora", "rasa", *PLANNED)
 every_method = pytest.mark.parametrize("method", SHARING)
 
 

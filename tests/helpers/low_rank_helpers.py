@@ -30,6 +30,7 @@ METHODS: dict[str, Callable[..., b.LowRankConfig]] = {
     "lora_dash": lambda **given: b.LoraDashConfig(**{"tinit": 1, "directions": 3, **given}),
     "nora_plus": b.NoRAPlusConfig,
     "sharelora": b.ShareLoraConfig,
+    "rasa": b.RasaConfig,
     "lori": lambda **given: b.LoriConfig(**{"tinit": 50, **given}),
     "dynamic_dora": lambda **given: b.DynamicDoraConfig(
         **{"target_r": 2, "total_step": 8, "tinit": 1, "tfinal": 4, "deltaT": 1, **given}

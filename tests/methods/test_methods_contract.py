@@ -72,6 +72,7 @@ ADAPTER = {
     "pissa": 1_327_104,
     "prec_lora": 1_327_104,
     "randlora": 1_382_400,
+    "rasa": 1_327_104 + 12 * 6 * 19,
     "rslora": 1_327_104,
     "sharelora": 718_848,
     "sora": 1_327_680,

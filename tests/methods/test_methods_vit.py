@@ -39,6 +39,7 @@ ADAPTER = {
     "pissa": 1_179_648,
     "prec_lora": 1_179_648,
     "randlora": 921_600,
+    "rasa": 1_179_648 + 12 * 4 * 19,
     "rslora": 1_179_648,
     "sharelora": 706_560,
     "sora": 1_180_032,

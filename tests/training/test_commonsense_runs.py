@@ -186,6 +186,7 @@ AT_RANK_32 = {
     **dict.fromkeys(("lora_fa", "lori"), 25_165_824),
     "dora": 57_409_536,
     "lora_dash": 56_624_384,
+    "rasa": 56_623_104 + 32 * 5 * 63,
     "dynamic_dora": 56_628_224,
 }
 COUNTS |= {f"{method} method.r=32": count for method, count in AT_RANK_32.items()}
