@@ -80,6 +80,19 @@ LLAMA3_8B: dict[str, Any] = {
     "eos_token_id": 128001,
     "tie_word_embeddings": False,
 }
+# meta-llama/Llama-3.1-8B: the same shapes, for longer texts
+LLAMA3_1_8B: dict[str, Any] = LLAMA3_8B | {
+    "max_position_embeddings": 131072,
+    "rope_parameters": {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+}
+LLAMAS = {"llama3_8b": LLAMA3_8B, "llama3_1_8b": LLAMA3_1_8B}
 VITS = {
     "vit_b16": "vit_base_patch16_224.augreg_in21k",
     "clip_vit_b16": "vit_base_patch16_clip_224.openai",
@@ -93,7 +106,7 @@ def random_init(
     """Build a backbone in its exact shapes with random weights.
 
     Args:
-        name: deberta_v3_base, roberta_base, llama3_8b, vit_b16 or clip_vit_b16 (with its attention split).
+        name: deberta_v3_base, roberta_base, llama3_8b, llama3_1_8b, vit_b16 or clip_vit_b16 (with its attention split).
         num_labels: the number of classes of the head; ignored for a causal LM.
         layers: the number of transformer layers, if it differs from the real model.
         device: 'meta' allocates no memory, which is enough to count parameters.
@@ -108,15 +121,15 @@ def random_init(
         if name == "roberta_base":
             roberta = RobertaConfig(**_shorter(ROBERTA_BASE | {"num_labels": num_labels}, layers))
             return AutoModelForSequenceClassification.from_config(roberta)
-        if name == "llama3_8b":
-            return AutoModelForCausalLM.from_config(LlamaConfig(**_shorter(LLAMA3_8B, layers)))
+        if name in LLAMAS:
+            return AutoModelForCausalLM.from_config(LlamaConfig(**_shorter(LLAMAS[name], layers)))
         if name in VITS:
             depth: dict[str, Any] = {} if layers is None else {"depth": layers}
             vit: nn.Module = timm.create_model(VITS[name], pretrained=False, num_classes=num_labels, **depth)
             if name == "clip_vit_b16":
                 split_attention(vit)
             return vit
-    known = ", ".join(["deberta_v3_base", "roberta_base", "llama3_8b", *VITS])
+    known = ", ".join(["deberta_v3_base", "roberta_base", *LLAMAS, *VITS])
     raise ValueError(f"the exact shapes of '{name}' are not known. Known are: {known}.")
 
 

@@ -47,6 +47,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "task.tsv.broken_rows": (0, math.inf),
     "task.num_beams": (1, math.inf),
     "task.max_new_tokens": (1, math.inf),
+    "task.train_rows": (1, math.inf),
     "task.temperature": (0, math.inf),
     "task.top_p": (0, 1),
     "task.num_samples": (1, math.inf),

@@ -58,6 +58,13 @@ class EvaluationMode(Enum):
     likelihood = "likelihood"
 
 
+class MathPrompt(Enum):
+    """The text around a word problem."""
+
+    qa = "qa"
+    alpaca = "alpaca"
+
+
 @dataclass
 class TrainingSettings:
     """`training.*`: the loop and its optimizer."""
@@ -160,6 +167,15 @@ class CommonsenseTask:
 
 
 @dataclass
+class HubFile:
+    """A file of a data set on the hub."""
+
+    path: str = MISSING
+    file: str = MISSING
+    revision: str | None = MISSING
+
+
+@dataclass
 class TextTaskSettings:
     """`task.*` that all tasks share in which a causal LM continues a prompt, as in GSM8K."""
 
@@ -171,6 +187,12 @@ class TextTaskSettings:
     epochs: int = MISSING
     batch_size: int = MISSING
     data_dir: str | None = MISSING
+    train_file: str | None = MISSING
+    test_file: str | None = MISSING
+    train_hub: HubFile = MISSING
+    test_hub: HubFile = MISSING
+    drop_long: bool = MISSING
+    train_rows: int | None = MISSING
     train_on_inputs: bool = MISSING
     max_new_tokens: int = MISSING
     temperature: float = MISSING
@@ -181,6 +203,19 @@ class TextTaskSettings:
     max_eval_rows: int | None = MISSING
     validation_rows: int | None = MISSING
     token_cache: str | None = MISSING
+
+
+@dataclass
+class Gsm8kTask(TextTaskSettings):
+    """`task.*` of word problems whose solution ends with a number."""
+
+    prompt: MathPrompt = MISSING
+    question_column: str | None = MISSING
+    answer_column: str | None = MISSING
+    train_type: str | None = MISSING
+    cut_repeated_answer: bool = MISSING
+    remove_annotations: bool = MISSING
+    last_number: bool = MISSING
 
 
 @dataclass
@@ -250,6 +285,8 @@ TASK_SCHEMAS: dict[str, type] = {
     "image_sets": ImageSetTask,
     "digit_sets": ImageSetTask,
     "small_world": CommonsenseTask,
+    "gsm8k": Gsm8kTask,
+    "arithmetic": Gsm8kTask,
 }
 
 

@@ -172,7 +172,9 @@ def draw(logits: torch.Tensor, uniforms: torch.Tensor, sampling: Sampling) -> to
         uniforms: (rows,), a number in [0, 1) for each row.
         sampling: the temperature and the share of the probability that may be drawn.
     """
-    chances, order = (logits.float() / sampling.temperature).softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
+    logits = logits.float()
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / sampling.temperature  # a tiny temperature gives no infinity
+    chances, order = logits.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
     before = chances.cumsum(dim=-1) - chances
     kept = (before < sampling.top_p) & (chances > 0)
     sums = (chances * kept).cumsum(dim=-1)

@@ -1,34 +1,20 @@
 """GLUE's splits with the hub's columns: from the hub, or from parquet, JSON or CSV files with the same columns."""
 
-import csv
-import hashlib
-import io
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flexlora.errors import UserError, one_line
-from flexlora.reading import read_bytes
+from flexlora.errors import UserError
 from flexlora.settings import GlueTask
 from flexlora.tasks.rows import Rows, as_class, as_number, out_of_range
-from flexlora.text_files import HALF_LETTER, decode
+from flexlora.tasks.tables import LABEL, READERS, Table, read_table
+from flexlora.text_files import HALF_LETTER
 
-LABEL = "label"
 # How a table writes a class number as a text: as a whole number, or as a float with nothing behind its point.
 WHOLE_NUMBER = re.compile(r"0*(\d{1,9})(\.0*)?", re.ASCII)
 # The name of one part of a split, as on the hub: train-00000-of-00002.parquet
 PART = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<parts>\d{5})")
-
-
-@dataclass
-class Table:
-    """The columns as read. `names` are the names of the classes if the file contains them."""
-
-    columns: Mapping[str, Sequence[Any]]
-    names: Sequence[str] | None = None
 
 
 def find_split(folder: Path, split: str) -> list[Path]:
@@ -83,15 +69,9 @@ def hub_rows(split: Any, settings: GlueTask, name: str) -> Rows:
 
 
 def _read_file(path: Path, settings: GlueTask) -> Rows:
-    try:
-        content = read_bytes(path)
-        table = READERS[path.suffix.lower()](content, path)
-    except UserError:
-        raise
-    except Exception as error:  # pyarrow and datasets raise any kind of error on a damaged file
-        raise UserError(f"cannot read {path}: {one_line(error)}") from error
+    table, sha256 = read_table(path)
     rows = _rows(table, settings, str(path))
-    rows.sha256[path.name] = hashlib.sha256(content).hexdigest()
+    rows.sha256[path.name] = sha256
     return rows
 
 
@@ -131,65 +111,3 @@ def _class(label: Any, settings: GlueTask) -> int | str:
     if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < settings.num_labels:
         return number
     return out_of_range(label, f"0 and {settings.num_labels - 1}")
-
-
-def _parquet(content: bytes, _: Path) -> Table:
-    import pyarrow.parquet
-    from datasets import ClassLabel, Features
-
-    table = pyarrow.parquet.read_table(io.BytesIO(content))
-    feature = Features.from_arrow_schema(table.schema).get(LABEL)
-    return Table(table.to_pydict(), feature.names if isinstance(feature, ClassLabel) else None)
-
-
-def _json(content: bytes, path: Path) -> Table:
-    """Parse a list of objects, or one object on each line."""
-    text = decode(content, path)
-    if text.lstrip().startswith("["):
-        rows = json.loads(text, object_pairs_hook=_object)
-    else:
-        rows = []
-        for number, line in enumerate(text.split("\n"), start=1):
-            try:
-                rows += [json.loads(line, object_pairs_hook=_object)] if line.strip() else []
-            except json.JSONDecodeError as error:
-                raise ValueError(f"line {number}: {error.msg}") from error
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise ValueError(f"row {number} is not an object")
-    # A key that is missing in some rows becomes null there. `_rows` then refuses the row by its number.
-    names = dict.fromkeys(name for row in rows for name in row)
-    return Table({name: [row.get(name) for row in rows] for name in names})
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a row of JSON and refuse duplicate keys. Python's own parser silently keeps the last value."""
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        raise ValueError("a row has a key more than once")
-    return row
-
-
-def _csv(content: bytes, path: Path) -> Table:
-    """Parse comma-separated values with a header; fields may be quoted."""
-    reader = csv.reader(io.StringIO(decode(content, path), newline=""), strict=True)
-    try:
-        header = next(reader, [])
-        if len(set(header)) < len(header):
-            raise ValueError("line 1: two columns have the same name")
-        rows = []
-        for row in reader:
-            if row and len(row) != len(header):
-                raise ValueError(f"line {reader.line_num}: {len(row)} columns where {len(header)} are expected")
-            rows += [row] if row else []
-    except csv.Error as error:
-        raise ValueError(f"line {reader.line_num}: {error}") from error
-    return Table({name: [row[i] for row in rows] for i, name in enumerate(header)})
-
-
-READERS: dict[str, Callable[[bytes, Path], Table]] = {
-    ".parquet": _parquet,
-    ".json": _json,
-    ".jsonl": _json,
-    ".csv": _csv,
-}

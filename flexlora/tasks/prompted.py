@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from flexlora.errors import UserError
 from flexlora.tasks.base import Split
 from flexlora.tasks.language_model import IGNORED
 from flexlora.tasks.tokens import Examples, TokenCache, Tokens, pad, smallest
@@ -32,23 +33,41 @@ class Pair:
         return self.prompt + self.output
 
 
-def training_split(pairs: Sequence[Pair], cache: TokenCache, end: int, longest: int, *, train_on_inputs: bool) -> Split:
+def training_split(
+    pairs: Sequence[Pair],
+    cache: TokenCache,
+    end: int,
+    longest: int,
+    *,
+    train_on_inputs: bool,
+    drop_long: bool = False,
+    first: int | None = None,
+) -> Split:
     """Tokenise the whole texts: at most `longest` tokens, with the token `end` if it still fits.
 
-    An example's label is the number of tokens at its start that the loss leaves out.
+    An example's label is the number of tokens at its start that the loss leaves out. With `drop_long`, texts of
+    `longest` tokens or more are left out instead of cut. `first` limits the number of the remaining texts.
+
+    Raises:
+        UserError: no text remains.
     """
-    tokens = with_end(cache.tokens(([pair.text for pair in pairs],), longest), end, longest)
-    cut = sum(length >= longest for length in tokens.lengths)
-    if cut:
+    tokens = cache.tokens(([pair.text for pair in pairs],), longest)
+    kept = list(range(len(pairs)))
+    long = [i for i, length in enumerate(tokens.lengths) if length >= longest]
+    if long:
+        what = "left out" if drop_long else "cut at the end, where the answer is"
         log.info(
-            "%d of %d training texts reach task.max_length=%d tokens: they are cut at the end, where the answer is",
-            cut,
-            len(pairs),
-            longest,
+            "%d of %d training texts reach task.max_length=%d tokens: they are %s", len(long), len(pairs), longest, what
         )
-    left_out = [0] * len(pairs)
+    if drop_long:
+        kept = sorted({*kept} - {*long})
+        if not kept:
+            raise UserError(f"task.max_length={longest} leaves no training text: raise it, or set task.drop_long=false")
+    kept = kept[:first]
+    tokens = with_end(tokens.pick(kept), end, longest)
+    left_out = [0] * len(kept)
     if not train_on_inputs:
-        left_out = cache.tokens(([pair.prompt for pair in pairs],), longest).lengths
+        left_out = cache.tokens(([pairs[i].prompt for i in kept],), longest).lengths
     return Split("train", Examples(tokens, left_out), tokens.lengths)
 
 

@@ -1,5 +1,6 @@
 """Tasks whose model writes a text after a prompt, of which one number is the prediction: GSM8K and HumanEval."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -13,6 +14,8 @@ from flexlora.tasks.generation import Sampling, continuations
 from flexlora.tasks.language_model import answer_log_probabilities, token_loss
 from flexlora.tasks.prompted import WHOLE, Pair, collate_prompts, collate_training, training_split
 from flexlora.tasks.tokens import TokenCache, cache_folder
+
+log = logging.getLogger("flexlora")
 
 PairT = TypeVar("PairT", bound=Pair)
 
@@ -66,8 +69,10 @@ class TextTask(Task, Generic[PairT]):
             self.train_pairs,
             cache,
             processor.eos_token_id,
-            self.settings.max_length,
+            min(self.settings.max_length, processor.model_max_length),
             train_on_inputs=self.settings.train_on_inputs,
+            drop_long=self.settings.drop_long,
+            first=self.settings.train_rows,
         )
         self.evaluation, first = [], 0
         for name, pairs in self.asked.items():
@@ -76,8 +81,22 @@ class TextTask(Task, Generic[PairT]):
 
     def _evaluation_split(self, name: str, pairs: Sequence[PairT], first: int, cache: TokenCache) -> Split:
         """Tokenise the prompts, and the right texts for the loss; each row is there once for each sample."""
+        limit = self.processor.model_max_length
         prompts = cache.tokens(([pair.prompt for pair in pairs],), WHOLE)
-        texts = cache.tokens(([pair.text for pair in pairs],), WHOLE)
+        longest = max(prompts.lengths)
+        if longest >= limit:
+            raise UserError(
+                f"prompt {prompts.lengths.index(longest) + 1} of split '{name}' has {longest} tokens, but the model "
+                f"takes {limit}: leave the row out, or use a model that takes longer texts"
+            )
+        room = limit - longest
+        if room < self.settings.max_new_tokens:
+            log.warning(
+                "the model takes %d tokens and the longest prompt has %d: the text after it has at most %d tokens, not "
+                "task.max_new_tokens=%d",
+                *(limit, longest, room, self.settings.max_new_tokens),
+            )
+        texts = cache.tokens(([pair.text for pair in pairs],), min(limit, WHOLE))
         times = range(self.settings.num_samples)
         examples = [
             {
@@ -117,12 +136,13 @@ class TextTask(Task, Generic[PairT]):
 
     def written(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> list[str]:
         """Continue each prompt of an evaluation batch and return the new texts."""
+        room = self.processor.model_max_length - int(batch["attention_mask"].sum(dim=1).max())
         return continuations(
             model,
             batch["input_ids"],
             batch["attention_mask"],
             self.processor,
-            max_new_tokens=self.settings.max_new_tokens,
+            max_new_tokens=min(self.settings.max_new_tokens, room),
             sampling=self._sampling,
             keys=batch["key"].tolist(),
             is_complete=self.is_complete,

@@ -55,6 +55,15 @@ class Tokens:
         """Return the token ids of one example."""
         return self.columns["input_ids"][self.offsets[index] : self.offsets[index + 1]]
 
+    def pick(self, numbers: Sequence[int]) -> "Tokens":
+        """Return the examples with these numbers."""
+        if len(numbers) == len(self.offsets) - 1:
+            return self
+        parts = [slice(self.offsets[i], self.offsets[i + 1]) for i in numbers]
+        columns = {name: np.concatenate([column[part] for part in parts]) for name, column in self.columns.items()}
+        lengths = np.diff(self.offsets)[list(numbers)]
+        return Tokens(columns, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+
 
 class Examples(Sequence[dict[str, Any]]):
     """Tokens with their labels. An example is a dictionary with views into the arrays and its label."""

@@ -1,6 +1,6 @@
 """Pretraining of a small language model: next-word prediction, mainly of words that follow from the earlier text."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -10,7 +10,12 @@ from torch import nn
 from torch.nn import functional
 
 from flexlora.tasks.language_model import IGNORED
-from flexlora.tiny.world import Text, corpus
+
+Text = list[tuple[str, str | None]]
+"""A text as a list of pieces. Where the next word follows from the earlier text, the piece names it as its target."""
+
+Corpus = Callable[[int, int], Sequence[Text]]
+"""Generates texts: `corpus(stage, count)`."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +36,8 @@ class Pretraining:
     """Weight of the loss of the words that do not follow from the earlier text."""
 
 
-def pretrain(model: nn.Module, tokenizer: Any, settings: Pretraining) -> list[float]:
-    """Train the language model `model` in place on the stages of the curriculum, one after the other.
+def pretrain(model: nn.Module, tokenizer: Any, settings: Pretraining, corpus: Corpus) -> list[float]:
+    """Train the language model `model` in place on the stages of `corpus`, one after the other.
 
     Returns:
         The loss of every step over the words that follow from the earlier text.

@@ -11,6 +11,7 @@ from flexlora.errors import UserError
 from flexlora.models import load_backbone
 from flexlora.results.record import read_record
 from flexlora.tasks.commonsense_rows import FORMATS, TEST_SETS, extract, format_of, options_of
+from flexlora.tiny import small_llama
 from flexlora.tiny.models import tiny_llama
 from flexlora.tiny.pretrain_llama import Pretraining, pretrain
 from flexlora.tiny.tasks.small_world import TEST, TRAIN, load
@@ -169,8 +170,8 @@ def test_the_hash_covers_everything_that_determines_the_language_model(monkeypat
     plain = tiny_llama.content_hash(SHORT)
     assert tiny_llama.content_hash(Pretraining()) != plain
     for target, value in (
-        ("flexlora.tiny.models.tiny_llama.SHAPE", tiny_llama.SHAPE | {"hidden_size": 32}),
-        ("flexlora.tiny.models.tiny_llama.SPECIAL", tiny_llama.SPECIAL | {"pad_token": "<p>"}),
+        ("flexlora.tiny.small_llama.SHAPE", small_llama.SHAPE | {"hidden_size": 32}),
+        ("flexlora.tiny.small_llama.SPECIAL", small_llama.SPECIAL | {"pad_token": "<p>"}),
         ("flexlora.tasks.commonsense_prompts.__file__", __file__),
         ("flexlora.tasks.commonsense_rows.__file__", __file__),
         ("flexlora.tiny.models.tiny_llama.source_hash", lambda *parts: "another pretraining"),
@@ -189,8 +190,8 @@ def test_pretraining_lowers_the_loss_and_restores_the_random_state(short, tmp_pa
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = tiny_llama._tokenizer()
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **tiny_llama.SHAPE))
-    losses = pretrain(model, tokenizer, Pretraining(texts=400, steps=(60, 1), batch_size=8))
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **small_llama.SHAPE))
+    losses = pretrain(model, tokenizer, Pretraining(texts=400, steps=(60, 1), batch_size=8), corpus)
     assert len(losses) == 61
     assert sum(losses[50:60]) < 0.8 * sum(losses[:10])
 

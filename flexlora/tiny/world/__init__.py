@@ -4,11 +4,11 @@ import sys
 
 from flexlora.source_hash import files_of, hash_of_files
 from flexlora.tasks import commonsense_prompts, commonsense_rows
-from flexlora.tiny.world.corpus import CURRICULUM, Text, corpus
+from flexlora.tiny.world.corpus import CURRICULUM, corpus
 from flexlora.tiny.world.questions import ASKED, rows
 from flexlora.tiny.world.things import ASKED_IN_TRAINING, QUALITIES
 
-__all__ = ["ASKED", "ASKED_IN_TRAINING", "CURRICULUM", "QUALITIES", "Text", "corpus", "rows", "source_hash"]
+__all__ = ["ASKED", "ASKED_IN_TRAINING", "CURRICULUM", "QUALITIES", "corpus", "rows", "source_hash"]
 
 
 def source_hash() -> str:

@@ -10,9 +10,8 @@ from random import Random
 
 from flexlora.tasks.commonsense_prompts import training_text
 from flexlora.tasks.commonsense_rows import FORMATS
+from flexlora.tiny.pretrain_llama import Text
 from flexlora.tiny.world.things import PEOPLE, QUALITIES
-
-Text = list[tuple[str, str | None]]
 
 NAMES = (*PEOPLE, *(word for words in FORMATS[1:] for word in words))
 """The possible owners in a choice: people, and the words that number options."""
