@@ -22,7 +22,7 @@ from typing import Any
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 
-from flexlora.sharing import SharingPlan
+from flexlora.sharing.plan import SharingPlan
 from flexlora.tuner.base_config import as_set
 from flexlora.tuner.checks import choice
 

@@ -20,7 +20,7 @@ from flexlora.errors import UserError, one_line
 from flexlora.methods.base import Batch, ConfiguredByData, Method, RunContext
 from flexlora.methods.fields import take
 from flexlora.methods.peft import PeftMethod, peft_config
-from flexlora.saved_adapter import read_config
+from flexlora.saved_adapter import CONFIG, read_config
 from flexlora.sharing import SharingOptions, SharingPlan, sharing_plan, unshared_plan
 from flexlora.tuner.base_config import Checked, setting
 from flexlora.tuner.checks import whole
@@ -72,7 +72,7 @@ class E2Method(PeftMethod):
             raise UserError(f"adapter: {error}") from error
         plan = values.get("plan")
         if not isinstance(plan, Mapping):
-            raise UserError(f"adapter: {folder} has a {values['peft_type']} adapter without a sharing plan")
+            raise UserError(f"adapter: {folder} has no sharing plan in its {CONFIG}")
         return plan
 
     def configuration_lines(self) -> list[str]:

@@ -7,6 +7,9 @@ ranks.py: the rank of each interval (hierarchical rank allocation, HRA).
 plan.py: the plan of a whole model, as a saved configuration holds it.
 """
 
+# First: importing PEFT registers our tuners, and those of E²LoRA import the files of this package.
+import peft  # noqa: F401
+
 from .gradients import GradientStatistics, gradient_statistics
 from .options import SharingOptions
 from .plan import Interval, SharingPlan, TypePlan, plan_of, sharing_plan, unshared_plan

@@ -35,7 +35,11 @@ def test_peft_knows_the_method_whatever_came_first(imports: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "imports", slow_but({"import flexlora"}, ["import flexlora", "import flexlora.tuner", "import flexlora.baselines"])
+    "imports",
+    slow_but(
+        {"import flexlora", "import flexlora.sharing"},
+        ["import flexlora", "import flexlora.tuner", "import flexlora.sharing", "import flexlora.baselines"],
+    ),
 )
 def test_peft_knows_the_baselines_without_timm(imports: str) -> None:
     code = f"import sys; {imports}; from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as m"

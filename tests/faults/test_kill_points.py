@@ -72,6 +72,7 @@ def test_a_killed_run_resumes_and_ends_with_equal_results(trainings, place, acti
             "dynamic_dora",  # ranks by norms
             "mlae",  # random experts
             "pissa",  # changes the backbone at the start by its weights
+            "e2_lori",  # a sharing plan from gradients, and a mask made during training
             "lora_ga",  # changes the backbone at the start by gradients
             "lora_fa",  # an optimizer of PEFT's
             "prec_lora",
