@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import takewhile
@@ -238,16 +239,29 @@ def find_targets(model: nn.Module, target_modules: str | Sequence[str]) -> dict[
     Raises:
         ValueError: no linear matches.
     """
-    config = LoraConfig(target_modules=target_modules if isinstance(target_modules, str) else list(target_modules))
-    config = _maybe_include_all_linear_layers(config, model)
+    chosen = target_modules if isinstance(target_modules, str) else list(target_modules)
+    return adapted_linears(model, LoraConfig(target_modules=chosen))
+
+
+def adapted_linears(model: nn.Module, config: Any) -> dict[str, Linear]:
+    """Return the linears that PEFT would adapt with this configuration, by name.
+
+    Raises:
+        ValueError: no linear matches.
+    """
+    full = _maybe_include_all_linear_layers(copy.copy(config), model)
     found = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, LINEARS) and check_target_module_exists(config, name)
+        if isinstance(module, LINEARS) and check_target_module_exists(full, name)
     }
     if not found:
-        raise ValueError(f"no linear of the model matches target_modules={target_modules!r}.")
+        raise ValueError(f"no linear of the model matches target_modules={_shown(config.target_modules)}.")
     return found
+
+
+def _shown(targets: Any) -> str:
+    return repr(targets if isinstance(targets, str) else sorted(targets))
 
 
 def _ranks_of_pool(

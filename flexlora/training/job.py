@@ -276,9 +276,11 @@ class _Job:
         record.schedule = method.schedule
         if method.schedule is not None:
             log.info("%s", windows_line(method.schedule))
-        with fitting(self.path):
+        checkpoints = Checkpoints(self.path, self.folder.require_held)
+        saved = checkpoints.load() if self.resume else None
+        with fitting(self.path):  # a run whose checkpoints are all damaged begins again, and chooses again
             record.configuration = configure(
-                method, backbone.model, task, settings, accelerator, self.path, resume=self.resume
+                method, backbone.model, task, settings, accelerator, self.path, resume=saved is not None
             )
         model = method.wrap(backbone.model)
         refuse_half_precision(model)
@@ -286,8 +288,6 @@ class _Job:
             load_start(method, model, settings.adapter, task.labels, found.get("model"))
         record.parameters = dict(method.parameters(model))
 
-        checkpoints = Checkpoints(self.path, self.folder.require_held)
-        saved = checkpoints.load() if self.resume else None
         with contextlib.ExitStack() as stack:
             name = f"{record.task} {record.method} {record.model} {record.variant} seed{record.seed}"
             stack.enter_context(tracked(accelerator, name, record.config, self.path))

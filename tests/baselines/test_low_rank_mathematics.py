@@ -36,6 +36,7 @@ EQUATIONS: dict[str, Callable[[Tensors], torch.Tensor]] = {
     "nora_plus": lambda t: outer(t["B"], t["A"], [SCALE] * RANK),
     "sharelora": lambda t: outer(t["B"], t["A"], [SCALE] * RANK),
     "rasa": lambda t: outer(t["B"], t["A"], list(t["d"][:2])) + outer(t["shared_B"], t["shared_A"], list(t["d"][2:])),
+    "ralora": lambda t: outer(t["B"], t["A"], [SCALE] * RANK),  # in one block; several are in test_low_rank_methods
     "lori": lambda t: outer(t["mask"].double() * t["B"], t["A"], [SCALE] * RANK),
     "dynamic_dora": lambda t: outer(t["B"], t["A"], [SCALE * c for c in t["c"]]),
     "e2lora": lambda t: outer(t["B"], t["A"], [SCALE] * RANK),

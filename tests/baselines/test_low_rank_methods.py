@@ -12,6 +12,7 @@ from linear_helpers import IN, OUT, RANK, SCALE, held, outer, single
 from low_rank_helpers import BACKBONES, METHODS, adapted, train
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from flexlora.baselines import DynamicDoraConfig, LoraDashConfig, LoriConfig, LowRankLayer, RasaConfig
 
@@ -246,6 +247,54 @@ def test_rasa_counts_the_linears_that_it_adapts():
 def test_rasa_refuses_ranks_without_a_pool_or_a_direction_of_their_own(settings, message):
     with pytest.raises(ValueError, match=message):
         RasaConfig(target_modules=["a"], **settings)
+
+
+# --- RaLoRA: blocks ----------
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv1d"])
+@pytest.mark.parametrize("blocks", [2, 4])
+def test_raloras_blocks_see_their_own_inputs_and_outputs_only(blocks, kind):
+    torch.manual_seed(3)
+    base = Conv1D(12, 8).double() if kind == "conv1d" else nn.Linear(8, 12, dtype=torch.float64)
+    config = METHODS["ralora"](target_modules=["0"], r=3, lora_alpha=6.0, block_pattern={"0": blocks})
+    model = get_peft_model(nn.Sequential(base), config)
+    layer = model.base_model.model[0]
+    a, b = layer.lora_A["default"], layer.lora_B["default"]
+    assert a.abs().max() <= (blocks / 8) ** 0.5
+    assert a.abs().max() > 0.7 * (blocks / 8) ** 0.5  # Kaiming for 8 / blocks inputs
+    with torch.no_grad():
+        b.normal_()
+    delta = torch.zeros(12, 8, dtype=torch.float64)
+    rows, columns = 12 // blocks, 8 // blocks
+    for i in range(blocks):
+        for k in range(3):
+            part = torch.outer(b[i * rows : (i + 1) * rows, k], a[k, i * columns : (i + 1) * columns])
+            delta = delta + 2.0 * nn.functional.pad(
+                part, (i * columns, 8 - (i + 1) * columns, i * rows, 12 - (i + 1) * rows)
+            )
+    weight = base.weight.detach().T if kind == "conv1d" else base.weight.detach()
+    stored = layer.get_delta_weight("default")
+    torch.testing.assert_close(stored.T if kind == "conv1d" else stored, delta, rtol=1e-12, atol=1e-12)
+    assert int(torch.linalg.matrix_rank(delta.detach())) == min(3 * blocks, blocks * min(rows, columns))
+    x, target = (torch.randn(4, 5, size, dtype=torch.float64) for size in (8, 12))
+    expected = x @ (weight + delta).T + base.bias
+    torch.testing.assert_close(model(x), expected, rtol=1e-12, atol=1e-12)
+    ours = torch.autograd.grad(((model(x) - target) ** 2).sum(), [a, b])
+    theirs = torch.autograd.grad(((expected - target) ** 2).sum(), [a, b])
+    for mine, reference in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-10, atol=1e-10)
+
+
+def test_raloras_scale_is_the_same_for_all_ranks():
+    config = METHODS["ralora"](target_modules=["0", "1"], r=4, lora_alpha=8.0, rank_pattern={"1": 2}, block_pattern={})
+    model = get_peft_model(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), config)
+    assert [layer.scaling["default"] for layer in model.base_model.model] == [2.0, 2.0]
+
+
+def test_ralora_refuses_blocks_that_do_not_divide_a_side():
+    with pytest.raises(ValueError, match="cannot divide 8 inputs and 6 outputs into 4 equal blocks"):
+        get_peft_model(nn.Sequential(nn.Linear(8, 6)), METHODS["ralora"](target_modules=["0"], block_pattern={"0": 4}))
 
 
 # --- LoRI: the masks ----------

@@ -85,3 +85,22 @@ def test_a_run_from_an_adapter_takes_the_adapters_plan(stopped, tmp_path):
     file.write_text(json.dumps(values), encoding="utf-8")
     refused = run(f"adapter={adapter}", f"output_root={tmp_path}", "variant=again")
     assert one_line(refused) == f"adapter: {adapter} has no sharing plan in its adapter_config.json"
+
+
+@pytest.mark.slow
+def test_a_run_without_a_sound_checkpoint_chooses_and_starts_again(arguments, tmp_path):
+    """GoRA's B starts from the gradients: a run that begins again must measure them again."""
+    rest = [item for item in arguments if not item.startswith("training.epochs")]
+    words = (*rest, "method=gora", "training.max_steps=6", "method.batches=2")
+    roots = {name: tmp_path / name for name in ("unbroken", "damaged")}
+    assert run_command(COMMAND, *words, f"output_root={roots['unbroken']}").returncode == 0
+    again = partial(run_command, COMMAND, *words, f"output_root={roots['damaged']}")
+    assert again(fault=STOP).returncode == 143
+    (folder,) = (file.parent for file in roots["damaged"].rglob("result.json"))
+    for file in (folder / "checkpoints").rglob("trained.safetensors"):
+        file.write_bytes(file.read_bytes()[:-9])
+    result = again()
+    assert result.returncode == 0, result.stderr
+    assert "there is no other, the run begins again" in result.stdout
+    adapters = [next(root.rglob("adapter_model.safetensors")).read_bytes() for root in roots.values()]
+    assert adapters[0] == adapters[1]

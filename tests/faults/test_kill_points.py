@@ -73,6 +73,7 @@ def test_a_killed_run_resumes_and_ends_with_equal_results(trainings, place, acti
             "mlae",  # random experts
             "pissa",  # changes the backbone at the start by its weights
             "e2_lori",  # a sharing plan from gradients, and a mask made during training
+            "gora",  # ranks from gradients, and B started along them
             "lora_ga",  # changes the backbone at the start by gradients
             "lora_fa",  # an optimizer of PEFT's
             "prec_lora",

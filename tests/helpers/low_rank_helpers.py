@@ -31,6 +31,7 @@ METHODS: dict[str, Callable[..., b.LowRankConfig]] = {
     "nora_plus": b.NoRAPlusConfig,
     "sharelora": b.ShareLoraConfig,
     "rasa": b.RasaConfig,
+    "ralora": lambda **given: b.RaLoraConfig(**{"block_pattern": {r".*\..*": 2}, **given}),
     "lori": lambda **given: b.LoriConfig(**{"tinit": 50, **given}),
     "dynamic_dora": lambda **given: b.DynamicDoraConfig(
         **{"target_r": 2, "total_step": 8, "tinit": 1, "tfinal": 4, "deltaT": 1, **given}

@@ -26,9 +26,11 @@ from method_helpers import (
 from flexlora.errors import UserError
 from flexlora.methods import build_method
 from flexlora.methods.base import ConfiguredByData, refuse_half_precision
+from flexlora.methods.chosen_ranks import ChosenRanksMethod
 from flexlora.methods.e2 import E2Method
 from flexlora.models.random_init import random_init
 from flexlora.sharing import unshared_plan
+from flexlora.sharing.plan import adapted_linears
 from flexlora.training.checkpoint import Checkpoints, restore
 from flexlora.training.journal import Journal
 
@@ -59,6 +61,7 @@ ADAPTER = {
     "e2_vera": 101_376,
     "e2_lori": 663_552,
     "flora": 1_331_712,
+    "gora": 1_327_104,  # with rank 8 everywhere
     "hira": 1_327_104,
     "liera": 1_327_104,
     "lora_dash": 1_327_680,
@@ -72,6 +75,8 @@ ADAPTER = {
     "pissa": 1_327_104,
     "prec_lora": 1_327_104,
     "randlora": 1_382_400,
+    "ralora": 1_327_104,
+    "ralora_pro": 1_327_104,  # with rank 8 everywhere
     "rasa": 1_327_104 + 12 * 6 * 19,
     "rslora": 1_327_104,
     "sharelora": 718_848,
@@ -82,7 +87,7 @@ ADAPTER = {
 }
 # Not near it: SSF draws its scales. Near it: weights of 1e-3 on both sides of a bottleneck; PiSSA up to rounding.
 STARTS_NEAR = {"houlsby", "pfeiffer", "pissa"}
-STARTS_ELSEWHERE = {"ssf"}
+STARTS_ELSEWHERE = {"gora", "ssf"}
 # PEFT's own unloading fails on a fully trained pooler; merging in place works.
 NOT_UNLOADED = {"randlora", "vera"}
 NOT_LINEAR = {"adaptformer", "houlsby", "pfeiffer"}
@@ -202,6 +207,9 @@ def test_parameters_at_the_shape_of_deberta_v3_base(name):
             method.parameters(method.wrap(copy.deepcopy(base)))
         targets = str(context("deberta-v2").target_modules)
         method.take_configuration(unshared_plan(base, targets, method.config.r).as_dict())
+    if isinstance(method, ChosenRanksMethod):
+        chosen = {name: {"rank": 8, "blocks": 4} for name in adapted_linears(base, method.config)}
+        method.take_configuration({"modules": chosen})
     model = method.wrap(base)
     counted = method.parameters(model)
     assert (counted["adapter_active"], counted["head"]) == (ADAPTER[name], HEAD)
