@@ -121,7 +121,7 @@ class SharingPlan:
         same = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, heads))
         names = [".".join(name[same:]) for name in parts]
         width = max(map(len, names), default=0)
-        lines = [f"r = {self.r}, gradients of {self.batches} batches; as E²LoRA {self.parameters():,} parameters"]
+        lines = [f"r {self.r}, batches {self.batches}, parameters as E²LoRA {self.parameters():,}"]
         for name, kind in zip(names, self.types, strict=True):
             shares = " ".join(f"{len(interval.modules)}×r{interval.rank}" for interval in kind.intervals)
             low, high = min(kind.entropies), max(kind.entropies)

@@ -18,7 +18,7 @@ def plan(**options) -> SharingPlan:
         for kind, factor in (("q", 1.0), ("v", 0.5))
         for i, sigma in enumerate(SIGMAS)
     }
-    return plan_of(found, {name: (64, 48) for name in found}, 8, SharingOptions(**options), batches=1)
+    return plan_of(found, dict.fromkeys(found, (64, 48)), 8, SharingOptions(**options), batches=1)
 
 
 def sizes(kind: TypePlan) -> list[int]:
@@ -70,7 +70,7 @@ def test_a_plan_without_sharing_needs_no_gradients():
 
 def test_the_lines_name_module_types_without_what_all_share():
     lines = str(plan()).splitlines()
-    assert lines[0] == f"r = 8, gradients of 1 batches; as E²LoRA {plan().parameters():,} parameters"
+    assert lines[0] == f"r 8, batches 1, parameters as E²LoRA {plan().parameters():,}"
     assert [line.split()[0] for line in lines[1:]] == ["q", "v"]
     single = nn.ModuleDict({"a": nn.Linear(6, 4)})
     assert str(unshared_plan(single, ["a"], 2)).splitlines()[1].split()[0] == "a"
