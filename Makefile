@@ -11,7 +11,7 @@ WORKERS ?= auto
 .PHONY: help setup demo test test-slow test-all lint format constraints clean
 
 help: ## List the targets
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## Make .venv with the tested versions (does nothing when it is up to date)
 
@@ -47,7 +47,8 @@ BESIDE := experiment=glue+method=full,adalora,flexlora
 # (experiment=commonsense170k_full): the paper cites that row, and the run does not fit on one GPU.
 TABLE2 := $(addprefix experiment=commonsense170k_,r12 r32 adalora adalora_r32)
 COSTS := table12 table13 table14
-TABLES := table1 table2 table3 table4 table5 table6 $(COSTS) table15 table16
+E2_TABLES := table_e2_glue table_e2_nlg table_e2_images table_e2_ablation table_e2_budget
+TABLES := table1 table2 table3 table4 table5 table6 $(COSTS) table15 table16 $(E2_TABLES)
 FIGURES := figure2 figure3
 
 .PHONY: tables figures list ablations $(TABLES) $(FIGURES)
@@ -115,6 +116,29 @@ table15: $(STAMP) ## Table 15: energy in the importance
 
 table16: $(STAMP) ## Table 16: VTAB-1K in its second setting
 	$(call table,vtab_table16,experiment=vtab_table16)
+
+# E²LoRA's tables. HumanEval runs programs that a model wrote, so it is run only if the user says so.
+RUN_GENERATED_CODE ?=
+HUMANEVAL = experiment=e2_humaneval+task.run_generated_code=true
+E2_ABLATIONS := $(sort $(basename $(notdir $(wildcard conf/experiment/e2_ablation_*.yaml))))
+# The rows of the ablation and the budget table that the table of language generation also has.
+E2_BESIDE := experiment=e2_gsm8k+method=lora,e2lora
+
+table_e2_glue: $(STAMP) ## E²LoRA: GLUE with RoBERTa-base
+	$(call table,e2_glue,experiment=e2_glue_full experiment=e2_glue)
+
+table_e2_nlg: $(STAMP) ## E²LoRA: GSM8K with Llama-3.1-8B; RUN_GENERATED_CODE=1 adds HumanEval
+	$(if $(RUN_GENERATED_CODE),,@echo "make $@: HumanEval is left out, because it runs programs that a model wrote; RUN_GENERATED_CODE=1 runs it" >&2)
+	$(call table,e2_nlg,experiment=e2_gsm8k $(if $(RUN_GENERATED_CODE),$(HUMANEVAL)))
+
+table_e2_images: $(STAMP) ## E²LoRA: seven image sets with CLIP ViT-B/16
+	$(call table,e2_images,experiment=e2_images)
+
+table_e2_ablation: $(STAMP) ## E²LoRA: its parts, and ablations of ours, on GSM8K
+	$(call table,e2_ablation,$(E2_BESIDE) $(addprefix experiment=,$(E2_ABLATIONS)))
+
+table_e2_budget: $(STAMP) ## E²LoRA: equal budgets, on GSM8K
+	$(call table,e2_budget,$(E2_BESIDE) experiment=e2_budget)
 
 # $(call figure,<name of the figure in the report>): draws FlexLoRA on CoLA, from the runs of Table 1.
 define figure

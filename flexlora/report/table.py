@@ -99,8 +99,8 @@ class Table:
     rows: tuple[TableRow, ...] = ()
     """The rows that the table shows, in this order. If it is empty, the table shows all rows, `methods` first."""
     paper_title: str = ""
-    paper_table: int = 0
-    """The number of this table in the paper."""
+    paper_table: int | None = 0
+    """The number of this table in the paper, or None if it has a name instead."""
     paper_model: str | None = None
     """The model of the paper's numbers, or None if the table has no such numbers."""
     published: str = ""

@@ -45,7 +45,9 @@ def read_table(path: Path) -> Table:
     if len({(one.column.task, one.column.metric) for one in columns}) < len(columns):
         raise values.error("columns", "two columns have the same task and metric")
     paper = _Values(path, values.get("paper", dict, {}), ("title", "table", "model", "numbers", "rows"), "paper.")
-    number, title = paper.get("table", int, 0), values.get("title", str, path.stem)
+    title = values.get("title", str, path.stem)
+    # A paper's table has a number, or a name where its number is not known.
+    printed = paper.get("table", str, "") if paper.has("table", str) else str(paper.get("table", int, 0))
     table = Table(
         name=path.stem,
         tasks=title,
@@ -53,11 +55,11 @@ def read_table(path: Path) -> Table:
         averages=tuple(values.items("averages", AVERAGE, lambda item: _average(item, columns), short="name")),
         methods=tuple(values.texts("methods")),
         rows=tuple(values.items("rows", ("method", "variant"), _row, short="method")),
-        paper_title=paper.get("title", str, f"{title}, as Table {number} of the FlexLoRA paper"),
-        paper_table=number,
+        paper_title=paper.get("title", str, f"{title}, as Table {printed} of the FlexLoRA paper"),
+        paper_table=int(printed) if printed.isdigit() else None,
         paper_model=paper.get("model", str, None),
         published=_numbers_of(path, paper.get("numbers", str, "")),
-        paper_rows=tuple(paper.items("rows", PAPER_ROW, lambda item: _paper_row(item, str(number)))),
+        paper_rows=tuple(paper.items("rows", PAPER_ROW, lambda item: _paper_row(item, printed))),
         footnotes=tuple(values.items("footnotes", ("for", "text"), _footnote, short="text")),
         fixed=tuple(values.get("fixed", dict, {}).items()),
         varied=values.get("varied", str, ""),

@@ -47,6 +47,10 @@ def test_every_experiment_says_what_it_is_for():
         ("commonsense170k_r32", "commonsense170k"),
         ("vtab", "vtab"),
         ("vtab_table16", "vtab_table16"),
+        ("e2_glue", "e2_glue"),
+        ("e2_glue_full", "e2_glue"),
+        ("e2_gsm8k", "e2_nlg"),
+        ("e2_images", "e2_images"),
     ],
 )
 def test_what_an_experiment_runs_has_its_place_in_the_table(experiment, table):

@@ -31,6 +31,11 @@ TARGETS = {
     "table14": "cost_table14",
     "table15": "glue_table15",
     "table16": "vtab_table16",
+    "table_e2_glue": "e2_glue",
+    "table_e2_nlg": "e2_nlg",
+    "table_e2_images": "e2_images",
+    "table_e2_ablation": "e2_ablation",
+    "table_e2_budget": "e2_budget",
     "figure2": "ranks",
     "figure3": "singular_values",
 }
@@ -94,7 +99,9 @@ def runs_of(sweep: str) -> list[dict[str, object]]:
     return [settings_of_run(experiment, *overrides).method for overrides in chosen]
 
 
-@pytest.mark.parametrize("target", [target for target in TARGETS if re.fullmatch(r"table([1-6]|15|16)", target)])
+@pytest.mark.parametrize(
+    "target", [target for target in TARGETS if re.fullmatch(r"table([1-6]|15|16|_e2_\w+)", target)]
+)
 def test_a_table_s_target_runs_every_row_that_can_be_run(tmp_path, target):
     """By method, and by the settings that a run must have to stand beside the paper's row, such as its rank."""
     sweeps = re.findall(r"flexlora-run (.*?) \|\| code", make(tmp_path, "-n", target).stdout)
@@ -103,6 +110,16 @@ def test_a_table_s_target_runs_every_row_that_can_be_run(tmp_path, target):
         beside = [run for run in runs if run.name == row.method]
         beside = [run for run in beside if all(run.fields.get(name) in allowed for name, allowed in row.settings)]
         assert beside or row.method in NOT_RUN.get(target, ()), row
+
+
+def test_programs_that_a_model_wrote_run_only_if_the_user_says_so(tmp_path):
+    told = make(tmp_path, "table_e2_nlg", "SEEDS=0", f"BIN={tmp_path / 'bin'}", "DRY=1")
+    assert "HumanEval is left out, because it runs programs that a model wrote" in told.stderr
+    asked = make(tmp_path, "-n", "table_e2_nlg", "RUN_GENERATED_CODE=1")
+    assert "left out" not in asked.stdout
+    words = re.findall(r"experiment=e2_humaneval (\S+) \|\| code", asked.stdout)
+    assert words == ["task.run_generated_code=true"]
+    assert "run_generated_code" not in make(tmp_path, "-n", "table_e2_nlg").stdout
 
 
 def noting_commands(tmp_path: Path, failing: str) -> Path:
@@ -196,6 +213,7 @@ def test_all_tables_are_made_whatever_became_of_another(tmp_path):
     tables = {"vtab", "vtab_table16"}
     tables |= {f"commonsense170k{rows}" for rows in ("", "_r12", "_r32", "_adalora", "_adalora_r32")}
     tables |= {"glue", "cost", *(f"table{number}" for number in (4, 5, 6, 15))}
+    tables |= {path.stem for path in (conf_dir() / "experiment").glob("e2_*.yaml")} - {"e2_humaneval"}
     assert tables == set(re.findall(r"experiment=(\w+)", told.stdout))
     assert "--keep-going" in told.stdout
     listed = make(tmp_path, "-n", "list", "SEEDS=3")

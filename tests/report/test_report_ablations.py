@@ -9,7 +9,7 @@ from flexlora.report.published import lines_of
 from flexlora.report.tables import TABLES
 
 DEFAULTS = {"importance": "entropy", "direction": "both", "growth_init": "zero_impact"}
-ABLATIONS = [table for table in TABLES.values() if table.varied]
+ABLATIONS = [table for table in TABLES.values() if table.varied and not table.name.startswith("e2_")]
 PAPER = {"scale": "paper", "model": "deberta_v3_base"}
 
 

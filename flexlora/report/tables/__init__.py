@@ -9,7 +9,7 @@ TABLES: dict[str, Table] = {
     table.name: table
     for table in sorted(
         (read_table(path) for path in Path(__file__).parent.glob("*.yaml")),
-        key=lambda table: (not table.default, table.paper_table, table.name),
+        key=lambda table: (not table.default, table.paper_table is None, table.paper_table or 0, table.name),
     )
 }
 """The tables by name. The default tables come first, then the others, both in the order of the paper."""
