@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from flexlora.errors import UserError
 from flexlora.methods import build_method
-from flexlora.methods.chosen_ranks import ChosenRanksMethod
+from flexlora.methods.chosen_ranks import ChosenRanksMethod, RankFields, allocate_ranks
 from flexlora.methods.ralora import block_count, effective_rank
 
 
@@ -127,6 +127,21 @@ def test_gora_chooses_ranks_by_importance_and_starts_with_a_step_along_the_gradi
         assert a.abs().max() <= gradient.shape[1] ** -0.5
     assert loss(wrapped, batches()[0]) != loss(Two(), batches()[0])
     assert sum(loss(wrapped, batch) for batch in batches(3)) < sum(loss(Two(), batch) for batch in batches(3))
+
+
+@pytest.mark.parametrize(
+    ("fields", "ranks"),
+    [
+        ({"width": "sqrt", "min_rank": 1}, [5, 6, 13]),  # √1536 = 39.19, √3840 = 61.97, √2064 = 45.43
+        ({"width": "sum", "min_rank": 1}, [6, 5, 14]),
+        ({"width": "sqrt", "min_rank": 6, "max_rank": 9}, [6, 6, 9]),
+    ],
+)
+def test_a_rank_is_the_share_of_the_budget_in_units_of_the_linears_width(fields, ranks):
+    shapes = {"a": (768, 768), "b": (768, 3072), "c": (64, 2000)}
+    measured = {name: {"importance": value} for name, value in zip(shapes, (1.0, 2.0, 3.0), strict=True)}
+    allocate_ranks(measured, shapes, 8, RankFields(**fields))
+    assert [found["rank"] for found in measured.values()] == ranks
 
 
 def test_gora_without_a_step_starts_at_the_backbone():
