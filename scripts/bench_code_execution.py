@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from flexlora.tasks.code_execution import isolation, run_programs
-from flexlora.tasks.humaneval_rows import checked_program, read_problems
+from flexlora.tasks.humaneval import read_problems
 
 
 def main() -> None:
@@ -19,8 +19,8 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=10, help="how often each solution runs")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="programs at the same time")
     given = parser.parse_args()
-    problems, _ = read_problems(given.file)
-    programs = [checked_program(problem, problem.canonical_solution) for problem in problems] * given.times
+    problems = read_problems(given.file)
+    programs = [problem.program(problem.output) for problem in problems] * given.times
     print(isolation().value)
     spent, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     outcomes = run_programs(programs, timeout=20, workers=given.workers)

@@ -6,13 +6,15 @@ from typing import Any
 from flexlora.report.record_values import number, settings_of
 from flexlora.results.record import RunRecord
 
-# Settings of a task that other marks are about (its data and rows), that say where files are, or that set `training.*`.
+# Settings of a task that other marks are about (its data and rows), that say where files are or what is allowed, or
+# that set `training.*`.
 ELSEWHERE = frozenset(
     {
         *("name", "family", "group", "folders", "epochs", "batch_size"),
         *("data_dir", "hub", "hub_path", "hub_revision", "tsv", "train_file", "train_sets", "test_sets", "test_rows"),
         *("test_file", "train_hub", "test_hub"),
         *("max_train_rows", "max_eval_rows", "validation_rows", "split", "token_cache", "image_cache"),
+        "run_generated_code",
     }
 )
 

@@ -32,7 +32,7 @@ from flexlora.settings import flat_keys
 log = logging.getLogger("flexlora")
 
 # Settings that change where a run is written or whether it runs, but not its results.
-LOCATION_KEYS = frozenset({"output_root", "task.token_cache", "dry"})
+LOCATION_KEYS = frozenset({"output_root", "task.token_cache", "task.run_generated_code", "dry"})
 # Overrides that do not appear in a variant's name: they have folders of their own, or name a location.
 PATH_KEYS = LOCATION_KEYS | {
     "task",

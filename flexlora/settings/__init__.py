@@ -12,6 +12,7 @@ from flexlora.settings.image_tasks import (
 from flexlora.settings.resolve import MAX_WIDTH, flat_keys, resolve, resolve_method, task_schema
 from flexlora.settings.schema import (
     TASK_SCHEMAS,
+    CodePrompt,
     CommonsenseTask,
     Dtype,
     EvaluationMode,
@@ -19,6 +20,7 @@ from flexlora.settings.schema import (
     Gsm8kTask,
     HubData,
     HubFile,
+    HumanEvalTask,
     LrScheduler,
     MathPrompt,
     MethodSettings,
@@ -37,6 +39,7 @@ from flexlora.settings.schema import (
 __all__ = [
     "MAX_WIDTH",
     "TASK_SCHEMAS",
+    "CodePrompt",
     "CommonsenseTask",
     "Dtype",
     "EvaluationMode",
@@ -44,6 +47,7 @@ __all__ = [
     "Gsm8kTask",
     "HubData",
     "HubFile",
+    "HumanEvalTask",
     "ImageSetTask",
     "ImageTask",
     "Interpolation",

@@ -127,11 +127,15 @@ def method_fields(method: str, folders: Sequence[Path]) -> dict[str, Any]:
     return {name: _default(value) for name, value in written_fields(method, folders).items()}
 
 
-def written_fields(method: str, folders: Sequence[Path]) -> dict[str, Any]:
-    """Return a method's fields, inherited ones too, with unresolved interpolations."""
+def written_fields(name: str, folders: Sequence[Path], group: str = "method") -> dict[str, Any]:
+    """Return the fields of a method (or of another group's choice), inherited ones too, with their interpolations."""
     fields: dict[str, Any] = {}
-    for _, content in reversed(list(_lineage(method, tuple(folders)))):
-        fields |= content
+    for _, content in reversed(list(_lineage(name, tuple(folders), group))):
+        for key, value in content.items():
+            inherited = fields.get(key)
+            if isinstance(value, Mapping) and isinstance(inherited, Mapping):
+                value = {**inherited, **value}
+            fields[key] = value
     return {name: value for name, value in fields.items() if name not in {"defaults", "recipes"}}
 
 
@@ -149,16 +153,16 @@ def _default(value: Any) -> Any:
     return value if match is None or match[2] is None else safe_load(match[2])
 
 
-def _lineage(method: str, folders: tuple[Path, ...]) -> Iterator[tuple[Path, Mapping[str, Any]]]:
-    """Yield a method's file and the files that it inherits from, with their content."""
-    file = file_of("method", method, folders)
+def _lineage(name: str, folders: tuple[Path, ...], group: str = "method") -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """Yield the file of a method (or of another group's choice) and the files it inherits from, with their content."""
+    file = file_of(group, name, folders)
     if file is None:
         return
     content = read(file)
     yield file, content
     for parent in content.get("defaults") or []:
-        if isinstance(parent, str) and parent not in {"_self_", method} and not parent.startswith("/"):
-            yield from _lineage(parent, folders)
+        if isinstance(parent, str) and parent not in {"_self_", name} and not parent.startswith("/"):
+            yield from _lineage(parent, folders, group)
 
 
 def _table(content: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -240,7 +244,7 @@ def _keys_declared_for(row: str, known: Mapping[str, Sequence[str]], folders: Se
             continue
         benchmark = _benchmark_of(file)
         if place in {"", task, benchmark}:
-            files += [file, *filter(None, [file_of("benchmark", benchmark, folders)])]
+            files += [file, *(inherited for inherited, _ in _lineage(benchmark, tuple(folders), "benchmark"))]
     return {key for file in files if file.is_file() for key in _keys_declared_in(file)}
 
 

@@ -51,6 +51,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "task.temperature": (0, math.inf),
     "task.top_p": (0, 1),
     "task.num_samples": (1, math.inf),
+    "task.program_timeout": (0.1, 3600),
     "task.sampling_seed": (0, MAX_SEED),
     "task.max_train_rows": (1, math.inf),
     "task.max_eval_rows": (1, math.inf),

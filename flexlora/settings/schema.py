@@ -65,6 +65,13 @@ class MathPrompt(Enum):
     alpaca = "alpaca"
 
 
+class CodePrompt(Enum):
+    """The text around a function to complete: an instruction, or only the beginning of the function."""
+
+    instruction = "instruction"
+    completion = "completion"
+
+
 @dataclass
 class TrainingSettings:
     """`training.*`: the loop and its optimizer."""
@@ -219,6 +226,19 @@ class Gsm8kTask(TextTaskSettings):
 
 
 @dataclass
+class HumanEvalTask(TextTaskSettings):
+    """`task.*` of functions to write, whose programs are run."""
+
+    prompt: CodePrompt = MISSING
+    question_column: str | None = MISSING
+    answer_column: str | None = MISSING
+    first_code_block: bool = MISSING
+    pass_at: list[int] = MISSING
+    run_generated_code: bool = MISSING
+    program_timeout: float = MISSING
+
+
+@dataclass
 class ModelSettings:
     """`model.*`: a backbone from the hub, from a folder, or pretrained by this package (scale=tiny)."""
 
@@ -287,6 +307,8 @@ TASK_SCHEMAS: dict[str, type] = {
     "small_world": CommonsenseTask,
     "gsm8k": Gsm8kTask,
     "arithmetic": Gsm8kTask,
+    "humaneval": HumanEvalTask,
+    "small_functions": HumanEvalTask,
 }
 
 

@@ -12,7 +12,8 @@ from flexlora.settings.schema import RunSettings
 LAYERS = {"experiment": "", "scale": "", "method": "method.", "task": "task.", "benchmark": "", "model": "model."}
 DEFAULTS = ("method", "model")
 """Groups whose plain values are defaults, like the values of `conf/config.yaml`."""
-
+INHERITING = ("method", "benchmark")
+"""Groups whose files can inherit from another file of their group."""
 
 NO_VALUES = {"defaults", "hydra", *recipes.NO_SETTINGS}
 
@@ -70,11 +71,9 @@ def _layers(choices: Mapping[str, Any], folders: Sequence[Path]) -> Iterator[_La
         file = None if name is None else recipes.file_of(group, str(name), folders)
         if file is None:
             continue
-        if group == "method":
-            values = recipes.written_fields(str(name), folders)
-        else:
-            values = {key: value for key, value in recipes.read(file).items() if key not in NO_VALUES}
-        yield _Layer(group, file, flat_keys(values, prefix))
+        values = recipes.read(file) if group not in INHERITING else recipes.written_fields(str(name), folders, group)
+        plain = {key: value for key, value in values.items() if key not in NO_VALUES}
+        yield _Layer(group, file, flat_keys(plain, prefix))
     file = next(folder / "config.yaml" for folder in reversed(folders) if (folder / "config.yaml").is_file())
     yield _Layer("config", file, flat_keys(recipes.read(file)))
 

@@ -90,20 +90,25 @@ def read_sources(settings: TextTaskSettings, known_train: Sequence[str], known_t
         root = existing_folder("task.data_dir", settings.data_dir)
         names = [_chosen(root, "train_file", settings.train_file, known_train)]
         names += [_chosen(root, "test_file", settings.test_file, known_test)] if tests else []
-        files = [_read(root / name) for name in names]
+        files = [read_file(root / name) for name in names]
         provenance: dict[str, Any] = {"source": "folder", "path": str(root), "revision": None}
     else:
         wanted = [settings.train_hub, settings.test_hub] if tests else [settings.train_hub]
         names = [f"{hub.path}/{hub.file}" for hub in wanted]
         found = [_from_hub(hub) for hub in wanted]
-        files = [_read(path) for path, _ in found]
+        files = [read_file(path) for path, _ in found]
         repositories = dict(zip((hub.path for hub in wanted), (revision for _, revision in found), strict=True))
         provenance = {"source": "hub", "path": ", ".join(repositories), "revision": ", ".join(repositories.values())}
     provenance["sha256"] = {name: file.sha256 for name, file in zip(names, files, strict=True)}
     return Sources(files[0], files[1] if tests else None, provenance)
 
 
-def _read(path: Path) -> RowFile:
+def read_file(path: Path) -> RowFile:
+    """Read a file whose ending is in `READERS`.
+
+    Raises:
+        UserError: the file cannot be read, is damaged or has no rows.
+    """
     table, sha256 = read_table(path)
     if not table.columns or not next(iter(table.columns.values())):
         raise UserError(f"{path} has no rows")

@@ -218,6 +218,7 @@ def test_every_setting_of_a_task_is_judged() -> None:
         *("drop_long", "train_rows", "temperature", "top_p", "num_samples", "sampling_seed"),
         *("prompt", "question_column", "answer_column", "train_type"),
         *("cut_repeated_answer", "remove_annotations", "last_number"),
+        *("first_code_block", "pass_at", "program_timeout"),
     }
 
 

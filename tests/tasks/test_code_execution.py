@@ -6,7 +6,9 @@ Each test starts the isolated process (about 0.1 s): the isolation is made of sy
 import os
 import re
 import signal
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from marks import slow_but
 from flexlora.errors import UserError
 from flexlora.tasks import code_execution
 from flexlora.tasks.code_execution import Isolation, Limits, run_program, run_programs
-from flexlora.tasks.humaneval_rows import checked_program, read_problems
+from flexlora.tasks.humaneval import read_problems
 
 
 def available() -> list[Isolation]:
@@ -163,6 +165,7 @@ HELD = {
         "import ctypes\n"
         "call = ctypes.CDLL(None, use_errno=True).syscall\n"
         "page = ctypes.create_string_buffer(4096)\n"
+        "assert call(234, PARENT, PARENT, 0) == -1  # tgkill\n"
         # unshare, setns, mount, ptrace, process_vm_readv, keyctl, bpf, io_uring_setup, shmget, userfaultfd, kill, chown
         "for number in (272, 308, 165, 101, 310, 250, 321, 425, 29, 323, 62, 92):\n"
         "    assert call(number, 0x10000000, page, 4096, 0) == -1, number\n"
@@ -325,6 +328,27 @@ def test_a_killed_parent_leaves_no_program(run):
     assert until(lambda: not any(alive(pid) for pid in started))
 
 
+def test_a_running_program_has_no_rights_and_sees_few_mounts(run):
+    """Looked at from outside: what a program cannot ask itself."""
+    with ThreadPoolExecutor(1) as pool:
+        outcome = pool.submit(run, "import time\ntime.sleep(3)", timeout=20)
+        pid = until(lambda: next((pid for pid in descendants(os.getpid()) if code_runs(pid)), None))
+        status = dict(line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        mounts = [line.split() for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()]
+        assert outcome.result().passed
+    assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == 0
+    assert status["NoNewPrivs"] == "1"
+    if code_execution.isolation() is Isolation.namespaces:
+        assert "0" not in status["Uid"].split()
+        assert {mount[4] for mount in mounts if mount[5].startswith("rw")} == {"/", "/dev/null"}
+        assert {mount[4].split("/")[1] for mount in mounts} <= {"", "dev", "etc", "lib", "lib64", "usr", *prefixes()}
+
+
+def prefixes() -> set[str]:
+    """The top folder of this Python."""
+    return {Path(sys.base_prefix).parts[1]}
+
+
 def until(condition):
     """What `condition` returns as soon as it is true, or after 30 seconds."""
     deadline = time.monotonic() + 30
@@ -341,8 +365,9 @@ def code_runs(pid: int) -> bool:
 def descendants(pid: int) -> list[int]:
     """The processes below `pid`."""
     found = []
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        found += [int(child), *descendants(int(child))]
+    for listed in Path(f"/proc/{pid}/task").glob("*/children"):  # each thread lists its own
+        for child in listed.read_text().split():
+            found += [int(child), *descendants(int(child))]
     return found
 
 
@@ -359,10 +384,10 @@ def test_canonical_solutions_of_humaneval_pass_and_broken_ones_fail(shared, step
     path = shared / "data" / "humaneval" / "HumanEval.jsonl.gz"
     if not path.is_file():
         pytest.skip("no HumanEval in the shared data")
-    problems = read_problems(path)[0]
+    problems = read_problems(path)
     assert len(problems) == 164
     problems = problems[::step]
-    right = run_programs([checked_program(p, p.canonical_solution) for p in problems], timeout=20)
-    assert [p.task_id for p, outcome in zip(problems, right, strict=True) if not outcome.passed] == []
-    wrong = run_programs([checked_program(p, "    return object()\n") for p in problems], timeout=20)
-    assert [p.task_id for p, outcome in zip(problems, wrong, strict=True) if outcome.passed] == []
+    right = run_programs([p.program(p.output) for p in problems], timeout=20)
+    assert [p.entry_point for p, outcome in zip(problems, right, strict=True) if not outcome.passed] == []
+    wrong = run_programs([p.program("    return object()\n") for p in problems], timeout=20)
+    assert [p.entry_point for p, outcome in zip(problems, wrong, strict=True) if outcome.passed] == []
