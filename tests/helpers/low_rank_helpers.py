@@ -133,12 +133,13 @@ def plan_for(model: nn.Module, targets: str, r: int, **options: Any) -> SharingP
 
 def adapted(method: str, backbone: str, model: nn.Module | None = None, **settings: Any) -> PeftModel:
     """The method on a copy of the backbone, or on `model`."""
-    torch.manual_seed(1)
     around = BACKBONES[backbone]
+    model = base(backbone) if model is None else model
     given = {"target_modules": around.targets, "modules_to_save": around.head or None, "r": 4, **settings}
     if method in PLANNED and "plan" not in given:
         given["plan"] = plan_for(base(backbone), around.targets, given["r"])
-    return get_peft_model(model if model is not None else base(backbone), METHODS[method](**given))
+    torch.manual_seed(1)  # after the first backbone, whose making draws too
+    return get_peft_model(model, METHODS[method](**given))
 
 
 def train(model: PeftModel, backbone: str, steps: int = 2, learning_rate: float = 0.02) -> torch.optim.Optimizer:
