@@ -50,6 +50,7 @@ def test_every_experiment_says_what_it_is_for():
         ("e2_glue", "e2_glue"),
         ("e2_glue_full", "e2_glue"),
         ("e2_gsm8k", "e2_nlg"),
+        ("e2_humaneval", "e2_nlg"),
         ("e2_images", "e2_images"),
     ],
 )

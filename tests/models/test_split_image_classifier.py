@@ -101,7 +101,7 @@ def test_a_folder_s_model_is_split_by_the_kind_alone(tmp_path):
     settings.kind = "split_image_classifier"
     split = load_backbone(settings, 3)
     assert whole.model.blocks[0].attn.qkv.weight.shape == (96, 32)
-    joined = [getattr(split.model.blocks[1].attn, name).weight for name in LINEARS]
+    joined = [getattr(split.model.blocks[1].attn, name).weight for name in ("q_proj", "k_proj", "v_proj")]
     assert torch.equal(torch.cat(joined), whole.model.blocks[1].attn.qkv.weight)
 
 
