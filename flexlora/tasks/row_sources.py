@@ -1,6 +1,7 @@
 """Where a task's training and test rows come from: two files of a folder, or two data sets on the hub."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,6 +123,8 @@ def _chosen(root: Path, key: str, wanted: str | None, known: Sequence[str]) -> s
     if wanted is not None:
         if ending(Path(wanted)) not in READERS:
             raise UserError(f"task.{key}: '{wanted}' is none of {', '.join(READERS)}")
+        if Path(wanted).is_absolute():  # the record names files by their place from the folder
+            wanted = os.path.relpath(wanted, root.resolve())
         if not (root / wanted).is_file():
             raise UserError(f"task.{key}: {root} has no file {wanted}.{did_you_mean(wanted, there)} {listed}")
         return wanted

@@ -71,6 +71,16 @@ def test_rows_may_be_in_any_file_and_under_other_columns(tmp_path):
         assert list(task.provenance["sha256"]) == [name]
 
 
+def test_a_file_may_be_outside_the_folder(folder, tmp_path):
+    """The record's names lead from the folder to the files, whose stamps are taken by these names."""
+    other = write_lines(tmp_path / "other.jsonl", PROBLEMS[5:8])
+    for name in (str(other), "../other.jsonl"):
+        task = load(task_settings(folder, f"task.train_file={name}"))
+        assert len(task.train_pairs) == 3
+        assert list(task.provenance["sha256"]) == ["../other.jsonl", "test.jsonl"]
+    assert "has no file ../absent.jsonl." in refused(folder, f"task.train_file={tmp_path / 'absent.jsonl'}")
+
+
 def test_real_rows_are_read_as_they_are(shared):
     task = load(task_settings(shared / "data" / "gsm8k", "task.remove_annotations=true", "task.prompt=alpaca"))
     assert (len(task.train_pairs), len(task.asked["test"])) == (7473, 1319)
