@@ -11,7 +11,8 @@ from flexlora.results.record import RunRecord
 ELSEWHERE = frozenset(
     {
         *("name", "family", "group", "folders", "epochs", "batch_size"),
-        *("data_dir", "hub", "hub_path", "hub_revision", "tsv", "train_file", "train_sets", "test_sets", "test_rows"),
+        *("data_dir", "hub", "hub_path", "hub_name", "hub_revision", "tsv", "test_rows"),
+        *("train_file", "train_sets", "test_sets"),
         *("test_file", "train_hub", "test_hub"),
         *("max_train_rows", "max_eval_rows", "validation_rows", "split", "token_cache", "image_cache"),
         "run_generated_code",

@@ -215,6 +215,7 @@ def test_every_setting_of_a_task_is_judged() -> None:
         *("num_labels", "num_classes", "labels", "label_range", "text", "metric", "main_metric", "max_length"),
         *("train_on_inputs", "evaluation_mode", "num_beams", "max_new_tokens"),
         *("normalization", "interpolation", "random_resized_crop", "horizontal_flip"),
+        *("resize", "distribution", "sizes", "train_share", "test_share"),
         *("drop_long", "train_rows", "temperature", "top_p", "num_samples", "sampling_seed"),
         *("prompt", "question_column", "answer_column", "train_type"),
         *("cut_repeated_answer", "remove_annotations", "last_number"),
