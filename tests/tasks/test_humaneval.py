@@ -13,9 +13,12 @@ from gsm8k_helpers import write_lines
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flexlora.conf_path import conf_dir
 from flexlora.errors import UserError
 from flexlora.models import causal_lm
+from flexlora.results.folder import variant_name
 from flexlora.settings import CodePrompt
+from flexlora.settings.recipes import written_fields
 from flexlora.tasks import code_execution, humaneval
 from flexlora.tasks.code_execution import Isolation
 from flexlora.tasks.humaneval import FAILED, NO_PROGRAM, PASSED, TIMED_OUT, load, pass_at_k
@@ -230,6 +233,27 @@ def test_written_programs_run_and_their_ends_are_told_apart(folder, monkeypatch)
     assert list(task.numbers([pair] * 5, texts)) == [PASSED, FAILED, NO_PROGRAM, TIMED_OUT, FAILED]
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
     assert list(task.numbers([pair], [FUNCTION])) == [PASSED]
+
+
+def test_processes_of_a_machine_share_its_cores(folder, monkeypatch):
+    pair = (task := load(settings(folder, RUN))).asked["test"][0]
+    asked = []
+    monkeypatch.setattr(humaneval, "run_programs", lambda programs, timeout, workers: asked.append(workers) or [])
+    monkeypatch.setattr(humaneval.os, "sched_getaffinity", lambda _: range(16))
+    for processes in ("1", "8", "1000"):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        task.numbers([pair], [FUNCTION])
+    assert asked == [16, 2, 1]
+
+
+def test_the_permission_to_run_programs_is_in_no_folder_name():
+    assert variant_name([RUN]) == "default"
+
+
+def test_settings_of_humaneval_come_from_its_benchmark_and_from_the_one_that_it_inherits():
+    training = written_fields("humaneval", [conf_dir()], "benchmark")["training"]
+    assert training["batch_size"] == "${recipe:training.batch_size,4}"
+    assert training["lr_scheduler"] == "cosine"
 
 
 def test_the_loss_is_that_of_the_answer(folder, backbone):
