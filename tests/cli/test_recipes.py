@@ -25,7 +25,7 @@ from flexlora.settings.recipes import check_recipes, row_file
 VISION = {"adaptformer", "fact_tk", "fact_tt", "noah", "noah_supernet", "ssf", "vpt_deep", "vpt_shallow"}
 ALL = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
 METHODS = sorted({*ALL} - VISION)
-INHERITING = {"adalora_r8", "flexlora_released"}
+INHERITING = {"adalora_r8", "flexlora_released", "ralora_pro"}
 WINDOWS = ("tinit", "tfinal", "deltaT")
 KNOWN = {group: choices(group, [conf_dir()]) for group in ("task", "benchmark", "scale", "model")}
 # Of no use to a language model: no head to train, or no biases in a LLaMA; adapters of other tasks to fuse.
