@@ -109,7 +109,7 @@ def test_a_cache_that_datasets_cannot_lock_is_no_data_set_that_is_missing(monkey
         raise OSError(errno.EROFS, "Read-only file system", "/cache/cola.lock")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    monkeypatch.setattr("flexlora.tasks.glue.trouble_with", lambda *_: "the hub cannot be reached")
+    monkeypatch.setattr("flexlora.tasks.row_sources.trouble_with", lambda *_: "the hub cannot be reached")
     message = r"^datasets cannot write in its cache: /cache/cola.lock: Read-only file system \(HF_DATASETS_CACHE=DIR"
     with pytest.raises(UserError, match=message):
         load_task(settings_of("cola"))
