@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 import torch
+from marks import slow_but
 from method_helpers import (
     IN_TWO_STEPS,
     METHODS,
@@ -100,6 +101,9 @@ TEXT = [name for name in METHODS if name not in IMAGES_ONLY and name not in SECO
 MASKS = {name for name in METHODS if "trainable" in settings_of(name).method.fields}
 ADAPTERS = [name for name in TEXT if "target_modules" in settings_of(name).method.fields]
 
+# One method of each kind of names: linears, layers, parameters.
+ON_ROBERTA = {"flexlora", "lora", "houlsby", "bitfit", "e2lora"}
+
 # Of no use to a LLaMA, for what reason.
 NOT_LLAMA = {
     "bitfit": r"does not match the full name of any parameter",
@@ -113,9 +117,13 @@ every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
 
 def everywhere(names: list[str]) -> pytest.MarkDecorator:
-    """Each of these methods on each of the backbones that it can work on."""
+    """Each of these methods on each of the backbones that it can work on.
+
+    A RoBERTa has other names than a BERT, but the same linears: most methods on it are in the slow set.
+    """
     pairs = [(name, at) for at in ARCHITECTURES for name in names if at != "llama" or name not in NOT_LLAMA]
-    return pytest.mark.parametrize(("name", "architecture"), pairs)
+    quick = {(name, at) for name, at in pairs if at != "roberta" or name in ON_ROBERTA}
+    return pytest.mark.parametrize(("name", "architecture"), slow_but(quick, pairs))
 
 
 @everywhere(TEXT)
