@@ -18,12 +18,12 @@ from flexlora.errors import UserError, did_you_mean
 from flexlora.hub import trouble_with, what_failed
 from flexlora.paths import existing_folder
 from flexlora.settings import CommonsenseTask, EvaluationMode
-from flexlora.tasks.base import Split, Task
+from flexlora.tasks.base import Split
 from flexlora.tasks.commonsense_prompts import RESPONSE, answer_sentence, evaluation_prompt, training_text
 from flexlora.tasks.commonsense_rows import FORMATS, TEST_SETS, Row, extract, format_of, options_of, read_rows
 from flexlora.tasks.generation import generate
-from flexlora.tasks.language_model import answer_log_probabilities, token_loss
-from flexlora.tasks.prompted import WHOLE, Pair, collate_prompts, collate_training, training_split
+from flexlora.tasks.language_model import answer_log_probabilities
+from flexlora.tasks.prompted import WHOLE, Pair, PromptedTask, collate_prompts, collate_training, training_split
 from flexlora.tasks.rows import held_out
 from flexlora.tasks.tokens import TokenCache, cache_folder
 
@@ -31,7 +31,7 @@ UNPARSED = -1
 
 
 @dataclass
-class Commonsense(Task):
+class Commonsense(PromptedTask):
     """A commonsense task: its rows as read and, after `preprocess`, its splits.
 
     A prediction is the index of an answer word in the row's format, or -1 if the model's text contains none of them.
@@ -111,12 +111,6 @@ class Commonsense(Task):
             "format": torch.tensor([example["format"] for example in examples]),
             "answer": torch.tensor([example["answer"] for example in examples]),
         }
-
-    def padded_size(self, batch: dict[str, torch.Tensor]) -> int:
-        return batch["input_ids"].shape[1]
-
-    def loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return token_loss(model, batch)
 
     def predict(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute the loss and the answers. The loss is the mean over the tokens of the right answer's sentence."""

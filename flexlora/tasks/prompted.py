@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from flexlora.errors import UserError
-from flexlora.tasks.base import Split
-from flexlora.tasks.language_model import IGNORED
+from flexlora.tasks.base import Split, Task
+from flexlora.tasks.language_model import IGNORED, token_loss
 from flexlora.tasks.tokens import Examples, TokenCache, Tokens, pad, smallest
 
 log = logging.getLogger("flexlora")
@@ -19,6 +20,16 @@ log = logging.getLogger("flexlora")
 WHOLE = 2**20
 
 Batch = dict[str, torch.Tensor]
+
+
+class PromptedTask(Task):
+    """A task of a causal LM that trains on texts: a prompt, and what follows it."""
+
+    def padded_size(self, batch: dict[str, torch.Tensor]) -> int:
+        return batch["input_ids"].shape[1]
+
+    def loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return token_loss(model, batch)
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from torch import nn
 
 from flexlora.errors import UserError
 from flexlora.settings import TextTaskSettings
-from flexlora.tasks.base import Split, Task
+from flexlora.tasks.base import Split
 from flexlora.tasks.generation import Sampling, continuations
-from flexlora.tasks.language_model import answer_log_probabilities, token_loss
-from flexlora.tasks.prompted import WHOLE, Pair, collate_prompts, collate_training, training_split
+from flexlora.tasks.language_model import answer_log_probabilities
+from flexlora.tasks.prompted import WHOLE, Pair, PromptedTask, collate_prompts, collate_training, training_split
 from flexlora.tasks.tokens import TokenCache, cache_folder
 
 log = logging.getLogger("flexlora")
@@ -20,7 +20,7 @@ log = logging.getLogger("flexlora")
 PairT = TypeVar("PairT", bound=Pair)
 
 
-class TextTask(Task, Generic[PairT]):
+class TextTask(PromptedTask, Generic[PairT]):
     """Training texts, and prompts that the model continues `task.num_samples` times.
 
     Example number `row * num_samples + sample` of an evaluation split is a sample of the split's row. A family says
@@ -120,12 +120,6 @@ class TextTask(Task, Generic[PairT]):
             "asked": torch.tensor([example["asked"] for example in examples]),
             "key": torch.tensor([example["key"] for example in examples]),
         }
-
-    def padded_size(self, batch: dict[str, torch.Tensor]) -> int:
-        return batch["input_ids"].shape[1]
-
-    def loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return token_loss(model, batch)
 
     def predict(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute the loss, which is the mean over the tokens of the right outputs, and the predictions."""
