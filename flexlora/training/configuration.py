@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flexlora.errors import UserError, one_line
 from flexlora.reading import read_text
 from flexlora.results.files import to_json, write_text
 from flexlora.results.whole import CONFIGURATION
@@ -46,7 +47,7 @@ def configure(
         resume: whether the choice is read from the folder.
 
     Raises:
-        UserError: the gradients do not allow a choice.
+        UserError: the gradients do not allow a choice, or the settings contradict the saved adapter's choice.
         ValueError: the file of a resumed run is missing or damaged.
     """
     if not method.configures:
@@ -55,7 +56,10 @@ def configure(
     if resume and folder is not None:
         method.take_configuration(_read(folder / CONFIGURATION))
     elif saved is not None:
-        method.take_configuration(saved)
+        try:
+            method.take_configuration(saved)
+        except ValueError as error:
+            raise UserError(f"adapter: {settings.adapter}: {one_line(error)}") from error
     else:
         from flexlora.training.loader import TaskLoader
 

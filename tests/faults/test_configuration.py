@@ -81,6 +81,8 @@ def test_a_run_from_an_adapter_takes_the_adapters_plan(stopped, tmp_path):
     (record,) = tmp_path.rglob("result.json")
     assert read_record(record).configuration == values["plan"]
 
+    refused = run(f"adapter={adapter}", f"output_root={tmp_path}", "variant=again", "method.r=4")
+    assert one_line(refused) == f"adapter: {adapter}: r=4, but the plan was made with r=8: give both the same."
     del values["plan"]
     file.write_text(json.dumps(values), encoding="utf-8")
     refused = run(f"adapter={adapter}", f"output_root={tmp_path}", "variant=again")
