@@ -1,5 +1,6 @@
 """What the runner's tests share: the installed command, and data and a model that the tests make themselves."""
 
+import gc
 import os
 import signal
 from functools import partial
@@ -19,12 +20,28 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection() -> None:
+    """Collect no garbage while modules are imported: each collection would look at all objects of torch."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Exempt what is there before the first test, for the same reason."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # or triton's library complains at exit about its own objects
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test meets, or leaves anything in, the user's own cache; commands that a test starts inherit it."""
     base = tmp_path_factory.getbasetemp()
     # The workers of pytest-xdist share one: a small encoder is pretrained by the first that needs it.
     os.environ["FLEXLORA_CACHE"] = str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache")
+    os.environ["HF_HOME"] = str(base / "hub")  # huggingface_hub reads it once: it counts in commands only
 
 
 @pytest.fixture(scope="session")

@@ -97,6 +97,9 @@ class CachedLoader(ConfigLoaderImpl):
         return config
 
     def _compose(self, config_name: str | None, choices: list[str], run_mode: RunMode) -> DictConfig:
+        # The mode decides only what becomes of a choice that has no file. A single run composes in both modes.
+        if not any(override.is_sweep_override() for override in self._parse(choices)):
+            run_mode = RunMode.RUN
         key = (config_name, tuple(choices), run_mode)
         if key not in self._composed:
             composed = super()._load_configuration_impl(config_name, choices, run_mode, validate_sweep_overrides=False)

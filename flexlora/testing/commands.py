@@ -16,30 +16,7 @@ RunCommand = Callable[..., subprocess.CompletedProcess[str]]
 
 COMMAND = Path(sys.executable).with_name("flexlora-run")
 # Variables that a command reads when it starts. A library may read others while it is imported.
-READ_LATE = {"COLUMNS", "FLEXLORA_CACHE", "HYDRA_FULL_ERROR", "PYTHONPATH"}
-# The modules that every run imports. The imports take five seconds of CPU time.
-IMPORTED = [
-    "accelerate",
-    "flexlora.cli.doctor",
-    "flexlora.cli.report",
-    "flexlora.cli.run",
-    "flexlora.methods.adalora",
-    "flexlora.methods.peft",
-    "flexlora.methods.flexlora_released",
-    "flexlora.methods.mask",
-    "flexlora.models.sequence_classifier",
-    "flexlora.tasks.glue",
-    "flexlora.training.job",
-    "flexlora.training.loop",
-    "flexlora.training.memory",
-    "peft",
-    "safetensors.torch",
-    "scipy.stats",
-    "sklearn.metrics",
-    "transformers.models.bert.modeling_bert",
-    "transformers.models.bert.tokenization_bert",
-    "transformers.models.deberta_v2.modeling_deberta_v2",
-]
+READ_LATE = {"COLUMNS", "FLEXLORA_CACHE", "HOME", "HYDRA_FULL_ERROR", "PYTHONPATH"}
 
 
 def run_command(
@@ -76,9 +53,9 @@ def run_command(
 
 
 def server() -> ForkServerContext:
-    """Return the server that forks processes. The modules in `IMPORTED` are already imported in them."""
+    """Return the server that forks processes. What `flexlora.testing.warm` does is already done in them."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(IMPORTED)
+    context.set_forkserver_preload(["flexlora.testing.warm"])
     # The imported libraries read these variables. Without the last one, the resource tracker would warn about tqdm's
     # semaphores after a kill.
     quiet = {"PYTHONWARNINGS": "ignore:resource_tracker"}

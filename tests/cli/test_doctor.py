@@ -152,17 +152,19 @@ def test_a_locked_folder(doctor, arguments, tiny_bert, tmp_path):
     assert doctor(*spelled).returncode == 0
 
 
+NO_ANSWER = {"HF_HUB_OFFLINE": "", "HF_ENDPOINT": "http://127.0.0.1:9", "HTTPS_PROXY": "", "https_proxy": ""}
+
+
 @pytest.mark.parametrize(
-    "offline",
+    "variables",
     [
-        pytest.param("1", id="HF_HUB_OFFLINE=1"),
-        pytest.param("", id="a hub that does not answer", marks=pytest.mark.slow),
+        pytest.param({}, id="HF_HUB_OFFLINE=1"),  # as every command of the tests; its cache of the hub is empty
+        pytest.param(NO_ANSWER, id="a hub that does not answer", marks=pytest.mark.slow),
     ],
 )
-def test_without_the_hub_it_says_what_to_set(doctor, tmp_path, offline):
+def test_without_the_hub_it_says_what_to_set(doctor, tmp_path, variables):
     """And counts by the exact shapes: baselines' numbers for DeBERTaV3-base."""
-    nowhere = {"HF_HUB_OFFLINE": offline, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "cache")}
-    result = doctor("task=glue/cola", f"output_root={tmp_path}", **nowhere, HTTPS_PROXY="", https_proxy="")
+    result = doctor("task=glue/cola", f"output_root={tmp_path}", **variables)
     assert result.returncode == 1
     told = rows(result.stdout)
     assert told["data.rows"].startswith("✗")

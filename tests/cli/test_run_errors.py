@@ -1,6 +1,7 @@
 """Bad input through the installed command: one clear line, an exit code that is not 0, within seconds."""
 
 import shutil
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -151,18 +152,27 @@ def test_every_run_of_a_sweep_says_what_is_wrong_with_its_data(flexlora_run, arg
         assert message.format(tmp_path / name) in line
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("offline", ["1", ""], ids=["HF_HUB_OFFLINE=1", "a hub that does not answer"])
-def test_without_the_hub_it_says_what_to_set(flexlora_run, cola, tmp_path, offline):
-    # Port 9 of this machine refuses at once; an address that never answers is cut off after four seconds.
-    nowhere = {"HF_HUB_OFFLINE": offline, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "cache")}
-    for given, hint in (([], "task.data_dir=DIR"), ([f"task.data_dir={cola}"], "model=local model.path=DIR")):
-        result = flexlora_run(
-            "task=glue/cola", *given, f"output_root={tmp_path}", **nowhere, HTTPS_PROXY="", https_proxy=""
-        )
-        assert result.returncode == 2
-        assert "cannot be reached" in one_line(result)
-        assert hint in one_line(result)
+# Port 9 of this machine refuses at once; an address that never answers is cut off after four seconds.
+NO_ANSWER = {"HF_HUB_OFFLINE": "", "HF_ENDPOINT": "http://127.0.0.1:9", "HTTPS_PROXY": "", "https_proxy": ""}
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        pytest.param({}, id="HF_HUB_OFFLINE=1"),  # as every command of the tests; its cache of the hub is empty
+        pytest.param(NO_ANSWER, id="a hub that does not answer", marks=pytest.mark.slow),
+    ],
+)
+def test_without_the_hub_it_says_what_to_set(flexlora_run, cola, tmp_path, variables):
+    """For the data in the first run and for the model in the second."""
+    swept = f"task.data_dir=null,{cola}"
+    result = flexlora_run("-m", "task=glue/cola", swept, f"output_root={tmp_path}", **variables)
+    assert result.returncode == 2
+    lines = result.stderr.strip().splitlines()
+    for line, hint in zip(lines, ("task.data_dir=DIR", "model=local model.path=DIR"), strict=True):
+        assert line.startswith("flexlora-run: ")
+        assert "cannot be reached" in line
+        assert hint in line
 
 
 def test_help_lists_what_can_be_chosen_and_version_is_our_own(flexlora_run):
@@ -177,12 +187,28 @@ def test_help_lists_what_can_be_chosen_and_version_is_our_own(flexlora_run):
     assert flexlora_run("--version").stdout == f"flexlora-run {version('flexlora')}\n"
 
 
-def test_a_terminal_that_lacks_letters_is_no_reason_to_fail(flexlora_run, arguments, tmp_path):
+def ascii_terminal() -> None:
+    """What PYTHONIOENCODING=ascii does at the start of Python."""
+    sys.stdout.reconfigure(encoding="ascii", errors="strict")
+
+
+NOWHERE = {"HOME": "/proc/none", "FLEXLORA_CACHE": "/proc/none"}
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        pytest.param({"fault": ascii_terminal, **NOWHERE}, id="forked"),
+        pytest.param(
+            {"fresh": True, "PYTHONIOENCODING": "ascii", "HF_HOME": "/proc/none", **NOWHERE},
+            id="fresh",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_a_terminal_that_lacks_letters_is_no_reason_to_fail(flexlora_run, arguments, tmp_path, start):
     """And nothing is needed from a home or a cache that cannot be written."""
-    result = flexlora_run(
-        *arguments, "method=linear", "training.max_steps=2", f"output_root={tmp_path}",
-        PYTHONIOENCODING="ascii", HOME="/proc/none", FLEXLORA_CACHE="/proc/none", HF_HOME="/proc/none",
-    )  # fmt: skip
+    result = flexlora_run(*arguments, "method=linear", "training.max_steps=2", f"output_root={tmp_path}", **start)
     assert result.returncode == 0, result.stderr
     assert "glue/cola \\xb7 linear" in result.stdout
     assert "tokens are not cached: cannot write in /proc/none/tokens" in result.stdout

@@ -4,7 +4,6 @@ import copy
 import itertools
 import json
 import math
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,6 @@ from flexlora.architectures import ENCODERS
 from flexlora.errors import UserError
 from flexlora.methods import build_method
 from flexlora.methods.adalora import AdaLoraMethod
-from flexlora.testing.commands import COMMAND
 from flexlora.training.loop import Loop
 from flexlora.training.rank_alarms import rank_alarms
 
@@ -272,14 +270,9 @@ def test_a_setting_out_of_range_is_refused_in_one_line(case):
     assert "\n" not in str(refused.value)
 
 
-def test_the_command_refuses_before_it_loads_anything(tmp_path):
-    result = subprocess.run(
-        [
-            COMMAND, "task=glue/cola", "method=adalora", "model=local", f"model.path={tmp_path}",
-            f"task.data_dir={tmp_path}", "method.target_r=20", f"output_root={tmp_path}",
-        ],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+def test_the_command_refuses_before_it_loads_anything(flexlora_run, tmp_path):
+    words = ["task=glue/cola", "method=adalora", "model=local", f"model.path={tmp_path}", f"task.data_dir={tmp_path}"]
+    result = flexlora_run(*words, "method.target_r=20", f"output_root={tmp_path}")
     assert result.returncode == 2
     assert one_line(result).startswith("method.target_r=20 must be below method.init_r=12")
 
