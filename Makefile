@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 WORKERS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all lint format constraints clean
+.PHONY: help setup demo test test-slow test-all lint format docs constraints clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -180,6 +180,11 @@ lint: $(STAMP) ## Check style, formatting and types
 format: $(STAMP) ## Format the code and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The variable silences an advertisement of the theme.
+docs: $(STAMP) ## Build the documentation site, build/site/index.html, without a network; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --clean --quiet
+	@echo "The site is build/site/index.html."
 
 constraints: $(STAMP) ## Write the installed versions to constraints.txt, as the tested set
 	@{ echo "# The tested set of versions: pip install -c constraints.txt -e '.[dev]'. Made by make constraints."; \

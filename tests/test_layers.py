@@ -14,7 +14,7 @@ LONGEST = 400
 
 # From the top down. A room may import the rooms of the lines below its own. Rooms of one line do not import each other.
 ROOMS = (
-    ("testing",),
+    ("testing", "reference"),
     ("cli",),
     ("report", "doctor"),
     ("training",),

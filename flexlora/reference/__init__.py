@@ -1,0 +1,1 @@
+"""Pages of the documentation that are generated from the settings, the methods and the docstrings."""
