@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from unittest.mock import patch
 
@@ -33,16 +34,13 @@ def run_command(
     variable that a library may read during its import, the file in `bin/` is started instead. A `fault` is a function
     that the process calls before the command (see tests/helpers/fault_helpers.py).
     """
-    environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
-    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables}
-    environment = {key: value for key, value in environment.items() if value}
+    environment = _environment(variables)
     words = [str(command), *arguments]
     if fresh or set(variables) - READ_LATE:
         assert fault is None, "a fault needs a forked process"
         return subprocess.run(words, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
     with tempfile.NamedTemporaryFile() as stdout, tempfile.NamedTemporaryFile() as stderr:
-        process = server().Process(target=be, args=(words, environment, stdout.name, stderr.name, fault))
-        process.start()
+        process = start_command(words, Path(stdout.name), Path(stderr.name), fault, **variables)
         process.join(timeout)
         if process.is_alive():
             process.kill()
@@ -50,6 +48,22 @@ def run_command(
         output, errors = (Path(file.name).read_text(encoding="utf-8") for file in (stdout, stderr))
         assert process.exitcode is not None
         return subprocess.CompletedProcess(words, process.exitcode, output, errors)
+
+
+def start_command(
+    words: list[str], stdout: Path, stderr: Path, fault: Callable[[], None] | None = None, **variables: str
+) -> BaseProcess:
+    """Start the command `words` in a forked process that writes to two files, and return the running process."""
+    process = server().Process(target=be, args=(words, _environment(variables), str(stdout), str(stderr), fault))
+    process.start()
+    return process
+
+
+def _environment(variables: dict[str, str]) -> dict[str, str]:
+    """Return the environment of a command. An empty variable is removed from it."""
+    environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
+    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables}
+    return {key: value for key, value in environment.items() if value}
 
 
 def server() -> ForkServerContext:
@@ -73,7 +87,7 @@ def be(
 ) -> None:
     """Run the command `words` in this forked process, after a call of `fault` if it is given."""
     for number, name in ((1, stdout), (2, stderr)):
-        os.dup2(os.open(name, os.O_WRONLY), number)
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT, 0o644), number)
     os.environ.clear()
     os.environ |= environment
     sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep)

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from low_rank_helpers import BACKBONES, adapted
+from marks import slow_but
 from process_helpers import start_processes
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -19,7 +20,7 @@ PROCESSES, STEPS = 2, 3
 CASES = [(method, way) for method in ("e2lora", "e2_sharelora", "e2_vera") for way in ("ddp", "sharded")]
 
 
-@pytest.mark.parametrize("method", ["e2lora", "e2_sharelora", "e2_dora", "e2_vera"])
+@pytest.mark.parametrize("method", slow_but({"e2_dora", "e2_vera"}, ["e2lora", "e2_sharelora", "e2_dora", "e2_vera"]))
 def test_a_compiled_model_has_one_graph_and_the_same_gradients(method: str) -> None:
     model = adapted(method, "bert", init_weights=False)
     torch._dynamo.reset()

@@ -2,8 +2,8 @@
 
 import os
 import signal
-import subprocess
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from marks import slow_but
 from runner_helpers import one_line
 
 from flexlora.results.record import read_record
-from flexlora.testing.commands import COMMAND, run_command
+from flexlora.testing.commands import COMMAND, run_command, start_command
 from flexlora.testing.comparing import differences, rows_of
 
 
@@ -22,27 +22,20 @@ def command(arguments, tmp_path):
     def build(method: str, root: Path, epochs: int = 20) -> list:
         rest = [item for item in arguments if not item.startswith("training.epochs")]
         more = [f"training.epochs={epochs}", "training.checkpoint_every=7", "training.log_every=3"]
-        return [COMMAND, *rest, *more, f"method={method}", f"output_root={root}"]
+        return [str(COMMAND), *rest, *more, f"method={method}", f"output_root={root}"]
 
     return build
 
 
-def start(command: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        # Tests that a shell put in the background inherit SIGINT as ignored, and so would the command.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+def start(command: list[str], folder: Path) -> BaseProcess:
+    """The running command, which writes to two files in `folder`."""
+    return start_command(command, folder / "stdout", folder / "stderr")
 
 
-def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> None:
+def wait_for_step(process: BaseProcess, folder: Path, step: int) -> None:
     deadline = time.monotonic() + 240
     while last_step(folder) < step:
-        assert process.poll() is None, process.communicate()
+        assert process.is_alive()
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -78,19 +71,20 @@ SIGNALS = [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
 def test_a_signal_finishes_the_step_and_the_same_command_goes_on(command, unbroken, tiny_bert, tmp_path, number, code):
     line = command("flexlora", tmp_path)
     folder = run_folder(tmp_path, "flexlora", tiny_bert)
-    process = start(line)
+    process = start(line, tmp_path)
     try:
         wait_for_step(process, folder, 60)
-        process.send_signal(signal.SIGSTOP)  # or it would be done before the next command has started
+        os.kill(process.pid, signal.SIGSTOP)  # or it would be done before the next command has started
         held = run_command(*line, "training.batch_size=4")
         assert held.returncode == 2
         assert f"is in use by process {process.pid} on " in one_line(held)
-        process.send_signal(number)
-        process.send_signal(signal.SIGCONT)
-        stdout, stderr = process.communicate(timeout=60)
+        os.kill(process.pid, number)
+        os.kill(process.pid, signal.SIGCONT)
+        process.join(60)
     finally:
         process.kill()
-    assert process.returncode == code, stderr
+    stdout, stderr = ((tmp_path / name).read_text(encoding="utf-8") for name in ("stdout", "stderr"))
+    assert process.exitcode == code, stderr
     assert stderr.strip() == "flexlora-run: interrupted"
     assert f"{number.name}: finishing the step" in stdout
     record = read_record(folder / "result.json")
@@ -117,10 +111,10 @@ def test_a_killed_run_goes_on_from_its_newest_whole_checkpoint(command, unbroken
     method = "flexlora"
     line = command(method, tmp_path)
     folder = run_folder(tmp_path, method, tiny_bert)
-    process = start(line)
+    process = start(line, tmp_path)
     wait_for_step(process, folder, 40)
     process.kill()
-    process.communicate()
+    process.join()
     checkpoints = sorted((folder / "checkpoints").glob("step-*"))
     assert len(checkpoints) == 2
     # And the newest was hit by the same accident.

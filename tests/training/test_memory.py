@@ -1,21 +1,18 @@
 """The memory estimate against what a real training step holds, and against exact counts."""
 
-import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import memory_helpers
 import pytest
 import torch
 from loop_helpers import training
 from marks import slow_but
-from memory_helpers import CONFIGS, FLEXLORA, LINEAR, LORA, adapted, batch
+from memory_helpers import CONFIGS, FLEXLORA, LINEAR, LORA, adapted, batch, measure_a_step
 
 from flexlora.doctor.findings import size
 from flexlora.models.random_init import random_init
 from flexlora.settings import Precision
+from flexlora.testing.commands import server
 from flexlora.training.memory import free_memory, step_memory
 
 
@@ -28,53 +25,19 @@ def estimate(config, fields, rows=32, tokens=64, eval_rows=1, precision=Precisio
     )
 
 
-MEASURE = """
-import json, sys, torch
-sys.path.insert(0, {helpers!r})
-from memory_helpers import CONFIGS, FULL, LORA, adapted, batch
-from pathlib import Path
-
-def resident(key):
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
-    return int(line.split()[1]) * 1024
-
-model, method = adapted(CONFIGS[{name!r}], {fields}, "cpu")
-optimizer = method.optimizer(method.parameter_groups(model, 1e-3), 1e-3, 0.0)
-tiny, big = batch(1, 8), batch(32, 64)
-def step(inputs):
-    model(**inputs).loss.backward()
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-model.train()
-step(tiny)  # what libraries allocate once
-before = resident("VmRSS:")
-Path("/proc/self/clear_refs").write_text("5")
-for _ in range(2):
-    step(big)
-print(json.dumps(resident("VmHWM:") - before))
-"""
-
-
 MEASURED = [("bert", "LORA"), ("deberta", "LORA"), ("bert", "FULL")]
 
 
 @pytest.mark.parametrize(("name", "fields"), slow_but(MEASURED[:1], MEASURED))
-def test_the_peak_is_what_a_real_step_holds(name, fields):
-    """Resident bytes above those before the step; a fresh interpreter, whose malloc returns memory at once."""
+def test_the_peak_is_what_a_real_step_holds(name, fields, tmp_path):
+    """Resident bytes above those before the step, in a process of its own."""
     if not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("this system does not reset a process's peak of resident memory")
-    program = MEASURE.format(helpers=str(Path(memory_helpers.__file__).parent), name=name, fields=fields)
-    variables = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
-    result = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, **variables},
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    measured = json.loads(result.stdout.splitlines()[-1])
+    process = server().Process(target=measure_a_step, args=(name, fields, tmp_path / "bytes"))
+    process.start()
+    process.join(240)
+    assert process.exitcode == 0
+    measured = int((tmp_path / "bytes").read_text())
     told = estimate(CONFIGS[name], getattr(memory_helpers, fields))
     # Parameters and optimizer state were there before.
     rest = told.peak - told.frozen - told.trained - told.optimizer

@@ -188,7 +188,7 @@ def test_the_doctor(arguments, tmp_path):
     assert local.returncode == 0, local.stdout + local.stderr
     assert "48 to train on, 24 test to evaluate on" in local.stdout
     assert "8 × 3 × 32 × 32" in local.stdout
-    paper = run_command(doctor, "task=vtab/cifar100", "method=flexlora", f"output_root={tmp_path}", WIDTH="100")
+    paper = run_command(doctor, "task=vtab/cifar100", "method=flexlora", f"output_root={tmp_path}", COLUMNS="100")
     assert paper.returncode == 1  # neither data nor weights are here
     assert "1,180,032 active" in paper.stdout
     assert "exact shapes, hub not asked" in paper.stdout
