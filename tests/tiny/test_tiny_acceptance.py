@@ -35,8 +35,8 @@ def test_adapters_beat_the_linear_probe_and_ranks_change(flexlora_run, tmp_path)
     assert min(ranks) <= 8 - 2
     assert sum(ranks) == 18 * 8
 
-    fixed = flexlora_run(*common, "method=flexlora", "method.init_b=0", timeout=600)
+    fixed = flexlora_run(*common, "method=flexlora", "method.init_b=0", "training.max_steps=80", timeout=600)
     assert fixed.returncode == 0, fixed.stdout + fixed.stderr
     assert "this happens once" not in fixed.stdout
-    record = record_of(tmp_path, "flexlora", "method.init_b-0")
+    record = record_of(tmp_path, "flexlora", "method.init_b-0+training.max_steps-80")
     assert set(record.rank_events["final_ranks"].values()) == {8}

@@ -235,23 +235,15 @@ def unadapted_average() -> float:
 def test_adapting_beats_the_unadapted_model_and_chance_and_ranks_change(flexlora_run, tmp_path):
     """The average gains at least 0.10. One matrix ends at rank 10 or more, one at rank 6 or less.
 
-    The model must know things that occur in no training question.
+    The model must know things that occur in no training question. LoRA learns to answer in test_tiny_gsm8k.
     """
-    sweep = flexlora_run(
-        "-m",
-        *TINY[:2],
-        "method=lora,flexlora",
-        "training.epochs=2",
-        f"output_root={tmp_path}",
-        timeout=1500,
-    )
-    assert sweep.returncode == 0, sweep.stdout + sweep.stderr
-    assert sweep.stdout.count("this happens once") <= 1
+    done = flexlora_run(*TINY[:2], "method=flexlora", "training.epochs=2", f"output_root={tmp_path}", timeout=1500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("this happens once") <= 1
     chance = sum(1 / len(options_of(test[0])) for test in task().evaluation_rows.values()) / len(TEST_SETS)
     nothing_known = max(unadapted_average(), chance)
-    for method in ("lora", "flexlora"):
-        record = read_record(tmp_path / f"tiny/commonsense170k/llama3_8b/{method}/training.epochs-2/seed0/result.json")
-        assert record.metrics["last"]["average"] >= nothing_known + 0.10, method
+    record = read_record(tmp_path / "tiny/commonsense170k/llama3_8b/flexlora/training.epochs-2/seed0/result.json")
+    assert record.metrics["last"]["average"] >= nothing_known + 0.10
     ranks = record.rank_events["final_ranks"].values()
     assert len(ranks) == 20
     assert min(ranks) <= 8 - 2

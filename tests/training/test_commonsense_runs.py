@@ -4,9 +4,6 @@ import copy
 import importlib.util
 import json
 import shutil
-import socket
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -15,13 +12,13 @@ import torch
 import torch.distributed as dist
 from commonsense_helpers import write_llama, write_rows
 from compose_helpers import settings_of_run
+from joint_run_helpers import start
 from marks import slow_but
 from runner_helpers import one_line
 
 from flexlora.models import Backbone, outline
 from flexlora.report.published import read_published
 from flexlora.results.record import read_record
-from flexlora.testing.commands import COMMAND
 from flexlora.training.plan import make_method
 
 
@@ -249,21 +246,22 @@ def test_the_recipe_is_table_9():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
-@pytest.mark.parametrize("mode", ["fast", "likelihood"])
-def test_a_sharded_base_answers_as_a_whole_one(flexlora_run, short, tmp_path, mode):
+def test_a_sharded_base_answers_as_a_whole_one(flexlora_run, short, tmp_path):
     """Two processes with unequal shares of the rows and answers of unequal length; no step moves the model."""
-    options = ["method=lora", f"task.evaluation_mode={mode}", "task.max_eval_rows=9", "training.eval_batch_size=2"]
+    options = [*short, "method=lora", "task.max_eval_rows=9", "training.eval_batch_size=2"]
     options += ["training.learning_rate=1e-12", "training.max_steps=1"]
-    result = flexlora_run(*short, *options, f"output_root={tmp_path / 'whole'}")
-    assert result.returncode == 0, result.stderr
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
-    words = [*launch, str(COMMAND), *short, *options, "training.shard_base=true", f"output_root={tmp_path / 'shards'}"]
-    sharded = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
-    assert sharded.returncode == 0, sharded.stderr
-    whole, shards = (record_of(tmp_path / name, "lora").metrics["last"] for name in ("whole", "shards"))
+    modes = {mode: [*options, f"task.evaluation_mode={mode}"] for mode in ("fast", "likelihood")}
+    sharded = {mode: [*words, "training.shard_base=true"] for mode, words in modes.items()}
+    start(tmp_path, [([*words, f"output_root={tmp_path / mode}"], None) for mode, words in sharded.items()], 240)
+    for mode, words in modes.items():
+        result = flexlora_run(*words, f"output_root={tmp_path / mode / 'whole'}")
+        assert result.returncode == 0, result.stderr
+        folders = tmp_path / mode / "whole", tmp_path / mode
+        whole, shards = (record_of(folder, "lora").metrics["last"] for folder in folders)
+        assert_equal_answers(whole, shards)
+
+
+def assert_equal_answers(whole, shards):
     for name in whole:
         if name.endswith(("accuracy", "unparsed", "average")):
             assert whole[name] == shards[name], name
