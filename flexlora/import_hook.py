@@ -1,7 +1,9 @@
 """Run a function as soon as another package has been imported, without importing that package."""
 
+import contextlib
+import gc
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -31,13 +33,26 @@ class _AfterImport(MetaPathFinder):
         execute = spec.loader.exec_module
 
         def execute_then_act(module: ModuleType) -> None:
-            execute(module)
+            with _no_garbage_collection():
+                execute(module)
             if self in sys.meta_path:  # only one call, even if others requested a spec before
                 sys.meta_path.remove(self)
                 self.action()
 
         spec.loader.exec_module = execute_then_act  # type: ignore[method-assign]
         return spec
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Pause garbage collection: an import leaves none, and each collection would look at all objects of torch."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def call_after_import(package: str, action: Callable[[], Any]) -> None:

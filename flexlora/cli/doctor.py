@@ -3,7 +3,7 @@
 import sys
 import tempfile
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,16 @@ from hydra.core.hydra_config import HydraConfig
 
 from flexlora.cli.command import FAILED, REFUSED, call_with_settings, say
 from flexlora.cli.explain import config_folders, method_files
+from flexlora.conf_path import conf_dir
 from flexlora.doctor.findings import Finding, Mark
 from flexlora.doctor.method_rows import Described, method_rows
 from flexlora.doctor.run_check import check_run
 from flexlora.doctor.tree_check import check_tree
 from flexlora.errors import UserError
 from flexlora.results.record import Ending
-from flexlora.settings import RunSettings, resolve_method
+from flexlora.settings import MethodSettings, RunSettings, resolve_method
+from flexlora.settings.recipes import method_table as recipe_rows
+from flexlora.settings.recipes import written_fields
 from flexlora.settings.sources import sources
 from flexlora.training.progress import is_main_process, show_log
 
@@ -95,11 +98,29 @@ def _list_methods(settings: RunSettings, plain: dict[str, Any], overrides: list[
     show_log()  # this hides deprecation warnings of libraries about each other
     files = method_files()
     kept = [item for item in overrides if not item.lstrip("+~").startswith(("method", "hydra"))]
-    methods = {name: resolve_method(compose("config", overrides=[*kept, f"method={name}"])) for name in files}
+    methods = _methods(files, kept)
     described = method_rows(settings, plain, methods, files)
     print(f"Active adapter parameters on {settings.model.name or settings.model.path}, ranks as each method starts.\n")
     print(method_table(described))
     return Ending("ready")
+
+
+def _methods(files: Mapping[str, Path], overrides: Sequence[str]) -> dict[str, MethodSettings]:
+    """Return the settings of each method, as a run with `overrides` has them.
+
+    Without an experiment the configs of our own methods differ in `method` only. One is composed, which takes as long
+    as ten replacements.
+    """
+    config, folders = compose("config", overrides=list(overrides)), config_folders()
+    composed = any(item.lstrip("+").startswith("experiment") for item in overrides)
+    methods = {}
+    for name, file in files.items():
+        if composed or not file.is_relative_to(conf_dir()):
+            methods[name] = resolve_method(compose("config", overrides=[*overrides, f"method={name}"]))
+        else:
+            config.method = {**written_fields(name, folders), "recipes": recipe_rows(name, folders)}
+            methods[name] = resolve_method(config)
+    return methods
 
 
 def method_table(described: Sequence[Described], width: int = WIDTH) -> str:

@@ -14,13 +14,14 @@ from compose_helpers import composed
 from marks import slow_but
 from method_helpers import METHODS
 
+import flexlora.cli.doctor
 from flexlora.conf_path import conf_dir
 from flexlora.doctor.findings import Mark
 from flexlora.doctor.method_rows import method_rows
 from flexlora.doctor.run_check import check_run
 from flexlora.results.folder import RunFolder
 from flexlora.results.record import read_record
-from flexlora.settings import resolve
+from flexlora.settings import resolve, resolve_method
 from flexlora.testing.commands import COMMAND, run_command
 from flexlora.training import memory
 from flexlora.training.memory import step_memory
@@ -285,6 +286,16 @@ def test_every_method_is_listed_with_what_it_trains_here(arguments):
     assert listed["lora"][:6] == ["PEFT", "✓", "✓", "✓", "✓", f"{8 * per_rank:,}"]
     assert listed["vpt_deep"][:6] == ["ours", "–", "–", "✓", "no", "–"]
     assert listed["linear"][:6] == ["weights", "✓", "–", "✓", "–", "0"]
+
+
+@pytest.mark.parametrize("given", [["task=glue/cola"], ["task=vtab/cifar100", "scale=tiny"]], ids=" ".join)
+def test_the_list_has_the_settings_that_a_run_has(monkeypatch, given):
+    """A method that inherits, one with rows for tasks and scales, one for images."""
+    monkeypatch.setattr(flexlora.cli.doctor, "config_folders", lambda: [conf_dir()])
+    monkeypatch.setattr(flexlora.cli.doctor, "compose", lambda _, overrides: composed(*overrides))
+    files = {name: conf_dir() / "method" / f"{name}.yaml" for name in ("adalora_r8", "flexlora", "noah")}
+    expected = {name: resolve_method(composed(*given, f"method={name}")) for name in files}
+    assert flexlora.cli.doctor._methods(files, given) == expected
 
 
 def test_the_list_of_methods_is_counted_once(arguments, tmp_path, monkeypatch):
