@@ -16,6 +16,7 @@ help: ## List the targets
 setup: $(STAMP) ## Make .venv with the tested versions (does nothing when it is up to date)
 
 $(STAMP): pyproject.toml constraints.txt
+	@! test -L $(VENV) || { echo "make: $(VENV) is a link to another checkout's, whose package would be replaced: rm $(VENV), and make setup" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"flexlora needs Python 3.11 to 3.13, this is {v[0]}.{v[1]}: make setup PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'

@@ -13,6 +13,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from flexlora.cli import config_loader
@@ -109,6 +110,25 @@ def test_a_loader_travels_to_other_processes_without_what_it_keeps(cached):
         compose("config", COLA)
         assert len(pickle.dumps(loader)) == before
         assert isinstance(pickle.loads(pickle.dumps(loader)).config_search_path, ConfigSearchPath)
+
+
+def test_a_single_run_is_composed_once(cached, monkeypatch):
+    """Hydra asks for the config twice: to learn whether it is a sweep, and to run."""
+    composed = []
+    merge = ConfigLoaderImpl._compose_config_from_defaults_list
+
+    def count(self, defaults, repo):
+        composed.append(defaults)
+        return merge(self, defaults, repo)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", count)
+    register_schemas()
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        configs = [hydra.compose_config("config", COLA, mode) for mode in (RunMode.MULTIRUN, RunMode.RUN)]
+    assert len(composed) == 1
+    assert configs[0] == configs[1]
 
 
 def test_a_sweep_reads_each_file_once_and_composes_each_choice_of_groups_once(monkeypatch, tmp_path: Path):

@@ -67,6 +67,18 @@ def test_help_lists_every_table_and_figure(tmp_path):
     assert len(set(listed)) == len(listed)
 
 
+def test_nothing_is_installed_into_another_checkouts_environment(tmp_path):
+    """A git worktree may use it through a link; an editable install would replace the package there."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / ".venv").symlink_to("other")
+    result = subprocess.run(["make", "setup"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith("make: .venv is a link to another checkout's")
+    assert list((tmp_path / "other").iterdir()) == []
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_target_names_what_there_is(tmp_path, target):
     """Its experiments, its table or figure; and nothing is written where it is only asked what is missing."""

@@ -1,6 +1,7 @@
 """Recipes: the papers' numbers as the papers print them, and which row of a table counts for a run."""
 
 import math
+import os
 import re
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import yaml
 from compose_helpers import settings_of_run
 from glue_helpers import TASKS
 from hydra import compose, initialize_config_dir
-from yaml import SafeLoader
+from omegaconf import OmegaConf
+from yaml import SafeLoader, YAMLError
 
 from flexlora.baselines.noah import MODULES, Subnet
 from flexlora.cli.explain import choices
@@ -302,6 +304,20 @@ def test_the_most_specific_row_wins(folder):
         write(folder, "".join(reversed(present)) + "  vtab: {method.r: 2}\n")
         chosen = rank(folder, "task=glue/cola", "model=roberta_base", "scale=tiny")
         assert chosen == (100 + first if first < len(STRENGTH) else 1)
+
+
+def test_a_file_is_read_as_omegaconf_reads_it(tmp_path):
+    """Numbers without a point and dates included; a file that OmegaConf cannot read is empty."""
+    file = tmp_path / "a.yaml"
+    for text in ("a: 1e-3\nb: 2020-01-01\nc: [1_000, ~, on, .inf, 0x10]\nd: {e: ${seed}}\n", "a: 1\na: 2\n", "a: [\n"):
+        file.write_text(text, encoding="utf-8")
+        os.utime(file, ns=(0, len(text)))
+        try:
+            expected = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+        except YAMLError:
+            expected = {}
+        assert read(file) == expected
+    assert read(conf_dir() / "method" / "lora.yaml")["name"] == "lora"
 
 
 def test_rows_of_another_scale_backbone_or_task_do_not_count(folder):

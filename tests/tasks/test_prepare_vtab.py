@@ -49,6 +49,7 @@ def test_unpacked_files_equal_the_packed_ones(prepare, source, tmp_path, name, r
     assert image.stat().st_ino == before
 
 
+@pytest.mark.slow
 def test_the_prepare_vtab_script_unpacks_an_archive(source, tmp_path):
     archive = pack(tmp_path / "it.zip", source)
     result = in_a_process(tmp_path / "data", "--archive", archive)
