@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -148,11 +149,10 @@ def _html(words: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path, metavar="FILE", required=True, help="write to this file")
     add_comparisons(parser)
     options = parser.parse_args(words)
-    figures = _load_figures()
 
     from flexlora.report.build import build, default_tables
+    from flexlora.report.page import as_page
     from flexlora.report.paper_claims import check
-    from flexlora.report.sweep_page import as_page
 
     found = collect_runs(options.folder)
     runs = _chosen(found.runs, options)
@@ -166,8 +166,11 @@ def _html(words: Sequence[str]) -> int:
         options.folder,
         Collection(runs, found.broken),
         [sheet for table in default_tables(runs) for sheet in build(table, runs, **compared)],
-        itertools.chain(figures.draw_sweeps(distinct), figures.draw_allocations(groups)),
+        distinct,
+        groups,
         [(group.name, check(group.seeds)) for group in groups],
+        shlex.join(["flexlora-report", "html", *words]),
+        options.output.parent,
         note if more else None,
     )
     write(options.output, page)

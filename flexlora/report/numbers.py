@@ -1,6 +1,7 @@
 """Print numbers: parameters with three digits, costs with four digits, differences with their sign."""
 
 import re
+from collections.abc import Sequence
 
 UNITS = {"G": 1e9, "M": 1e6, "k": 1e3}
 PRINTED_UNITS = {**UNITS, "B": 1e9, "": 1.0}
@@ -30,3 +31,23 @@ def printed_count(text: str) -> float | None:
     """Return the number that a paper prints as 1.3M or 8B, or None if it prints none."""
     match = re.fullmatch(rf"([\d.]+)([{''.join(PRINTED_UNITS)}]?)", text)
     return float(round(float(match[1]) * PRINTED_UNITS[match[2]])) if match else None
+
+
+LEAST_POINTS = 5.0
+
+
+def percent_axis(values: Sequence[float], spreads: Sequence[float] = ()) -> tuple[float, float] | None:
+    """Return the ends of an axis for percents ± spreads, or None without values.
+
+    The axis spans at least `LEAST_POINTS`, so that a small difference does not fill it. It begins at 0 at least and
+    ends at 100 at most, unless a value itself is outside.
+    """
+    if not values:
+        return None
+    around = [*zip(values, spreads or [0.0] * len(values), strict=True)]
+    low = min(value - spread for value, spread in around)
+    high = max(value + spread for value, spread in around)
+    pad = max(0.08 * (high - low), (LEAST_POINTS - (high - low)) / 2)
+    top = high + pad if max(values) > 100 else min(100.0, high + pad)
+    bottom = min(low - pad, top - LEAST_POINTS)
+    return (bottom if min(values) < 0 else max(0.0, bottom)), top

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from flexlora.errors import one_line
 from flexlora.report.allocation import Allocation, read_allocation
-from flexlora.report.record_values import figure, measures_cost
+from flexlora.report.record_values import figure, measures_cost, number
 from flexlora.results.collect import Run
 
 MOST_ROWS = 12
@@ -54,6 +54,18 @@ def row_name(run: Run) -> str:
 def last_figure(run: Run) -> float | None:
     """Return the main figure of the last evaluation, or None if it is missing or the run is not done."""
     return figure(run.record, run.record.main_metric or "", "last")
+
+
+def by_epoch(runs: Sequence[Run]) -> dict[float, list[float]]:
+    """Return the main figures of all seeds, in percent, at every epoch after which at least one seed was evaluated."""
+    found: dict[float, list[float]] = {}
+    for run in runs:
+        for row in run.record.history:
+            entries = row if isinstance(row, dict) else {}
+            epoch, value = (number(entries.get(key)) for key in ("epoch", run.record.main_metric or ""))
+            if epoch is not None and value is not None:
+                found.setdefault(epoch, []).append(100 * value)
+    return dict(sorted(found.items()))
 
 
 def by_place(runs: Sequence[Run]) -> dict[tuple[str, str], dict[str, dict[str, list[Run]]]]:

@@ -43,6 +43,8 @@ class RunRecord:
     config: dict[str, Any]
     config_hash: str
 
+    overrides: list[str] | None = None
+    """The overrides on the command line, which start the run again. Another order of them is the same run."""
     main_metric: str | None = None
     metrics: dict[str, Any] = field(default_factory=lambda: {"last": None, "best": None})
     """The `last` and the `best` evaluation, each with its own step, epoch, evaluation loss and metrics."""

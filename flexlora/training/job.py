@@ -69,7 +69,7 @@ def run_job(settings: RunSettings, config: dict[str, Any], overrides: Iterable[s
             return Ending("skipped")
         try:
             with stopped.watched():
-                return _Job(settings, config, folder, resume=verdict == "resumed").run()
+                return _Job(settings, config, overrides, folder, resume=verdict == "resumed").run()
         except OSError as error:  # the record itself could not be written
             raise cannot_write(path, error) from error
 
@@ -140,7 +140,14 @@ def _log_file(path: Path) -> Iterator[None]:
 class _Job:
     """One run in an open folder. `record` is filled during the run, and is written however the run ends."""
 
-    def __init__(self, settings: RunSettings, config: dict[str, Any], folder: RunFolder, resume: bool) -> None:
+    def __init__(
+        self,
+        settings: RunSettings,
+        config: dict[str, Any],
+        overrides: Iterable[str],
+        folder: RunFolder,
+        resume: bool,
+    ) -> None:
         self.settings = settings
         self.folder = folder
         self.path = path = folder.path
@@ -158,6 +165,7 @@ class _Job:
             data_seed=settings.data_seed,
             config=config,
             config_hash=config_hash(config),
+            overrides=[*overrides],
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             versions=dict(environment.versions()),
             git=dict(environment.git_state()),

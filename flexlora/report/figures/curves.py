@@ -10,9 +10,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from flexlora.report.figures.style import look, new_figure
-from flexlora.report.numbers import count
+from flexlora.report.numbers import count, percent_axis
 from flexlora.report.record_values import number
-from flexlora.report.seed_groups import last_figure
+from flexlora.report.seed_groups import by_epoch, last_figure
 from flexlora.results.collect import Run
 
 COLUMNS = 3
@@ -28,16 +28,21 @@ def draw_learning_curves(tasks: Mapping[str, ROWS], title: str) -> Figure:
     figure, panels = _panels(tasks, title)
     labels = _numbers(tasks)
     for panel, (task, rows) in zip(panels, tasks.items(), strict=False):
+        means: list[float] = []
+        spreads: list[float] = []
         for label, runs in rows.items():
-            points = _by_epoch(runs)
+            points = by_epoch(runs)
             style = look(labels[label])
             every = max(1, len(points) // 8)
             middle = [statistics.fmean(values) for values in points.values()]
             panel.plot([*points], middle, lw=1.2, ms=3.5, markevery=every, **style)
             spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in points.values()]
+            means += middle
+            spreads += spread
             if any(spread):
                 low, high = np.subtract(middle, spread), np.add(middle, spread)
                 panel.fill_between([*points], low, high, color=style["color"], alpha=0.15, lw=0)
+        panel.set_ylim(percent_axis(means, spreads))
         panel.set_title(f"{task}: {_metric(rows)}")
         panel.set_xlabel("epoch")
         panel.set_ylabel("percent")
@@ -53,21 +58,26 @@ def draw_accuracy_parameters(tasks: Mapping[str, ROWS], title: str) -> Figure:
     figure, panels = _panels(tasks, title)
     labels = _numbers(tasks)
     for panel, (task, rows) in zip(panels, tasks.items(), strict=False):
+        sized: list[float] = []
         means: list[float] = []
+        spreads: list[float] = []
         for label, runs in rows.items():
             values = [100 * value for run in runs if (value := last_figure(run)) is not None]
             sizes = [size for run in runs if (size := number(run.record.parameters.get("adapter_active"))) is not None]
             style = look(labels[label])
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             size = statistics.fmean(sizes) if sizes else 0.0
+            means.append(statistics.fmean(values))
+            spreads.append(spread)
             if size > 0:
-                means.append(size)
+                sized.append(size)
                 style["linestyle"] = "none"
-                panel.errorbar(size, statistics.fmean(values), spread or None, ms=6, capsize=2, mec="black", **style)
+                panel.errorbar(size, means[-1], spread or None, ms=6, capsize=2, mec="black", **style)
             else:  # only a head is trained: 0 has no place on a logarithmic axis
-                panel.axhline(statistics.fmean(values), lw=1, color=style["color"], linestyle=style["linestyle"])
-        panel.margins(x=0.2, y=0.15)
-        _scale_sizes(panel, max(means, default=1) / min(means, default=1))
+                panel.axhline(means[-1], lw=1, color=style["color"], linestyle=style["linestyle"])
+        panel.margins(x=0.2)
+        panel.set_ylim(percent_axis(means, spreads))
+        _scale_sizes(panel, max(sized, default=1) / min(sized, default=1))
         panel.set_title(f"{task}: {_metric(rows)}")
         panel.set_xlabel("active parameters of the adapter")
         panel.set_ylabel("percent, last evaluation")
@@ -107,18 +117,6 @@ def _numbers(tasks: Mapping[str, ROWS]) -> dict[str, int]:
 
 def _metric(rows: ROWS) -> str:
     return str(next(run.record.main_metric for runs in rows.values() for run in runs)).replace("_", " ")
-
-
-def _by_epoch(runs: Sequence[Run]) -> dict[float, list[float]]:
-    """Return the main figures of all seeds, in percent, at every epoch after which at least one seed was evaluated."""
-    found: dict[float, list[float]] = {}
-    for run in runs:
-        for row in run.record.history:
-            entries = row if isinstance(row, dict) else {}
-            epoch, value = (number(entries.get(key)) for key in ("epoch", run.record.main_metric or ""))
-            if epoch is not None and value is not None:
-                found.setdefault(epoch, []).append(100 * value)
-    return dict(sorted(found.items()))
 
 
 def _legend(figure: Figure, labels: Mapping[str, int], lines: bool = True) -> None:
