@@ -8,6 +8,12 @@ export OMP_NUM_THREADS ?= 1
 WORKERS ?= auto
 
 .DEFAULT_GOAL := help
+
+# A misspelt variable (SEED=0) would be ignored, and another sweep than the wanted one would run.
+VARIABLES := PYTHON VENV BIN STAMP OMP_NUM_THREADS WORKERS SCALE SEEDS OVERRIDES RUNS DRY RUN_GENERATED_CODE PYTEST
+MISSPELT := $(strip $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(filter-out $(VARIABLES),$(name)))))
+$(if $(MISSPELT),$(error there is no variable $(MISSPELT). There are: $(VARIABLES)))
+
 .PHONY: help setup demo test test-slow test-all lint format docs constraints clean
 
 help: ## List the targets
@@ -69,7 +75,7 @@ sweeps = $(foreach sweep,$(1),$(SWEEP) $(subst +, ,$(sweep)) || code=$$?;)
 # $(call table,<name of the table in the report>,<sweeps>): writes the table even if a run fails.
 define table
 @code=0; $(call sweeps,$(2)) \
-  $(if $(DRY),,$(BIN)/flexlora-report $(RUNS) --table $(1) --save $(RUNS)/tables || code=$$?;) exit $$code
+  $(if $(DRY),,$(BIN)/flexlora-report $(RUNS) --table $(1) --save $(RUNS)/tables && $(BIN)/flexlora-report $(RUNS) --table $(1) || code=$$?;) exit $$code
 endef
 
 table1: $(STAMP) ## Table 1: GLUE

@@ -28,7 +28,7 @@ from flexlora.errors import UserError, one_line
 from flexlora.reading import read_text
 from flexlora.results.files import lock, to_json, write_text
 from flexlora.results.record import Ending
-from flexlora.training.progress import is_main_process
+from flexlora.training.progress import is_main_process, position
 
 log = logging.getLogger("flexlora")
 
@@ -90,6 +90,7 @@ class ListingSweeper(Sweeper):
             self._finish()
 
     def _finish(self) -> None:
+        position.begin([])
         if not self._launcher.began:
             return  # the sweep was refused before any run began
         jobs = {job_of(overrides): overrides for batch in self._sweeper.overrides for overrides in batch}
@@ -171,6 +172,8 @@ class Journaled:
         """Run a job. An exception is a bug: it is shown, and the sweep continues with the other jobs."""
         job = job_of(HydraConfig.get().overrides.task)
         self.journal.write(job, None)
+        position.enter(job)
+        began = time.monotonic()
         try:
             ending = self.task(config)
         except KeyboardInterrupt:
@@ -180,6 +183,8 @@ class Journaled:
             traceback.print_exc()
             ending = Ending("failed", f"{type(error).__name__}: {one_line(error)}")
         self.journal.write(job, ending)
+        if ending.status == "done":
+            position.leave(job, time.monotonic() - began)
         return ending
 
 
@@ -206,6 +211,7 @@ class PatientLauncher(Launcher):
         waiting = list(job_overrides)
         if not self.began:
             self.journal.begin()
+            position.begin([job_of(overrides) for overrides in waiting])
         while waiting:
             try:
                 with self._patience():

@@ -3,7 +3,6 @@
 It only reads the folders of the runs and starts none of them.
 """
 
-import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,8 @@ from typing import Any
 from flexlora.results.checkpoint_files import checkpoint_folders
 from flexlora.results.folder import RunFolder
 from flexlora.results.record import Ending, read_record
+from flexlora.training.expected_time import expected_seconds
 from flexlora.training.progress import duration
-
-# The longest time of a run in seconds. A record with a longer time is damaged.
-LONGEST = 1e9
 
 
 class DryRun:
@@ -43,16 +40,16 @@ class DryRun:
         unknown = folder.finished()
         if unknown is not None:
             return Ending("done", "; ".join(unknown) or None)
-        return self._unfinished(path, resumes=folder.can_resume())
+        return self._unfinished(path, config, resumes=folder.can_resume())
 
-    def _unfinished(self, path: Path, resumes: bool) -> Ending:
+    def _unfinished(self, path: Path, config: Mapping[str, Any], resumes: bool) -> Ending:
         status, parts = "interrupted" if resumes else "missing", []
         if (path / "result.json").is_file():
             record = read_record(path / "result.json")
             status, parts = record.status, [record.error or ""]
         if resumes:
             parts.append(f"resumes after step {next(iter(checkpoint_folders(path)))}")
-        seconds = _seconds_of_others(path)
+        seconds = expected_seconds(path, config)
         if seconds is None:
             self.unknown += 1
         else:
@@ -67,23 +64,3 @@ class DryRun:
             return "time left: not known before a first run is done"
         others = f", and {self.unknown} runs of a kind that none is done of" if self.unknown else ""
         return f"about {duration(self.seconds)} left, one run after another{others}"
-
-
-def _seconds_of_others(path: Path) -> float | None:
-    """Return the mean time, in seconds, of the finished runs of the same method on the same task and model.
-
-    If there are none, return the mean time of the finished runs of all methods there; None without any.
-    """
-    method = path.parents[1]
-    for pattern in (f"{method.name}/*/seed*/result.json", "*/*/seed*/result.json"):
-        times = []
-        for file in method.parent.glob(pattern):
-            try:
-                record = read_record(file)
-            except ValueError:
-                continue
-            if record.status == "done" and record.total_seconds is not None and 0 <= record.total_seconds < LONGEST:
-                times.append(record.total_seconds)
-        if times:
-            return statistics.fmean(times)
-    return None

@@ -21,7 +21,7 @@ from flexlora.training.distributed import begin_together, ends_together, launche
 from flexlora.training.inputs import contents, refuse_missing_inputs, stamp_inputs
 from flexlora.training.memory_check import refuse_what_cannot_fit
 from flexlora.training.plan import make_method, plan_steps, windows_line
-from flexlora.training.progress import is_main_process
+from flexlora.training.progress import is_main_process, position
 from flexlora.training.stopped_time import running_seconds, stopped
 from flexlora.training.summary import events_summary, fill_in, log_summary
 from flexlora.training.trackers import require_trackers, tracked
@@ -246,7 +246,8 @@ class _Job:
         accelerator = make_accelerator(settings, self.path)
         self.main = accelerator.is_main_process
         environment.reset_peak_memory()
-        log.info("%s · %s · %s · seed %d → %s", record.task, record.method, record.model, record.seed, self.path)
+        line = f"{position}%s · %s · %s · seed %d → %s"
+        log.info(line, record.task, record.method, record.model, record.seed, self.path)
 
         check_model(settings.model)
         check_method(settings)

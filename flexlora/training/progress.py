@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 import warnings
+from collections.abc import Sequence
 
 from tqdm import tqdm
 
@@ -21,6 +22,55 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m{whole % 60:02d}s"
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+class Position:
+    """The position of a run in a sweep and the time that the sweep still needs, for the run's first line.
+
+    The time is that of the runs that this process has trained so far: the mean of those that differ from a waiting run
+    in the seed only, else of those on its task, else of all.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: list[tuple[str, ...]] = []
+        self._at = 0
+        self._seconds: dict[tuple[str, ...], list[float]] = {}
+
+    def begin(self, jobs: Sequence[tuple[str, ...]]) -> None:
+        """Start a sweep of these jobs, each given by its overrides."""
+        self._jobs, self._at, self._seconds = [*jobs], 0, {}
+
+    def enter(self, job: tuple[str, ...]) -> None:
+        """Say that `job` begins."""
+        self._at = self._jobs.index(job) if job in self._jobs else 0
+
+    def leave(self, job: tuple[str, ...], seconds: float) -> None:
+        """Say that `job` was trained in this time."""
+        for kind in _kinds(job):
+            self._seconds.setdefault(kind, []).append(seconds)
+
+    def __str__(self) -> str:
+        if len(self._jobs) < 2:
+            return ""
+        left = [self._expected(job) for job in self._jobs[self._at :]]
+        known = [seconds for seconds in left if seconds is not None]
+        time = f" about {duration(sum(known))} left" if known else ""
+        return f"[{self._at + 1}/{len(self._jobs)}]{time}  "
+
+    def _expected(self, job: tuple[str, ...]) -> float | None:
+        found = (self._seconds[kind] for kind in _kinds(job) if kind in self._seconds)
+        times = next(found, None)
+        return None if times is None else sum(times) / len(times)
+
+
+def _kinds(job: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Return the kinds of a job, the narrowest first: all but its seed, its task, and the kind of all jobs."""
+    no_seed = tuple(item for item in job if not item.startswith(("seed=", "data_seed=")))
+    return [no_seed, ("task", *(item for item in job if item.startswith("task="))), ()]
+
+
+position = Position()
+"""The position of the run that this process trains."""
 
 
 def rank_range(ranks: dict[str, int]) -> str:

@@ -91,7 +91,7 @@ def test_a_target_names_what_there_is(tmp_path, target):
     experiments = re.findall(r"experiment=(\w+)", told.stdout)
     assert len(sweeps) == (len(experiments) or 1)
     assert all((conf_dir() / "experiment" / f"{name}.yaml").is_file() for name in experiments)
-    (found,) = re.findall(r"--(?:table|only) (\w+)", told.stdout)
+    (found,) = {*re.findall(r"--(?:table|only) (\w+)", told.stdout)}
     assert found == TARGETS[target]
     assert found in (TABLES if target.startswith("table") else FIGURES)
     assert f"--save {tmp_path / 'runs'}/{'tables' if target.startswith('table') else 'figures'} " in told.stdout
@@ -132,6 +132,14 @@ def test_programs_that_a_model_wrote_run_only_if_the_user_says_so(tmp_path):
     words = re.findall(r"experiment=e2_humaneval (\S+) \|\| code", asked.stdout)
     assert words == ["task.run_generated_code=true"]
     assert "run_generated_code" not in make(tmp_path, "-n", "table_e2_nlg").stdout
+
+
+@pytest.mark.parametrize("target", ["table1", "help"])
+def test_a_misspelt_variable_is_refused(tmp_path, target):
+    refused = make(tmp_path, target, "SEED=0")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "there is no variable SEED. There are: " in refused.stderr
+    assert "SEEDS" in refused.stderr
 
 
 def noting_commands(tmp_path: Path, failing: str) -> Path:

@@ -38,6 +38,7 @@ class Drawing:
                 FigureCanvasSVG(self.figure).print_svg(file, metadata={"Date": None})
             else:
                 FigureCanvasAgg(self.figure).print_png(file)
+        self.figure.set_layout_engine("none")  # the axes have their places: another format is not laid out again
         return file.getvalue()
 
 
