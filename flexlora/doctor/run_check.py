@@ -196,8 +196,9 @@ class _RunCheck:
         accumulated = f", {training.gradient_accumulation} per step" if training.gradient_accumulation > 1 else ""
         self._say("steps", "batches", f"{steps.batches:,} per epoch, at most {training.batch_size} rows{accumulated}")
         peak = f"{training.learning_rate:g}"
+        lowest = f"{training.learning_rate * training.min_lr_rate:g}"
         fall = {LrScheduler.linear: "linearly", LrScheduler.cosine: "by a cosine"}[training.lr_scheduler]
-        self._say("steps", "warmup", f"{steps.warmup:,} steps up to a learning rate of {peak}, then {fall} to 0")
+        self._say("steps", "warmup", f"{steps.warmup:,} steps up to a learning rate of {peak}, then {fall} to {lowest}")
         every = steps.per_epoch if training.eval_every is None else training.eval_every
         often = f"{math.ceil(steps.total / every):,}, every {every:,} steps and " if every else "1, "
         self._say("steps", "evaluations", f"{often}at the end")

@@ -32,6 +32,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "training.gradient_accumulation": (1, math.inf),
     "training.weight_decay": (0, math.inf),
     "training.warmup_ratio": (0, 1),
+    "training.min_lr_rate": (0, 1),
     "training.warmup_steps": (0, math.inf),
     "training.eval_every": (0, math.inf),
     "training.checkpoint_every": (1, math.inf),

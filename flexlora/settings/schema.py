@@ -86,6 +86,7 @@ class TrainingSettings:
     warmup_ratio: float = MISSING
     warmup_steps: int | None = MISSING
     lr_scheduler: LrScheduler = MISSING
+    min_lr_rate: float = MISSING
     max_grad_norm: float | None = MISSING
     precision: Precision = MISSING
     tf32: bool = MISSING

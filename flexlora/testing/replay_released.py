@@ -269,6 +269,7 @@ def _training(trace: Trace) -> TrainingSettings:
         warmup_ratio=0.0,
         warmup_steps=settings.warmup_steps,
         lr_scheduler=LrScheduler.linear,
+        min_lr_rate=0.0,
         max_grad_norm=settings.max_grad_norm,
         precision=Precision.fp32,
         tf32=False,

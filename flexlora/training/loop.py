@@ -77,7 +77,8 @@ class Loop:
         self.method.prepare(self.adapted, self.loader.first_batches(), self.task.loss)
         groups = method.parameter_groups(self.adapted, settings.learning_rate)
         self.optimizer = method.optimizer(groups, settings.learning_rate, settings.weight_decay)
-        factor = warmup_and_decay(total_steps, warmup_steps(total_steps, settings), settings.lr_scheduler)
+        warmup = warmup_steps(total_steps, settings)
+        factor = warmup_and_decay(total_steps, warmup, settings.lr_scheduler, settings.min_lr_rate)
         self.scheduler = method.scheduler(self.optimizer, factor)
         # DDP averages the gradients of several processes. With a sharded base, `average_gradients` does.
         self.model = accelerator.prepare_model(

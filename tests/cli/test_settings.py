@@ -162,6 +162,7 @@ def test_did_you_mean(word, options, answer):
         ("training.eval_every=-1", "training.eval_every must be at least 0, not -1"),
         ("training.log_every=0", "training.log_every must be at least 1, not 0"),
         ("training.warmup_ratio=2", "training.warmup_ratio must be between 0 and 1, not 2.0"),
+        ("training.min_lr_rate=1.5", "training.min_lr_rate must be between 0 and 1, not 1.5"),
         ("training.weight_decay=-1", "training.weight_decay must be at least 0, not -1.0"),
         ("training.weight_decay=nan", "training.weight_decay must be at least 0, not nan"),
         ("training.learning_rate=0", "training.learning_rate must be above 0, not 0.0"),

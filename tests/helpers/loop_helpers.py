@@ -91,7 +91,7 @@ def settings(**values) -> TrainingSettings:
     given = {
         "epochs": 1, "max_steps": None, "learning_rate": 0.1, "batch_size": 4, "eval_batch_size": 2,
         "gradient_accumulation": 1, "weight_decay": 0.0, "warmup_ratio": 0.0, "max_grad_norm": None,
-        "warmup_steps": None, "lr_scheduler": LrScheduler.linear,
+        "warmup_steps": None, "lr_scheduler": LrScheduler.linear, "min_lr_rate": 0.0,
         "precision": Precision.fp32, "tf32": False, "shard_base": False, "gradient_checkpointing": False,
         "eval_every": None,
         "checkpoint_every": None, "log_every": 2, "count_flops": False,

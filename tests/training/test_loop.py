@@ -12,6 +12,7 @@ from flexlora.settings import LrScheduler
 from flexlora.training.batching import epoch_batches
 from flexlora.training.checkpoint import Checkpoints
 from flexlora.training.journal import Journal
+from flexlora.training.schedule import warmup_and_decay
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
@@ -41,6 +42,16 @@ def test_half_a_cosine_after_a_warmup_in_steps():
     loop(task, method, 10, gradient_accumulation=2, warmup_steps=2, lr_scheduler=LrScheduler.cosine).run()
     expected = [0.0, 0.05, *(0.1 * 0.5 * (1 + math.cos(math.pi * (step - 2) / 8)) for step in range(2, 10))]
     assert method.rates == pytest.approx(expected)
+
+
+def test_a_cosine_ends_at_the_lowest_rate():
+    method = Sgd()
+    settings = {"warmup_steps": 0, "lr_scheduler": LrScheduler.cosine, "min_lr_rate": 0.1}
+    loop(Regression(12, [0.0] * 9), method, 10, gradient_accumulation=2, **settings).run()
+    expected = [0.01 + 0.09 * 0.5 * (1 + math.cos(math.pi * step / 10)) for step in range(10)]
+    assert method.rates == pytest.approx(expected)
+    assert warmup_and_decay(10, 0, LrScheduler.cosine, 0.1)(10) == pytest.approx(0.1)
+    assert warmup_and_decay(10, 2, LrScheduler.linear, 0.1)(6) == pytest.approx(0.55)
 
 
 def test_a_logged_loss_is_the_mean_of_the_steps_since_the_last_line():
