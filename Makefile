@@ -14,7 +14,7 @@ VARIABLES := PYTHON VENV BIN STAMP OMP_NUM_THREADS WORKERS SCALE SEEDS OVERRIDES
 MISSPELT := $(strip $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(filter-out $(VARIABLES),$(name)))))
 $(if $(MISSPELT),$(error there is no variable $(MISSPELT). There are: $(VARIABLES)))
 
-.PHONY: help setup demo test test-slow test-all lint format docs constraints clean
+.PHONY: help setup demo test test-slow test-all lint format docs dist constraints clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -192,6 +192,11 @@ format: $(STAMP) ## Format the code and fix what can be fixed
 docs: $(STAMP) ## Build the documentation site, build/site/index.html, without a network; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --clean --quiet
 	@echo "The site is build/site/index.html."
+
+# Two builds of one commit are equal, byte for byte (tests/docs/test_release.py).
+dist: $(STAMP) ## Build the wheel and the sdist into dist/
+	rm -rf dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m hatchling build -d dist
 
 constraints: $(STAMP) ## Write the installed versions to constraints.txt, as the tested set
 	@{ echo "# The tested set of versions: pip install -c constraints.txt -e '.[dev]'. Made by make constraints."; \

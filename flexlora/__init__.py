@@ -29,12 +29,13 @@ if TYPE_CHECKING:
         count_parameters,
         module_ranks,
         parameter_groups,
+        recipe,
         save_as_lora,
         shard_base,
         warm_start_from_lora,
     )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "E2DoraConfig",
@@ -54,6 +55,7 @@ __all__ = [
     "count_parameters",
     "module_ranks",
     "parameter_groups",
+    "recipe",
     "save_as_lora",
     "shard_base",
     "sharing_plan",

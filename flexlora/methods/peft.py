@@ -27,6 +27,7 @@ from flexlora.saved_adapter import log_kept_head, read_config, read_weights, ref
 from flexlora.settings import Schedule
 from flexlora.settings.resolve import MAX_WIDTH
 from flexlora.tuner.base import Tuner
+from flexlora.tuner.budget import scaled_windows
 from flexlora.tuner.checks import number, probability, whole
 from flexlora.tuner.events import PlannedEvents
 from flexlora.tuner.precision import train_in_float32
@@ -237,9 +238,7 @@ def scale_windows(fields: dict[str, Any], context: RunContext) -> dict[str, Any]
         if value < lowest:
             raise UserError(f"method.{name} must be at least {lowest}, not {value}")
     factor = context.total_steps / context.paper_steps if scaled and context.paper_steps else 1.0
-    after = {name: round(value * factor) for name, value in before.items()}
-    if "deltaT" in after:
-        after["deltaT"] = max(1, after["deltaT"])
+    after = scaled_windows(before, factor)
     fields |= after
     return {
         "mode": context.schedule.value,

@@ -1,4 +1,4 @@
-"""The FlexLoRA tuner. It depends on torch and peft only, not on the rest of this package."""
+"""The FlexLoRA tuner. It depends on torch and peft only, and on the YAML files with the recipes."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from .lora import convert_to_lora, save_as_lora, warm_start_from_lora
 from .model import FlexLoraModel
 from .parameters import ParameterCount, count_parameters, module_ranks, parameter_groups
 from .reallocation import Reallocation, decide, decide_by_parameters
+from .recipe import recipe
 from .sharding import average_gradients, shard_base
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ __all__ = [
     "decide_by_parameters",
     "module_ranks",
     "parameter_groups",
+    "recipe",
     "save_as_lora",
     "shard_base",
     "warm_start_from_lora",

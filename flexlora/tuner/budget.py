@@ -7,7 +7,7 @@ code; `cubic_early` fits the paper's words better ("aggressive early, then gradu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 # The fraction of b₀ that remains at progress p ∈ [0, 1] through the window of rank events.
 BUDGET_SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -22,6 +22,12 @@ BUDGET_SCHEDULES: dict[str, Callable[[float], float]] = {
 def event_steps(total_step: int, tinit: int, tfinal: int, deltaT: int) -> range:
     """The steps t with `tinit` < t < `total_step` - `tfinal` and (t - `tinit`) mod `deltaT` = 0."""
     return range(tinit + deltaT, total_step - tfinal, deltaT)
+
+
+def scaled_windows(windows: Mapping[str, int], factor: float) -> dict[str, int]:
+    """Return `tinit`, `tfinal` and `deltaT` for a training that is `factor` times as long."""
+    scaled = {name: round(value * factor) for name, value in windows.items()}
+    return {name: max(1, value) if name == "deltaT" else value for name, value in scaled.items()}
 
 
 def budget(

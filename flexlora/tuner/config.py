@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from .base_config import LowRankConfig, setting
-from .budget import BUDGET_SCHEDULES, budget, event_steps
+from .budget import BUDGET_SCHEDULES, budget, event_steps, scaled_windows
 from .checks import choice, number, whole
 from .importance import METRICS
 
@@ -156,6 +157,32 @@ class FlexLoraConfig(LowRankConfig):
                 f"`max_rank` ({self.max_rank}) is below the starting rank ({highest}): raise it, or lower r."
             )
         self._check_schedule()
+
+    @classmethod
+    def for_training(cls, total_step: int, like: str, **fields: Any) -> FlexLoraConfig:
+        """Make a configuration for a training of `total_step` optimizer steps.
+
+        The windows `tinit`, `tfinal` and `deltaT` are those of a recipe, multiplied by `total_step` / (the steps of the
+        recipe's training), as `flexlora-run` does it. Other numbers of the tuner in the recipe are used as they are.
+        [`flexlora.recipe`] returns the recipe with its learning rate.
+
+        Args:
+            total_step: optimizer steps of the whole training.
+            like: the task whose recipe counts: `glue/cola`, `commonsense170k`, `vtab/cifar100`, …
+            fields: other fields of the configuration. They replace those of the recipe.
+
+        Raises:
+            ValueError: `like` names no recipe, `total_step` is not a whole number of at least 1, or a field is invalid.
+        """
+        from .recipe import recipe
+
+        if not isinstance(total_step, int) or isinstance(total_step, bool) or total_step < 1:
+            raise ValueError(f"`total_step` must be a whole number of at least 1, not {total_step!r}")
+        row = recipe(like)
+        numbers = {key.removeprefix("method."): value for key, value in row.items() if key.startswith("method.")}
+        windows = {name: numbers[name] for name in ("tinit", "tfinal", "deltaT")}
+        numbers |= scaled_windows(windows, total_step / row["paper_steps"])
+        return cls(**(numbers | {"total_step": total_step} | fields))
 
     def _check_schedule(self) -> None:
         if self.init_b == 0:

@@ -4,7 +4,8 @@ import re
 import shlex
 from pathlib import Path
 
-HOW_TO = Path(__file__).parents[2] / "docs" / "how-to"
+ROOT = Path(__file__).parents[2]
+HOW_TO = ROOT / "docs" / "how-to"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -26,3 +27,13 @@ def commands(page: str, program: str) -> list[list[str]]:
     blocks = BLOCK.findall((HOW_TO / page).read_text(encoding="utf-8"))
     lines = [shlex.split(line) for language, text in blocks if language == "bash" for line in text.splitlines()]
     return [words[1:] for words in lines if words and words[0] == program]
+
+
+def readme_script() -> str:
+    """The Python lines of the README."""
+    (script,) = (
+        text
+        for language, text in BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+        if language == "python"
+    )
+    return script
