@@ -10,7 +10,7 @@ WORKERS ?= auto
 .DEFAULT_GOAL := help
 
 # A misspelt variable (SEED=0) would be ignored, and another sweep than the wanted one would run.
-VARIABLES := PYTHON VENV BIN STAMP OMP_NUM_THREADS WORKERS SCALE SEEDS OVERRIDES RUNS DRY RUN_GENERATED_CODE PYTEST
+VARIABLES := PYTHON VENV BIN STAMP OMP_NUM_THREADS WORKERS SCALE SEEDS OVERRIDES RUNS DRY RUN_GENERATED_CODE PYTEST SLOW
 MISSPELT := $(strip $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(filter-out $(VARIABLES),$(name)))))
 $(if $(MISSPELT),$(error there is no variable $(MISSPELT). There are: $(VARIABLES)))
 
@@ -174,8 +174,9 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 test: $(STAMP) ## Run the tests that gate a change, in at most ten minutes (sets up first)
 	$(PYTEST) -m 'not slow'
 
+SLOW ?= slow or fuzz
 test-slow: $(STAMP) ## Run the slow tests, which `make test` leaves out, in at most twenty minutes
-	FLEXLORA_FUZZ_EXAMPLES=$${FLEXLORA_FUZZ_EXAMPLES:-2000} $(PYTEST) -m 'slow or fuzz'
+	FLEXLORA_FUZZ_EXAMPLES=$${FLEXLORA_FUZZ_EXAMPLES:-2000} $(PYTEST) -m '$(SLOW)'
 
 test-all: test test-slow ## Run all tests
 
