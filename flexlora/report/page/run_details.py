@@ -45,7 +45,7 @@ def data_of(run: Run, variant: str, differs: Mapping[str, str], root: Path, fold
         f"{metric}, best": _percent(best),
         "steps": f"{record.steps} of {record.total_steps}" if record.steps is not None else "",
         "active parameters": "" if active is None else count(active),
-        "training": "" if record.train_seconds is None else f"{record.train_seconds:.1f} s",
+        "training": _seconds(record.train_seconds),
         "started": record.started or "",
         "machine": machine(record),
         "commit": commit(record),
@@ -68,6 +68,11 @@ def data_of(run: Run, variant: str, differs: Mapping[str, str], root: Path, fold
         "history": history,
         "span": percent_axis(scores),
     }
+
+
+def _seconds(seconds: float | None) -> str:
+    """Write a time. A damaged record can hold a whole number that no float can."""
+    return f"{seconds:.1f} s" if seconds is not None and seconds < 1e9 else ""
 
 
 def place_of(run: Run, root: Path) -> str:
