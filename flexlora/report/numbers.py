@@ -33,6 +33,11 @@ def printed_count(text: str) -> float | None:
     return float(round(float(match[1]) * PRINTED_UNITS[match[2]])) if match else None
 
 
+def short(value: float) -> float:
+    """Round a number to six digits, which keeps a page small."""
+    return float(f"{value:.6g}")
+
+
 LEAST_POINTS = 5.0
 
 

@@ -5,11 +5,12 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from flexlora.report.formats.html import STYLE, scrolled, sheet_as_html
 from flexlora.report.page.charts import charts_of, ranks_of
 from flexlora.report.page.plotly_source import packed_plotly
-from flexlora.report.page.run_details import commit, data_of, log_end, machine, place_of, shown_value
+from flexlora.report.page.run_details import commit, data_of, machine, percent, place_of, shown_value
 from flexlora.report.paper_claims import Claim
 from flexlora.report.record_values import number, scores_of
 from flexlora.report.seed_groups import Allocated
@@ -53,13 +54,17 @@ def as_page(
     differ, shared = _differing(values)
     ranks = ranks_of(groups, found.runs)
     charts = charts_of(distinct)
-    failures = [run for run in found.runs if run.record.status != "done"]
+    variants = {run.path: run.record.variant for run in distinct}
+    details = [
+        data_of(run, variants.get(run.path, ""), {key: one[key] for key in differ if key in one}, root, folder)
+        for run, one in zip(found.runs, values, strict=True)
+    ]
     with_ranks = {i: place_of(found.runs[i], root) for i in ranks}
     sections = {
         "Tables": "\n".join(map(sheet_as_html, sheets)),
         "Figures": _figures([chart["name"] for chart in charts], with_ranks, note),
         "Claims": "\n".join(_claims(name, checked) for name, checked in claims),
-        "Failures": _failures(failures, found.broken, root),
+        "Failures": _failures(details, found.broken),
         "Settings": _settings(differ, shared, len(found.runs)),
         "Runs": _runs(found.runs, root),
     }
@@ -67,11 +72,6 @@ def as_page(
     counts = Counter(run.record.status for run in found.runs)
     summary = ", ".join(f"{number} {status}" for status, number in counts.most_common())
     title = f"{len(found.runs)} runs in {root}"
-    variants = {run.path: run.record.variant for run in distinct}
-    details = [
-        data_of(run, variants.get(run.path, ""), {key: one[key] for key in differ if key in one}, root, folder)
-        for run, one in zip(found.runs, values, strict=True)
-    ]
     data = {"runs": details, "charts": charts, "ranks": ranks}
     styles = STYLE + (HERE / "page.css").read_text(encoding="utf-8")
     return "\n".join(
@@ -172,8 +172,9 @@ def _claims(name: str, claims: Sequence[Claim]) -> str:
     )
 
 
-def _failures(failed: Sequence[Run], broken: Sequence[str], root: Path) -> str:
-    rows = [[place_of(run, root), run.record.status, run.record.error or "", log_end(run)] for run in failed]
+def _failures(details: Sequence[Mapping[str, Any]], broken: Sequence[str]) -> str:
+    failed = [run for run in details if run["status"] != "done"]
+    rows = [[run["path"], run["status"], run["facts"].get("reason", ""), run["log"]] for run in failed]
     rows += [[line.split(" ", 1)[0].rstrip(","), "broken", line, ""] for line in broken]
     heads = ["run", "status", "reason", "last lines of its log"]
     return _table("failures", heads, rows, texts=(1,), reasons=(2, 3)) if rows else ""
@@ -194,7 +195,7 @@ def _run_row(run: Run, root: Path) -> list[str]:
         place_of(run, root),
         record.status,
         metric.replace("_", " "),
-        *("" if value is None else f"{100 * value:.2f}" for value in figures),
+        *map(percent, figures),
         str(best.get("step", "")),
         "" if record.steps is None else str(record.steps),
         "" if active is None else f"{active:,.0f}",

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flexlora.report.allocation import Allocation, short_names
-from flexlora.report.numbers import percent_axis
+from flexlora.report.numbers import percent_axis, short
 from flexlora.report.record_values import number
 from flexlora.report.seed_groups import Allocated, by_epoch, by_place, last_figure
 from flexlora.results.collect import Run
@@ -46,21 +46,17 @@ def _line(label: str, runs: Sequence[Run]) -> dict[str, Any]:
     return {
         "name": label,
         "epochs": [*points],
-        "means": [_short(statistics.fmean(values)) for values in points.values()],
+        "means": [short(statistics.fmean(values)) for values in points.values()],
         "spreads": [_spread(values) for values in points.values()],
-        "size": _short(statistics.fmean(sizes)) if sizes else 0.0,
-        "last": _short(statistics.fmean(last)),
+        "size": short(statistics.fmean(sizes)) if sizes else 0.0,
+        "last": short(statistics.fmean(last)),
         "spread": _spread(last),
         "seeds": len(last),
     }
 
 
 def _spread(values: Sequence[float]) -> float:
-    return _short(statistics.stdev(values)) if len(values) > 1 else 0.0
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.6g}")
+    return short(statistics.stdev(values)) if len(values) > 1 else 0.0
 
 
 def _ranks(one: Allocation) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from flexlora.reading import open_regular
-from flexlora.report.numbers import count, percent_axis
+from flexlora.report.numbers import count, percent_axis, short
 from flexlora.report.record_values import number, scores_of
 from flexlora.results.collect import Run
 from flexlora.results.record import RunRecord
@@ -37,15 +37,15 @@ def data_of(run: Run, variant: str, differs: Mapping[str, str], root: Path, fold
     last, best = (number(scores_of(record, which).get(record.main_metric or "")) for which in ("last", "best"))
     history = _history(record)
     scores = [row[1] for row in history if row[1] is not None]
-    active = number(record.parameters.get("adapter_active"))
+    active, seconds = number(record.parameters.get("adapter_active")), number(record.train_seconds)
     facts = {
         "status": record.status,
         "reason": record.error or "",
-        f"{metric}, last": _percent(last),
-        f"{metric}, best": _percent(best),
+        f"{metric}, last": percent(last),
+        f"{metric}, best": percent(best),
         "steps": f"{record.steps} of {record.total_steps}" if record.steps is not None else "",
         "active parameters": "" if active is None else count(active),
-        "training": _seconds(record.train_seconds),
+        "training": "" if seconds is None else f"{seconds:.1f} s",
         "started": record.started or "",
         "machine": machine(record),
         "commit": commit(record),
@@ -59,7 +59,7 @@ def data_of(run: Run, variant: str, differs: Mapping[str, str], root: Path, fold
         "method": record.method,
         "variant": variant,
         "metric": metric,
-        "last": None if last is None else _percent(last),
+        "last": None if last is None else percent(last),
         "facts": {name: text for name, text in facts.items() if text},
         "differs": dict(differs),
         "command": _command(record),
@@ -68,11 +68,6 @@ def data_of(run: Run, variant: str, differs: Mapping[str, str], root: Path, fold
         "history": history,
         "span": percent_axis(scores),
     }
-
-
-def _seconds(seconds: float | None) -> str:
-    """Write a time. A damaged record can hold a whole number that no float can."""
-    return f"{seconds:.1f} s" if seconds is not None and seconds < 1e9 else ""
 
 
 def place_of(run: Run, root: Path) -> str:
@@ -116,7 +111,8 @@ def _command(record: RunRecord) -> str | None:
     return None if record.overrides is None else shlex.join(["flexlora-run", *map(str, record.overrides)])
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """Return a score in percent as text, which is empty without a score."""
     return "" if value is None else f"{100 * value:.2f}"
 
 
@@ -129,5 +125,5 @@ def _history(record: RunRecord) -> list[tuple[float | None, ...]]:
         score, losses = number(row.get(record.main_metric or "")), row.get("eval_loss")
         first = next(iter(losses.values()), None) if isinstance(losses, dict) else losses
         figures = (None if score is None else 100 * score, number(row.get("train_loss")), number(first))
-        found.append((number(row.get("step")), *(None if one is None else float(f"{one:.6g}") for one in figures)))
+        found.append((number(row.get("step")), *(None if one is None else short(one) for one in figures)))
     return found
