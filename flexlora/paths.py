@@ -1,4 +1,4 @@
-"""Check the folders that settings name."""
+"""Check the files and folders that settings name."""
 
 from pathlib import Path
 
@@ -16,6 +16,18 @@ def existing_folder(key: str, path: str) -> Path:
     if not folder.is_dir():
         raise UserError(f"{key}: there is no folder {folder}")
     return folder
+
+
+def existing_path(key: str, path: str) -> Path:
+    """Return the file or folder at `path`, the value of the setting `key`.
+
+    Raises:
+        UserError: there is neither.
+    """
+    place = Path(path).expanduser()
+    if not place.exists():
+        raise UserError(f"{key}: there is no file or folder {place}")
+    return place
 
 
 def saved_folder(key: str, path: str) -> Path:

@@ -8,7 +8,7 @@ import yaml
 
 from flexlora.reading import read_yaml_text
 
-NO_SETTINGS = ("defaults", "hydra", "recipes", "benchmark")
+NO_SETTINGS = ("defaults", "hydra", "recipes", "recipes_like", "benchmark")
 
 
 class Commented(NamedTuple):

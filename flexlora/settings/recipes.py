@@ -25,7 +25,7 @@ from flexlora.reading import read_text, read_yaml_text
 
 DECLARED = re.compile(r"\$\{recipe:\s*([\w.]+)\s*(?:,(.*))?\}")
 EXAMPLE = "as in glue: {training.learning_rate: 1.0e-3}"
-NO_SETTINGS = ("benchmark", "recipes")
+NO_SETTINGS = ("benchmark", "recipes_like", "recipes")
 """Keys of a composed config that only recipes use. A run's settings, record and hash do not include them."""
 
 
@@ -43,8 +43,9 @@ class Missing(Exception):
 
 
 def register_resolver() -> None:
-    """Register the resolver of `${recipe:KEY}` and `${recipe:KEY,DEFAULT}` with OmegaConf."""
+    """Register the resolvers of `${recipe:KEY}`, `${recipe:KEY,DEFAULT}` and `${stem:PATH}` with OmegaConf."""
     OmegaConf.register_new_resolver("recipe", _resolve, replace=True)
+    OmegaConf.register_new_resolver("stem", _stem, replace=True)
 
 
 def _resolve(key: str, *default: Any, _root_: DictConfig) -> Any:
@@ -56,6 +57,12 @@ def _resolve(key: str, *default: Any, _root_: DictConfig) -> Any:
     raise Missing(key)
 
 
+def _stem(path: str | None) -> str:
+    """Return the name of a file or folder without its endings, as a folder name: `my reviews.csv` → `my_reviews`."""
+    name = "" if path is None else Path(path).expanduser().resolve().name
+    return re.sub(r"[^\w-]+", "_", name.partition(".")[0]).strip("_") or "data"
+
+
 def _at_scale(config: Mapping[str, Any]) -> list[str]:
     """Return the names of this scale's rows, the strongest first: `tiny/glue/cola@roberta_base`, ..., `tiny`."""
     scale = config["scale"]
@@ -64,7 +71,7 @@ def _at_scale(config: Mapping[str, Any]) -> list[str]:
 
 def _at_any_scale(config: Mapping[str, Any]) -> list[str]:
     """Return the names of the rows without a scale, the strongest first: `glue/cola@roberta_base`, ..., `glue`."""
-    places = dict.fromkeys((config["task"]["name"], config.get("benchmark")))
+    places = dict.fromkeys((config["task"]["name"], config.get("benchmark"), config.get("recipes_like")))
     return _with_backbone([place for place in places if place is not None], config)
 
 

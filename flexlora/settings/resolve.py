@@ -43,6 +43,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "task.horizontal_flip": (0, 1),
     "task.train_share": (0.001, 1),
     "task.test_share": (0.001, 1),
+    "task.split_seed": (0, MAX_SEED),
     "task.max_length": (1, 2**20),
     "task.tsv.width": (1, math.inf),
     "task.tsv.broken_rows": (0, math.inf),

@@ -48,6 +48,7 @@ def sources(
     with_tables = {
         **plain,
         "benchmark": settings.benchmark,
+        "recipes_like": settings.recipes_like,
         "recipes": settings.recipes,
         "method": {"name": settings.method.name, "recipes": recipes.method_table(settings.method.name, folders)},
     }
@@ -91,7 +92,9 @@ def _place(setting: str, layers: Sequence[_Layer], config: Mapping[str, Any], fo
             file = recipes.row_file(row.row, config["method"]["name"], folders)
         else:
             file = recipes.file_of("scale", config["scale"], folders)
-        return f"{recipes.shown(file or layer.file)}, recipes, row '{row.row}'"
+        place = f"{recipes.shown(file or layer.file)}, recipes, row '{row.row}'"
+        borrowed = config.get("recipes_like") in row.row.partition("@")[0].split("/")
+        return f"{place}, for a start: not tuned for this data" if borrowed else place
     if layer.group in ("config", *DEFAULTS) or (layer.group == "benchmark" and len(holding) == 1):
         return None
     return recipes.shown(layer.file)

@@ -8,7 +8,7 @@ from typing import Any
 from flexlora.errors import UserError
 from flexlora.settings import GlueTask
 from flexlora.tasks.rows import Rows, as_class, as_number, out_of_range
-from flexlora.tasks.tables import LABEL, READERS, Table, read_table
+from flexlora.tasks.tables import LABEL, READERS, Readers, Table, read_table
 from flexlora.text_files import HALF_LETTER
 
 # How a table writes a class number as a text: as a whole number, or as a float with nothing behind its point.
@@ -17,7 +17,7 @@ WHOLE_NUMBER = re.compile(r"0*(\d{1,9})(\.0*)?", re.ASCII)
 PART = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<parts>\d{5})")
 
 
-def find_split(folder: Path, split: str) -> list[Path]:
+def find_split(folder: Path, split: str, readers: Readers = READERS) -> list[Path]:
     """Find the files of one split in `folder`, in order: `<split>.parquet` (.json, .jsonl, .csv), whole or in parts.
 
     Raises:
@@ -26,7 +26,7 @@ def find_split(folder: Path, split: str) -> list[Path]:
     whole, parts = [], []
     for path in sorted(folder.iterdir()):
         part = PART.fullmatch(path.stem)
-        if path.suffix.lower() not in READERS or not path.is_file():
+        if path.suffix.lower() not in readers or not path.is_file():
             continue
         if path.stem == split:
             whole.append(path)
@@ -65,20 +65,25 @@ def hub_rows(split: Any, settings: GlueTask, name: str) -> Rows:
     """
     wanted = [column for column in (*settings.text, LABEL) if column in split.column_names]
     columns = dict.fromkeys(split.column_names, ()) | split.select_columns(wanted)[:]
-    return _rows(Table(columns, getattr(split.features.get(LABEL), "names", None)), settings, f"split '{name}'")
+    return table_rows(Table(columns, getattr(split.features.get(LABEL), "names", None)), settings, f"split '{name}'")
 
 
 def _read_file(path: Path, settings: GlueTask) -> Rows:
     table, sha256 = read_table(path)
-    rows = _rows(table, settings, str(path))
+    rows = table_rows(table, settings, str(path))
     rows.sha256[path.name] = sha256
     return rows
 
 
-def _rows(table: Table, settings: GlueTask, where: str) -> Rows:
+def table_rows(table: Table, settings: GlueTask, where: str, label: str = LABEL) -> Rows:
+    """Return the rows of a table.
+
+    Raises:
+        UserError: a column is missing, or a row is broken. The message begins with `where`.
+    """
     if not table.columns:
         raise UserError(f"{where} has no rows")
-    for column in (*settings.text, LABEL):
+    for column in (*settings.text, label):
         if column not in table.columns:
             raise UserError(f"{where} has no column '{column}'. It has: {', '.join(map(str, table.columns))}")
     # The same classes in another order would give every label another meaning.
@@ -94,11 +99,11 @@ def _rows(table: Table, settings: GlueTask, where: str) -> Rows:
                 raise UserError(f"{where}, row {number}: {column} contains half of a surrogate pair")
     as_label = as_number if settings.num_labels == 1 else _class
     labels: list[Any] = []
-    for number, value in enumerate(table.columns[LABEL], start=1):
-        label = as_label(value, settings)
-        if isinstance(label, str):
-            raise UserError(f"{where}, row {number}: {label}")
-        labels.append(label)
+    for number, value in enumerate(table.columns[label], start=1):
+        found = as_label(value, settings)
+        if isinstance(found, str):
+            raise UserError(f"{where}, row {number}: {found}")
+        labels.append(found)
     return Rows(tuple(list(table.columns[column]) for column in settings.text), labels)
 
 

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from flexlora.errors import UserError, one_line
 from flexlora.reading import read_bytes
 from flexlora.results.stamps import stamp
 from flexlora.settings import ImageSetTask
 from flexlora.tasks.glue_columns import find_split
 from flexlora.tasks.image_lists import ImageRows, Packed, read_list
+from flexlora.tasks.rows import drawn
 
 ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
 # The names of a training list and of the list to evaluate on. The second pair is that of VTAB-1k's layout.
@@ -104,7 +103,12 @@ def one_folder(folder: Path, settings: ImageSetTask) -> Found | None:
         return None
     classes = [path.name for path in found]
     rows = named_rows(_images_of(found), classes, folder, str(folder))
-    train, test = _drawn(rows, len(classes), settings.train_share, settings.test_share)
+    train, test = drawn(rows.labels, settings.train_share, settings.test_share)
+    kept = {rows.labels[i] for i in train}
+    without = next((i for i, label in enumerate(rows.labels) if label not in kept), None)
+    if without is not None:
+        share = f"task.train_share={settings.train_share:g}"
+        raise UserError(f"{share} leaves no training image of {rows.names[without]}'s class")
     left = len(rows) - len(train) - len(test)
     unused = f", {left:,} are not used" if left else ""
     note = f"{folder} has no split: {len(test):,} of its {len(rows):,} images are drawn to evaluate on{unused}"
@@ -124,39 +128,6 @@ def images_in(folder: Path) -> Iterable[Path]:
 
 def _images_of(folders: Sequence[Path]) -> Iterable[tuple[str, Path]]:
     return ((folder.name, path) for folder in folders for path in sorted(images_in(folder)))
-
-
-def _drawn(rows: ImageRows, classes: int, train_share: float, test_share: float) -> tuple[list[int], list[int]]:
-    """Draw the numbers of the training and test rows of every class. Each split has its share of all rows.
-
-    A class gets the share of its images, rounded so that the totals are right.
-
-    Raises:
-        UserError: a class would have no training image.
-    """
-    labels = np.asarray(rows.labels)
-    counts = np.bincount(labels, minlength=classes)
-    tests = _rounded(counts * test_share)
-    trains = np.minimum(_rounded(counts * train_share), counts - tests)
-    if not trains.all():
-        raise UserError(
-            f"task.train_share={train_share:g} leaves no training image of {rows.names[int(np.argmin(trains))]}'s class"
-        )
-    train: list[int] = []
-    test: list[int] = []
-    for klass in range(classes):
-        order = np.random.default_rng([0, klass]).permutation(np.flatnonzero(labels == klass)).tolist()
-        test += order[: tests[klass]]
-        train += order[tests[klass] : tests[klass] + trains[klass]]
-    return sorted(train), sorted(test)
-
-
-def _rounded(shares: Any) -> Any:
-    """Round to whole numbers with the rounded total: the largest fractions are rounded up."""
-    whole = np.floor(shares + 1e-9).astype(int)
-    missing = round(float(shares.sum())) - int(whole.sum())
-    whole[np.argsort(whole - shares, kind="stable")[:missing]] += 1
-    return whole
 
 
 def parquet(folder: Path, settings: ImageSetTask) -> Found | None:

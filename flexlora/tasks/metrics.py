@@ -78,6 +78,20 @@ class AccuracyF1(_Metric):
         return {"accuracy": accuracy, "f1": f1, "accuracy_f1_mean": (accuracy + f1) / 2}
 
 
+class AccuracyMacroF1(_Metric):
+    """Accuracy, and the mean of the F1 of all classes that occur, each with the same weight."""
+
+    description = "Accuracy and macro-F1"
+    scores = ("accuracy", "macro_f1")
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        accuracy = float(accuracy_score(references, predictions))
+        return {
+            "accuracy": accuracy,
+            "macro_f1": float(f1_score(references, predictions, average="macro", zero_division=0.0)),
+        }
+
+
 class PearsonSpearman(_Metric):
     """Pearson and Spearman correlation, and their mean, GLUE's metric for STS-B.
 
@@ -109,6 +123,7 @@ METRICS: dict[str, type[_Metric]] = {
     "matthews_correlation": MatthewsCorrelation,
     "accuracy": Accuracy,
     "accuracy_f1": AccuracyF1,
+    "accuracy_macro_f1": AccuracyMacroF1,
     "pearson_spearman": PearsonSpearman,
 }
 

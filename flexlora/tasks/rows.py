@@ -58,6 +58,32 @@ def held_out(count: int, rows: int) -> tuple[list[int], list[int]]:
     return [i for i in range(rows) if i not in chosen], sorted(chosen)
 
 
+def drawn(labels: Sequence[int], train_share: float, test_share: float, seed: int = 0) -> tuple[list[int], list[int]]:
+    """Draw the numbers of the training and test rows of every class. Each split has its share of all rows.
+
+    A class gets the share of its rows, rounded so that the totals are right; a small class may get no training row.
+    """
+    numbers = np.asarray(labels)
+    counts = np.bincount(numbers)
+    tests = _rounded(counts * test_share)
+    trains = np.minimum(_rounded(counts * train_share), counts - tests)
+    train: list[int] = []
+    test: list[int] = []
+    for klass in range(len(counts)):
+        order = np.random.default_rng([seed, klass]).permutation(np.flatnonzero(numbers == klass)).tolist()
+        test += order[: tests[klass]]
+        train += order[tests[klass] : tests[klass] + trains[klass]]
+    return sorted(train), sorted(test)
+
+
+def _rounded(shares: Any) -> Any:
+    """Round to whole numbers with the rounded total: the largest fractions are rounded up."""
+    whole = np.floor(shares + 1e-9).astype(int)
+    missing = round(float(shares.sum())) - int(whole.sum())
+    whole[np.argsort(whole - shares, kind="stable")[:missing]] += 1
+    return whole
+
+
 def as_number(label: Any, settings: GlueTask) -> float | str:
     """Return a numeric label as a float, or an error text if it is not a number or is outside `label_range`."""
     try:

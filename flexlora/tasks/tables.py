@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,15 @@ class Table:
     names: Sequence[str] | None = None
 
 
-def read_table(path: Path) -> tuple[Table, str]:
-    """Read a file whose ending is in `READERS`, and return its table and its SHA-256.
+def read_table(path: Path, readers: "Readers | None" = None) -> tuple[Table, str]:
+    """Read a file whose ending is in `readers` (`READERS` without it), and return its table and its SHA-256.
 
     Raises:
         UserError: the file cannot be read or is damaged. The message names the file.
     """
     try:
         content = read_bytes(path)
-        table = READERS[ending(path)](content, path)
+        table = (readers or READERS)[ending(path)](content, path)
     except UserError:
         raise
     except Exception as error:  # pyarrow and datasets raise any kind of error on a damaged file
@@ -94,9 +95,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _csv(content: bytes, path: Path) -> Table:
-    """Parse comma-separated values with a header; fields may be quoted."""
-    reader = csv.reader(io.StringIO(decode(content, path), newline=""), strict=True)
+def _csv(content: bytes, path: Path, delimiter: str = ",") -> Table:
+    """Parse separated values with a header; fields may be quoted."""
+    reader = csv.reader(io.StringIO(decode(content, path), newline=""), strict=True, delimiter=delimiter)
     try:
         header = next(reader, [])
         if len(set(header)) < len(header):
@@ -111,7 +112,8 @@ def _csv(content: bytes, path: Path) -> Table:
     return Table({name: [row[i] for row in rows] for i, name in enumerate(header)})
 
 
-READERS: dict[str, Callable[[bytes, Path], Table]] = {
+Readers = Mapping[str, Callable[[bytes, Path], Table]]
+READERS: Readers = {
     ".parquet": _parquet,
     ".json": _json,
     ".jsonl": _json,
@@ -119,3 +121,5 @@ READERS: dict[str, Callable[[bytes, Path], Table]] = {
     ".json.gz": _json_gz,
     ".jsonl.gz": _json_gz,
 }
+WITH_TSV: Readers = {**READERS, ".tsv": partial(_csv, delimiter="\t")}
+"""The readers of a table of the user. In GLUE, a .tsv file is the classic download, which `glue_tsv` reads."""

@@ -188,7 +188,7 @@ def test_a_value_out_of_range_is_refused(override, message):
 
 def test_every_limit_is_of_a_setting_that_exists():
     keys = set()
-    for task in ("glue/cola", "commonsense170k", "gsm8k", "humaneval", "vtab/kitti", "images/folder"):
+    for task in ("glue/cola", "commonsense170k", "gsm8k", "humaneval", "vtab/kitti", "images/folder", "csv"):
         for method in ("flexlora", "adalora"):
             keys |= set(flat_keys(resolve(composed(f"task={task}", f"method={method}"))[1]))
     assert {*LIMITS, *POSITIVE, *FOLDER_NAMES} <= keys
