@@ -9,6 +9,7 @@ from flexlora.report.intervals import set_intervals
 from flexlora.report.marks import NO_RIVAL, NOT_COMPARABLE
 from flexlora.report.paired_test import Paired, paired
 from flexlora.report.paper_rows import beside_paper
+from flexlora.report.ranking import over_tasks
 from flexlora.report.record_values import figure, is_generated, measures_cost
 from flexlora.report.sheet import (
     Row,
@@ -123,6 +124,7 @@ def _sheet(table: Table, found: list[Run], asked: Asked) -> Sheet:
             *footnotes_of(table, columns, is_paper),
             *copies,
             *([_not_compared(asked.against)] if asked.against and not compared else []),
+            *(over_tasks(rows, columns, table.main, common) if compared else []),
             *failures(runs),
         ],
         common_marks=common,
