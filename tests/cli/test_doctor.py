@@ -232,7 +232,7 @@ def test_memory_that_does_not_fit(arguments, cola, tiny_bert, tmp_path, monkeypa
 
 
 SETTINGS_REFUSED = {
-    "no task": ([], "no task is given: task=NAME, one of commonsense170k, glue/cola"),
+    "no task": ([], "no task is given: task=NAME, one of commonsense170k, csv, glue/cola"),
     "unknown task": (["task=glue/colaa"], "there is no task 'glue/colaa'. Did you mean glue/cola?"),
     "unknown key": (["task=glue/cola", "training.lr=1"], "Did you mean training.learning_rate?"),
     "wrong type": (["-m", "task=glue/cola", "training.epochs=eight"], "training.epochs=eight: Value 'eight' of type"),
