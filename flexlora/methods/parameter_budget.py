@@ -113,7 +113,8 @@ def count_on_shapes(method: MethodSettings, context: RunContext, model: nn.Modul
         )  # other initialisations need the weights, but their counts are equal
     shapes = copy.deepcopy(model, {id(p): _shape(p) for p in model.parameters()})
     built = build_method(method, context)
-    return built.parameters(built.wrap(shapes))
+    with torch.device("meta"):  # for what the method creates: RandLoRA's random basis has 59 million numbers on LLaMA
+        return built.parameters(built.wrap(shapes))
 
 
 def _shape(parameter: nn.Parameter) -> nn.Parameter:
