@@ -200,7 +200,7 @@ def test_pretraining_lowers_the_loss_and_restores_the_random_state(short, tmp_pa
     ("overrides", "said"),
     [
         (("task.data_dir=somewhere",), "scale=tiny generates its data: leave out task.data_dir"),
-        (("task.hub_path=me/mine",), "scale=tiny generates its data: leave out task.data_dir and task.hub_path"),
+        (("task.hub_path=me/mine",), "scale=tiny generates its data: leave out task.hub_path"),
         (("task.test_sets=[piqua]",), "task.test_sets: there is no set 'piqua'. Did you mean piqa?"),
         (("task.test_sets=[]",), "task.test_sets is an empty list"),
     ],

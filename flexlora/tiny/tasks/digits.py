@@ -1,7 +1,6 @@
 """`scale=tiny`: scikit-learn's handwritten digits as VTAB-1K tasks. `ImageClassification` processes the image files."""
 
 import io
-import logging
 import sys
 from collections.abc import Mapping
 from functools import lru_cache
@@ -15,10 +14,8 @@ from flexlora.settings import ImageSetTask, VtabTask
 from flexlora.source_hash import files_of, hash_of_files
 from flexlora.tasks.image_lists import PARTS, ImageRows
 from flexlora.tasks.image_task import ImageClassification, image_task
-from flexlora.tiny import digit_images
+from flexlora.tiny import digit_images, generated
 from flexlora.tiny.digit_images import RELATIVES, Digits, Example
-
-log = logging.getLogger("flexlora")
 
 TRAIN, VAL = 1000, 200
 # Seed of the images and of their order. It does not depend on the run's seed.
@@ -46,8 +43,7 @@ def check(settings: VtabTask | ImageSetTask, relatives: Mapping[str, tuple[int, 
     Raises:
         UserError: `task.data_dir` is set, the task has no small relative, or `task.num_classes` is not its number.
     """
-    if settings.data_dir is not None:
-        raise UserError("scale=tiny generates its data: leave out task.data_dir, or leave out scale=tiny")
+    generated.begin(settings, "data_dir", data="scikit-learn's digits")
     if settings.name not in relatives:
         raise UserError(f"scale=tiny has no task {settings.name}: it has {', '.join(relatives)}")
     classes, _ = relatives[settings.name]
@@ -55,7 +51,6 @@ def check(settings: VtabTask | ImageSetTask, relatives: Mapping[str, tuple[int, 
         raise UserError(
             f"task.num_classes is {settings.num_classes}, but {settings.name} has {classes} classes at scale=tiny"
         )
-    log.info("scale=tiny: scikit-learn's digits and a small model; the results say nothing about the paper")
 
 
 def provenance() -> dict[str, Any]:
