@@ -27,8 +27,9 @@ def one_line(error: BaseException) -> str:
 def did_you_mean(word: str, options: Iterable[str]) -> str:
     """Return ` Did you mean X?` for the most similar of `options`, or an empty string if none is similar.
 
-    The last part of a name counts most (`epochs` of `training.epochs`, `cola` of `glue/cola`). The initials of a name
-    count as the name, so that `training.lr` finds `training.learning_rate`.
+    The last part of a name counts most (`epochs` of `training.epochs`, `cola` of `glue/cola`). If `word` has no other
+    part, only the last part counts. The initials of a name count as the name, so that `training.lr` finds
+    `training.learning_rate`.
     """
     parent, last = _split(word)
 
@@ -36,14 +37,14 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
         option_parent, option_last = _split(option)
         initials = "".join(part[:1] for part in option_last.split("_"))
         same_name = 1.0 if last == initials else _ratio(last, option_last)
-        return same_name, _ratio(parent, option_parent)
+        return same_name, _ratio(parent, option_parent) if parent else 0.0
 
     best = max(options, key=lambda option: sum(nearness(option)), default=None)
     return f" Did you mean {best}?" if best is not None and nearness(best)[0] >= 0.6 else ""
 
 
 def _split(name: str) -> tuple[str, str]:
-    parent, _, last = name.replace("/", ".").rpartition(".")
+    parent, _, last = name.lower().replace("/", ".").rpartition(".")
     return parent, last
 
 

@@ -19,7 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from flexlora.cli import config_loader
-from flexlora.cli.explain import explain, list_choices, require_task
+from flexlora.cli.choices import list_choices
+from flexlora.cli.explain import explain, require_task
 from flexlora.cli.flags import check_flags
 from flexlora.cli.interrupt import raise_from_here
 from flexlora.cli.sweep import list_endings

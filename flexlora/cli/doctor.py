@@ -10,8 +10,8 @@ from typing import Any
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 
+from flexlora.cli.choices import config_folders, method_files
 from flexlora.cli.command import FAILED, REFUSED, call_with_settings, say
-from flexlora.cli.explain import config_folders, method_files
 from flexlora.conf_path import conf_dir
 from flexlora.doctor.findings import Finding, Mark
 from flexlora.doctor.method_rows import Described, method_rows

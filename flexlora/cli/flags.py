@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 
+from flexlora.cli.suggestions import meant_flags
 from flexlora.errors import UserError, did_you_mean
 
 COMMANDS = {"run": "-r", "multirun": "-m", "cfg": "-c", "info": "-i", "shell_completion": "-sc"}
@@ -47,6 +48,9 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
     def refuse(message: str) -> NoReturn:
         flags = [flag for action in parser._actions for flag in action.option_strings]
         unknown = message.removeprefix("unrecognized arguments: ")
+        meant = meant_flags(words, flags) if unknown != message else ""
+        if meant:
+            raise UserError(f"there is no flag {unknown.split()[0].partition('=')[0]}. Write settings as {meant}")
         near = did_you_mean(unknown, flags) if unknown != message else ""
         raise UserError(f"{message}.{near} --hydra-help lists the flags.")
 

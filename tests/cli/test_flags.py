@@ -17,7 +17,9 @@ from hydra.core.global_hydra import GlobalHydra
 
 from flexlora.cli import command as command_module
 from flexlora.cli import report as report_module
+from flexlora.cli.choices import known_keys
 from flexlora.cli.command import call_with_settings, refusal
+from flexlora.cli.suggestions import OTHER_NAMES
 from flexlora.errors import UserError
 from flexlora.results.record import Ending
 
@@ -130,6 +132,38 @@ def test_a_flag_has_its_effect_or_is_refused_in_one_line(case: str, recwarn: pyt
     else:
         assert part in out
         assert err == ""
+
+
+# What a newcomer types, and what the line on stderr says at its end. Every word is from another program's habits.
+WORDS: dict[str, str] = {
+    "lr=1e-3": "there is no setting 'lr'. Did you mean training.learning_rate?",
+    "task=cola": "there is no task 'cola'. Did you mean glue/cola?",
+    "method=LoRA": "there is no method 'LoRA'. Did you mean lora?",
+    "epochs=3": "there is no setting 'epochs'. Did you mean training.epochs?",
+    "method.rank=4": "there is no setting 'method.rank'. Did you mean method.r?",
+    "model_path=DIR": "there is no setting 'model_path'. Did you mean model.path?",
+    "seeds=3": "there is no setting 'seeds'. Did you mean -m seed=0,1,2? A sweep (-m) makes a run for each seed.",
+    "seeds=[1,4]": "Did you mean -m seed=1,4?",
+    "n_seeds=12": "Did you mean -m seed=range(12)?",
+    "gpus=2": "The variable CUDA_VISIBLE_DEVICES=0 chooses a GPU",
+    "task glue/cola": "cannot read 'task': settings are written key=value, as in task=glue/cola",
+    "--task x": "there is no flag --task. Write settings as task=x",
+    "--task=x --learning-rate 1e-3 -m": "there is no flag --task. Write settings as task=x training.learning_rate=1e-3",
+    "--lr method=lora": "there is no flag --lr. Write settings as training.learning_rate=VALUE",
+}
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_a_wrong_word_gets_the_suggestion_that_it_needs(words: str) -> None:
+    code, _, err = called(*words.split())
+    assert code == 2
+    assert len(err.splitlines()) == 1, err
+    assert WORDS[words] in err
+
+
+def test_every_other_name_leads_to_a_setting_of_ours() -> None:
+    known = {*known_keys()}
+    assert all(known & {*names} for names in OTHER_NAMES.values())
 
 
 def test_every_flag_of_hydras_is_tried() -> None:

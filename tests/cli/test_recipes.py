@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from yaml import SafeLoader, YAMLError
 
 from flexlora.baselines.noah import MODULES, Subnet
-from flexlora.cli.explain import choices
+from flexlora.cli.choices import choices
 from flexlora.conf_path import conf_dir
 from flexlora.errors import UserError
 from flexlora.results.folder import config_hash

@@ -144,6 +144,8 @@ def test_flexloras_yaml_gives_the_configs_own_defaults():
         ("training.lr", ["training.log_every", "training.learning_rate"], " Did you mean training.learning_rate?"),
         ("trainin.epochs", ["task.epochs", "training.epochs"], " Did you mean training.epochs?"),
         ("flexlra", ["flexlora", "lora"], " Did you mean flexlora?"),
+        ("cola", ["csv", "glue/cola"], " Did you mean glue/cola?"),
+        ("LoRA", ["dora", "lora"], " Did you mean lora?"),
         ("zzz", ["flexlora", "lora"], ""),
     ],
 )
