@@ -102,6 +102,11 @@ def accuracy(predictions: Array, labels: Array) -> Array:
     return np.asarray((predictions == labels).mean(-1))
 
 
+def token_accuracy(predictions: Array, labels: Array) -> Array:
+    """Return the share of right tokens: the predictions are their numbers, and the labels those of all tokens."""
+    return _divided(predictions.sum(-1), labels.sum(-1))
+
+
 def f1(predictions: Array, labels: Array) -> Array:
     """Return F1 of class 1."""
     both = ((predictions == 1) & (labels == 1)).sum(-1)
@@ -140,6 +145,8 @@ def _mean(*scores: Score) -> Score:
 
 SCORES: dict[str, Score] = {
     "accuracy": accuracy,
+    "exact_match": accuracy,  # of the same numbers as token_accuracy
+    "token_accuracy": token_accuracy,
     "f1": f1,
     "accuracy_f1_mean": _mean(accuracy, f1),
     "matthews_correlation": matthews,

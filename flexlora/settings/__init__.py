@@ -9,6 +9,7 @@ from flexlora.settings.image_tasks import (
     VtabSplit,
     VtabTask,
 )
+from flexlora.settings.own_tasks import InstructionPrompt, InstructionsTask, LabelKind, OwnTableTask, OwnTextTask
 from flexlora.settings.resolve import MAX_WIDTH, flat_keys, resolve, resolve_method, task_schema
 from flexlora.settings.schema import (
     TASK_SCHEMAS,
@@ -21,12 +22,10 @@ from flexlora.settings.schema import (
     HubData,
     HubFile,
     HumanEvalTask,
-    LabelKind,
     LrScheduler,
     MathPrompt,
     MethodSettings,
     ModelSettings,
-    OwnTableTask,
     Precision,
     Quantization,
     RunSettings,
@@ -52,6 +51,8 @@ __all__ = [
     "HumanEvalTask",
     "ImageSetTask",
     "ImageTask",
+    "InstructionPrompt",
+    "InstructionsTask",
     "Interpolation",
     "LabelKind",
     "LrScheduler",
@@ -60,6 +61,7 @@ __all__ = [
     "ModelSettings",
     "Normalization",
     "OwnTableTask",
+    "OwnTextTask",
     "Precision",
     "Quantization",
     "Resize",

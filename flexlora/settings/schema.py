@@ -12,6 +12,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from flexlora.settings.image_tasks import ImageSetTask, VtabSplit, VtabTask
+from flexlora.settings.own_tasks import InstructionsTask, OwnTableTask
 from flexlora.settings.recipes import register_resolver
 
 
@@ -145,44 +146,6 @@ class GlueTask:
     token_cache: str | None = MISSING
     hub: HubData = MISSING
     tsv: TsvData = MISSING
-
-
-class LabelKind(Enum):
-    """What the labels of a table of the user are."""
-
-    classes = "classes"
-    numbers = "numbers"
-
-
-@dataclass
-class OwnTableTask:
-    """`task.*` of a table of the user: one or two texts and a label. What is null is read from the data."""
-
-    name: str = MISSING
-    family: str = MISSING
-    kind: LabelKind | None = MISSING
-    labels: list[str] | None = MISSING
-    text: list[str] | None = MISSING
-    label: str = MISSING
-    metric: str | None = MISSING
-    main_metric: str | None = MISSING
-    max_length: int = MISSING
-    epochs: int = MISSING
-    batch_size: int = MISSING
-    data_dir: str | None = MISSING
-    test_share: float = MISSING
-    split_seed: int = MISSING
-    max_train_rows: int | None = MISSING
-    max_eval_rows: int | None = MISSING
-    validation_rows: int | None = MISSING
-    token_cache: str | None = MISSING
-
-    @property
-    def num_labels(self) -> int | None:
-        """The number of outputs, as far as it is known before the data are read."""
-        if self.kind is LabelKind.numbers:
-            return 1
-        return None if self.labels is None else len(self.labels)
 
 
 @dataclass
@@ -340,6 +303,7 @@ TASK_SCHEMAS: dict[str, type] = {
     "glue": GlueTask,
     "synthetic": GlueTask,
     "own_table": OwnTableTask,
+    "instructions": InstructionsTask,
     "commonsense": CommonsenseTask,
     "vtab": VtabTask,
     "digits": VtabTask,

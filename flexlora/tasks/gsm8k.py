@@ -15,7 +15,7 @@ from flexlora.errors import UserError, did_you_mean
 from flexlora.settings import Gsm8kTask, MathPrompt
 from flexlora.tasks.base import Split
 from flexlora.tasks.final_number import COMPLETE, final_number
-from flexlora.tasks.prompted import Pair
+from flexlora.tasks.prompted import ALPACA, Pair
 from flexlora.tasks.row_sources import RowFile, Sources, read_sources
 from flexlora.tasks.rows import held_out
 from flexlora.tasks.text_task import TextTask
@@ -33,8 +33,7 @@ TYPE = "type"
 # What follows the question must begin with a space: as one text, a tokenizer would join "A: " and the next word.
 PROMPTS = {
     MathPrompt.qa: "Q: {question}\nA:",
-    MathPrompt.alpaca: "Below is an instruction that describes a task. Write a response that appropriately completes "
-    "the request.\n\n### Instruction:\n{question}\n\n### Response:",
+    MathPrompt.alpaca: ALPACA,
 }
 REPEATED = re.compile(r"\n\s*The answer is:")
 ANNOTATION = re.compile(r"<<[^<>]*>>")

@@ -28,6 +28,18 @@ def answer_log_probabilities(
 ) -> torch.Tensor:
     """Sum the log-probabilities of each text's scored tokens, given the earlier tokens: (texts,).
 
+    The arguments are those of `answer_tokens`.
+    """
+    return answer_tokens(model, ids, mask, scored)[0].sum(dim=1)
+
+
+def answer_tokens(
+    model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, scored: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute the log-probability of each scored token given the earlier tokens, and whether it is the likeliest token.
+
+    Both are (texts, most scored tokens of a text), with 0 and false for tokens that are not scored.
+
     Args:
         model: a causal language model.
         ids: (texts, width), padded on the left.
@@ -46,7 +58,8 @@ def answer_log_probabilities(
             for one, text in zip(logits, ids[:, -last:], strict=True)
         ]
     )
-    return (chosen * scored[:, -last:]).sum(dim=1)
+    counted = scored[:, -last:]
+    return chosen * counted, (logits.argmax(dim=-1) == ids[:, -last:]) & counted
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -5,44 +5,35 @@ The rows then go through `Glue`, as those of GLUE do: its tokens, batches, loss 
 
 import logging
 import math
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
-from flexlora.errors import UserError, did_you_mean
-from flexlora.paths import existing_path
+from flexlora.errors import UserError
 from flexlora.settings import GlueTask, LabelKind, OwnTableTask, TsvData
 from flexlora.tasks.glue import Glue, glue
-from flexlora.tasks.glue_columns import find_split, table_rows
+from flexlora.tasks.glue_columns import table_rows
 from flexlora.tasks.metrics import METRICS
+from flexlora.tasks.own_files import (
+    TRAIN,
+    Part,
+    has,
+    listed,
+    read_parts,
+    require,
+    source_facts,
+    split_facts,
+    split_line,
+)
 from flexlora.tasks.rows import Rows, as_class, drawn
-from flexlora.tasks.tables import WITH_TSV, Table, ending, read_table
+from flexlora.tasks.tables import Table
 
 log = logging.getLogger("flexlora")
 
-TRAIN, TESTS = "train", ("test", "dev", "validation", "valid", "val")
 # With more different whole numbers, a label may be a class or a number.
 MOST_CLASSES = 20
-# The number of classes, and of letters of a column's name, that a message shows.
-NAMED, LETTERS = 10, 30
 DEFAULT_METRIC = {LabelKind.classes: "accuracy_macro_f1", LabelKind.numbers: "pearson_spearman"}
 # The main score of a metric where it is not the first one.
 MAIN = {"pearson_spearman": "pearson_spearman_mean"}
-
-
-class _Part(NamedTuple):
-    """The tables of one split, with the file of each and its hash."""
-
-    tables: list[tuple[Path, Table]]
-    sha256: dict[str, str]
-
-    def labels(self, column: str) -> list[tuple[str, Any]]:
-        """Return every label with its place, for messages."""
-        return [
-            (f"{path}, row {number}", value)
-            for path, table in self.tables
-            for number, value in enumerate(table.columns[column], start=1)
-        ]
 
 
 def load(settings: OwnTableTask) -> Glue:
@@ -51,107 +42,55 @@ def load(settings: OwnTableTask) -> Glue:
     Raises:
         UserError: there is no such file, a column is missing, a cell is empty, or the labels allow no training.
     """
-    if settings.data_dir is None:
-        raise UserError("task.data_dir is not set: give task.data_dir=FILE, a table of texts with a column of labels")
-    try:
-        root, files = _files(existing_path("task.data_dir", settings.data_dir))
-        parts = {name: _read(paths) for name, paths in files.items()}
-    except OSError as error:
-        raise UserError(f"task.data_dir: cannot read {error.filename}: {error.strerror}") from error
+    root, parts = read_parts(settings.data_dir, "a table of texts with a column of labels")
     columns = _columns(settings, parts)
-    labels = [label for part in parts.values() for label in part.labels(settings.label)]
+    labels = [label for part in parts.values() for label in part.values(settings.label)]
     classes = _classes(settings, labels, parts)
     kind = LabelKind.numbers if classes is None else LabelKind.classes
     task = _as_glue(settings, columns, classes, kind, [name for name in parts if name != TRAIN] or ["test"])
     rows = {name: _rows(part, task, settings.label) for name, part in parts.items()}
-    split = "files"
+    drawn_with = None
     if len(rows) == 1:
         rows = _split(settings, rows[TRAIN], classes)
-        split = f"drawn with seed {settings.split_seed}"
+        drawn_with = settings.split_seed
     facts = {
         "columns": {"text": columns, "label": settings.label},
         "kind": kind.value,
         "classes": classes,
-        "split": {"by": split, **{name: len(part) for name, part in rows.items()}},
+        "split": split_facts({name: len(part) for name, part in rows.items()}, drawn_with),
     }
     for line in _lines(facts):
         log.info("%s", line)
     _warn_of_absent(rows[TRAIN], classes)
-    provenance = {
-        "source": "folder",
-        "layout": "table",
-        "path": str(root),
-        "revision": None,
-        "sha256": {file: digest for part in parts.values() for file, digest in part.sha256.items()},
-        "left_out": {},
-        **facts,
-    }
+    provenance = {**source_facts(root, parts, "table"), "left_out": {}, **facts}
     return glue(task, rows.pop(TRAIN), rows, provenance)
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:
     """Return the lines that tell the user how the data were read."""
-    columns, classes, split = facts["columns"], facts["classes"], facts["split"]
-    what = "a number" if classes is None else f"{len(classes)} classes, in this order: {_listed(classes)}"
-    sizes = ", ".join(f"{rows:,} {name}" for name, rows in split.items() if name != "by")
+    columns, classes = facts["columns"], facts["classes"]
+    what = "a number" if classes is None else f"{len(classes)} classes, in this order: {listed(classes)}"
     return [
         f"data: text {' and '.join(columns['text'])}; label {columns['label']}, {what}",
-        f"data: {sizes} rows, split by files" if split["by"] == "files" else f"data: {sizes} rows, {split['by']}",
+        split_line(facts["split"]),
     ]
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-def _files(place: Path) -> tuple[Path, dict[str, list[Path]]]:
-    """Return the folder of the data and the files of each split: `train`, and one to evaluate on if there is one."""
-    endings = ", ".join(WITH_TSV)
-    if place.is_file():
-        if ending(place) not in WITH_TSV:
-            raise UserError(f"task.data_dir: {place} is no table: its name must end in one of {endings}")
-        return place.parent, {TRAIN: [place]}
-    train = find_split(place, TRAIN, WITH_TSV)
-    if train:
-        tests = {name: files for name in TESTS if (files := find_split(place, name, WITH_TSV))}
-        for unused in list(tests)[1:]:
-            log.warning("data: the split %s in %s is not used", unused, place)
-        return place, {TRAIN: train, **dict(list(tests.items())[:1])}
-    found = sorted(path for path in place.iterdir() if path.is_file() and ending(path) in WITH_TSV)
-    if len(found) == 1:
-        return place, {TRAIN: found}
-    has = f"has {len(found)} tables, none of them called train" if found else "has no table"
-    raise UserError(f"task.data_dir: {place} {has}: name a file, or call the files train and test ({endings})")
-
-
-def _read(paths: Sequence[Path]) -> _Part:
-    read = {path: read_table(path, WITH_TSV) for path in paths}
-    for path, (table, _) in read.items():
-        if not table.columns or not next(iter(table.columns.values())):
-            raise UserError(f"{path} has no rows")
-    return _Part(
-        [(path, table) for path, (table, _) in read.items()], {path.name: sha for path, (_, sha) in read.items()}
-    )
 
 
 # --- columns and labels -----------------------------------------------------------------------------------------------
 
 
-def _columns(settings: OwnTableTask, parts: dict[str, _Part]) -> list[str]:
+def _columns(settings: OwnTableTask, parts: Mapping[str, Part]) -> list[str]:
     """Return the text columns, after a check that every file has all columns and no empty text."""
     tables = [entry for part in parts.values() for entry in part.tables]
     first, table = tables[0]
-    _require(settings.label, "task.label", first, table)
+    require(settings.label, "task.label", first, table)
     columns = settings.text
     if columns is None:
         columns = [name for name in table.columns if name != settings.label]
         if len(columns) not in (1, 2):
             raise UserError(
                 f"task.text is not set, and {first} has {len(columns)} columns beside '{settings.label}': "
-                f"give one or two, as in task.text=[COLUMN]. {_has(table)}"
+                f"give one or two, as in task.text=[COLUMN]. {has(table)}"
             )
     if len(columns) not in (1, 2) or len({*columns, settings.label}) <= len(columns):
         raise UserError(
@@ -160,8 +99,8 @@ def _columns(settings: OwnTableTask, parts: dict[str, _Part]) -> list[str]:
         )
     for path, table in tables:
         for column in columns:
-            _require(column, "task.text", path, table)
-        _require(settings.label, "task.label", path, table)
+            require(column, "task.text", path, table)
+        require(settings.label, "task.label", path, table)
         for column in (*columns, settings.label):
             for number, value in enumerate(table.columns[column], start=1):
                 if value is None or (isinstance(value, str) and not value.strip()) or value != value:
@@ -169,21 +108,7 @@ def _columns(settings: OwnTableTask, parts: dict[str, _Part]) -> list[str]:
     return columns
 
 
-def _require(column: str, setting: str, path: Path, table: Table) -> None:
-    if column not in table.columns:
-        near = did_you_mean(column, list(table.columns))
-        raise UserError(
-            f"{setting}: {path} has no column '{column}'.{near} {_has(table)} "
-            "If these are the words of a row, add a first line with the names of the columns."
-        )
-
-
-def _has(table: Table) -> str:
-    names = [name if len(name) <= LETTERS else f"{name[:LETTERS]}…" for name in map(str, table.columns)]
-    return f"It has: {_listed(names)}."
-
-
-def _classes(settings: OwnTableTask, labels: list[tuple[str, Any]], parts: dict[str, _Part]) -> list[str] | None:
+def _classes(settings: OwnTableTask, labels: list[tuple[str, Any]], parts: Mapping[str, Part]) -> list[str] | None:
     """Return the names of the classes in order, or None if the labels are numbers."""
     kind = settings.kind
     named = next((table.names for part in parts.values() for _, table in part.tables if table.names), None)
@@ -270,7 +195,7 @@ def _as_glue(
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def _rows(part: _Part, task: GlueTask, label: str) -> Rows:
+def _rows(part: Part, task: GlueTask, label: str) -> Rows:
     found = []
     for path, table in part.tables:
         columns = dict(table.columns)
@@ -297,7 +222,7 @@ def _split(settings: OwnTableTask, rows: Rows, classes: list[str] | None) -> dic
     without = {*labels} - {labels[i] for i in train}
     if not test or without:
         what = (
-            f"no training row of {_listed([str(classes[i]) for i in sorted(without)])}"
+            f"no training row of {listed([str(classes[i]) for i in sorted(without)])}"
             if without and classes
             else "no test row"
         )
@@ -311,4 +236,4 @@ def _split(settings: OwnTableTask, rows: Rows, classes: list[str] | None) -> dic
 def _warn_of_absent(train: Rows, classes: list[str] | None) -> None:
     absent = [] if classes is None else [name for i, name in enumerate(classes) if i not in {*train.labels}]
     if absent:
-        log.warning("%d of %d classes have no training row: %s", len(absent), len(classes or ()), _listed(absent))
+        log.warning("%d of %d classes have no training row: %s", len(absent), len(classes or ()), listed(absent))

@@ -19,6 +19,12 @@ log = logging.getLogger("flexlora")
 # A length limit for the tokenizer that cuts nothing.
 WHOLE = 2**20
 
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{question}\n\n### Response:"
+)
+"""Alpaca's prompt. What follows must begin with a space: a tokenizer would join the colon and the next letter."""
+
 Batch = dict[str, torch.Tensor]
 
 
@@ -53,11 +59,13 @@ def training_split(
     train_on_inputs: bool,
     drop_long: bool = False,
     first: int | None = None,
+    name: str = "train",
 ) -> Split:
     """Tokenise the whole texts: at most `longest` tokens, with the token `end` if it still fits.
 
     An example's label is the number of tokens at its start that the loss leaves out. With `drop_long`, texts of
-    `longest` tokens or more are left out instead of cut. `first` limits the number of the remaining texts.
+    `longest` tokens or more are left out instead of cut. `first` limits the number of the remaining texts. `name` is
+    that of the split.
 
     Raises:
         UserError: no text remains.
@@ -68,7 +76,8 @@ def training_split(
     if long:
         what = "left out" if drop_long else "cut at the end, where the answer is"
         log.info(
-            "%d of %d training texts reach task.max_length=%d tokens: they are %s", len(long), len(pairs), longest, what
+            "%d of %d %s texts reach task.max_length=%d tokens: they are %s",
+            *(len(long), len(pairs), "training" if name == "train" else name, longest, what),
         )
     if drop_long:
         kept = sorted({*kept} - {*long})
@@ -79,7 +88,7 @@ def training_split(
     left_out = [0] * len(kept)
     if not train_on_inputs:
         left_out = cache.tokens(([pairs[i].prompt for i in kept],), longest).lengths
-    return Split("train", Examples(tokens, left_out), tokens.lengths)
+    return Split(name, Examples(tokens, left_out), tokens.lengths)
 
 
 def with_end(tokens: Tokens, end: int, longest: int) -> Tokens:

@@ -10,7 +10,7 @@ from flexlora.models import on_hub
 from flexlora.paths import existing_folder, existing_path, saved_folder
 from flexlora.results.record import recorded_run
 from flexlora.results.stamps import Stamp, folder_stamp, stamps
-from flexlora.settings import OwnTableTask, RunSettings
+from flexlora.settings import OwnTextTask, RunSettings
 
 MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".jinja")
 
@@ -27,7 +27,7 @@ def refuse_missing_inputs(settings: RunSettings) -> None:
     if method.fields.get("ranks_from") is not None:
         recorded_run("method.ranks_from", method.fields["ranks_from"])
     if _has_module("tasks", task.family) and task.data_dir is not None:  # a family from outside may have no such field
-        check = existing_path if isinstance(task, OwnTableTask) else existing_folder
+        check = existing_path if isinstance(task, OwnTextTask) else existing_folder
         check("task.data_dir", task.data_dir)
     if model.path is not None and _has_module("models", model.kind) and not on_hub(model):
         saved_folder("model.path", model.path)

@@ -190,7 +190,16 @@ def test_a_value_out_of_range_is_refused(override, message):
 
 def test_every_limit_is_of_a_setting_that_exists():
     keys = set()
-    for task in ("glue/cola", "commonsense170k", "gsm8k", "humaneval", "vtab/kitti", "images/folder", "csv"):
+    for task in (
+        "glue/cola",
+        "commonsense170k",
+        "gsm8k",
+        "humaneval",
+        "vtab/kitti",
+        "images/folder",
+        "csv",
+        "instructions",
+    ):
         for method in ("flexlora", "adalora"):
             keys |= set(flat_keys(resolve(composed(f"task={task}", f"method={method}"))[1]))
     assert {*LIMITS, *POSITIVE, *FOLDER_NAMES} <= keys

@@ -15,7 +15,8 @@ from page_helpers import BLOCK, HOW_TO, write_files
 
 from flexlora.testing.commands import COMMAND, run_command
 
-PAGES = [*sorted(HOW_TO.glob("add-*.md")), HOW_TO / "use-your-own-data.md"]
+OWN_DATA = (HOW_TO / "use-your-own-data.md", HOW_TO / "fine-tune-a-language-model.md")
+PAGES = [*sorted(HOW_TO.glob("add-*.md")), *OWN_DATA]
 EXPECTED = {"add-a-baseline", "add-a-report-table", "add-a-task", "add-a-task-family", "add-an-importance-metric"}
 
 

@@ -55,6 +55,12 @@ def test_correlations_are_scipys(pairs):
         assert SCORES[name](predictions[None], labels[None])[0] == pytest.approx(value, abs=1e-9)
 
 
+def test_token_accuracy_and_exact_match_count_tokens_and_answers():
+    right, tokens = np.array([[2, 3, 1]]), np.array([[2, 4, 4]])
+    assert SCORES["token_accuracy"](right, tokens)[0] == 0.6
+    assert SCORES["exact_match"](right, tokens)[0] == pytest.approx(1 / 3)
+
+
 def test_an_interval_is_scipys_and_a_binomials(tmp_path):
     share = float((ANSWERS == LABELS).mean())
     low, high = of(kept(tmp_path, task="rte", value=share))
