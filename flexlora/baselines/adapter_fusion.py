@@ -90,11 +90,8 @@ class AdapterFusionLayer(BaselineLayer):
                 stacked[index][tuple(slice(size) for size in own.shape)] = own.to(stacked.dtype)
             getattr(self, f"fusion_{part}")[adapter_name] = stacked
 
-    def adapted(self, adapters: list[str], x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        result = self.base_layer(x, *args, **kwargs)
-        for adapter_name in adapters:
-            result = result + self._fused(adapter_name, result).to(result.dtype)
-        return result
+    def add(self, result: torch.Tensor, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
+        return result + self._fused(adapter_name, result).to(result.dtype)
 
     def _fused(self, adapter_name: str, h: torch.Tensor) -> torch.Tensor:
         """Σ_n Ψ_n V z_n: (..., d) → (..., d), in the adapter's dtype."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -89,9 +88,7 @@ class BaselineModel(Tuner):
     """The reason why the adapter cannot be merged into the base; None if it can."""
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        # The configuration is copied, because values read from this model must not apply to the next model.
-        config = self.peft_config[adapter_name] = copy.copy(self.peft_config[adapter_name])
-        self.look_at(model, config)
+        config = self.peft_config[adapter_name]
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except NoMatchingPeftModuleError as error:
@@ -101,13 +98,6 @@ class BaselineModel(Tuner):
                 f"{self.title} adapts {self.made_for}, but {type(model).__name__} has none under the known names. "
                 "Name them in target_modules."
             ) from error
-
-    def look_at(self, model: nn.Module, config: Any) -> None:
-        """Check the model before any of its modules is replaced.
-
-        Raises:
-            ValueError: the method does not support the model.
-        """
 
     def _check_merge_allowed(self) -> None:
         if self.not_mergeable is not None:

@@ -78,11 +78,8 @@ class SerialBottleneckLayer(BottleneckLayer):
 
     fill_up = fill_down
 
-    def adapted(self, adapters: list[str], x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        result = self.base_layer(x, *args, **kwargs)
-        for adapter_name in adapters:
-            result = result + self.bottleneck(adapter_name, result).to(result.dtype)
-        return result
+    def add(self, result: torch.Tensor, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
+        return result + self.bottleneck(adapter_name, result).to(result.dtype)
 
 
 class SerialBottleneckModel(BaselineModel):

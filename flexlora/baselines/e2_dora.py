@@ -78,17 +78,14 @@ class E2DoraLayer(E2LoraLayer):
             magnitude = magnitude * self.pretrained_weight().norm(dim=1)
         return LoraFactors(*self.product(adapter_name), magnitude=magnitude)
 
-    def adapted(self, adapters: list[str], x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Compute W x plus (W' - W) x of every adapter. The dropout is on the input of W' - W."""
-        result: torch.Tensor = self.base_layer(x, *args, **kwargs)
+    def add(self, result: torch.Tensor, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
+        """Add (W' - W) x to the output. The dropout is on the input of W' - W."""
         weight = self.pretrained_weight()
-        for adapter_name in adapters:
-            left, right = self.product(adapter_name, training=self.training)
-            hidden = self._adapter_input(x, adapter_name, right.dtype)
-            factor = self.factor(adapter_name, weight)
-            low_rank = F.linear(F.linear(hidden, right), left)
-            result = (result + (factor - 1) * F.linear(hidden, weight) + factor * low_rank).to(result.dtype)
-        return result
+        left, right = self.product(adapter_name, training=self.training)
+        hidden = self._adapter_input(x, adapter_name, right.dtype)
+        factor = self.factor(adapter_name, weight)
+        low_rank = F.linear(F.linear(hidden, right), left)
+        return (result + (factor - 1) * F.linear(hidden, weight) + factor * low_rank).to(result.dtype)
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
         """Compute W' - W in the base weight's orientation, for the W without any merged adapter."""

@@ -100,16 +100,13 @@ class FactLayer(BaselineLayer):
         r = self.settings[adapter_name].r
         return holder.fact_U[adapter_name], sigma.reshape(n, r, m, r), holder.fact_V[adapter_name]
 
-    def adapted(self, adapters: list[str], x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        result = self.base_layer(x, *args, **kwargs)
-        for adapter_name in adapters:
-            config, (n, m) = self.settings[adapter_name], self.pieces[adapter_name]
-            u, sigma, v = self.factors(adapter_name)
-            inside = self.branch_input(x, u.dtype).unflatten(-1, (n, -1)) @ u  # (..., n, r)
-            hidden = inside.flatten(-2) @ sigma.flatten(0, 1).flatten(1)  # (..., m·r)
-            hidden = functional.dropout(hidden, config.dropout, self.training).unflatten(-1, (m, -1))
-            result = result + (config.scale * (hidden @ v).flatten(-2)).to(result.dtype)
-        return result
+    def add(self, result: torch.Tensor, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
+        config, (n, m) = self.settings[adapter_name], self.pieces[adapter_name]
+        u, sigma, v = self.factors(adapter_name)
+        inside = self.branch_input(x, u.dtype).unflatten(-1, (n, -1)) @ u  # (..., n, r)
+        hidden = inside.flatten(-2) @ sigma.flatten(0, 1).flatten(1)  # (..., m·r)
+        hidden = functional.dropout(hidden, config.dropout, self.training).unflatten(-1, (m, -1))
+        return result + (config.scale * (hidden @ v).flatten(-2)).to(result.dtype)
 
     def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
         """Compute ΔW (out × in), in the adapter's dtype: piece (j, i) is s · (U Σ_ij V)ᵀ."""

@@ -37,7 +37,7 @@ class LieRALayer(LowRankLayer):
         weight = self.get_base_weight() if self._before_merge is None else self._before_merge
         return weight.detach().to(factor.device, factor.dtype) * factor
 
-    def _add_delta(self, result: torch.Tensor, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
+    def add(self, result: torch.Tensor, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
         delta = self.get_delta_weight(adapter_name)
         x = self._adapter_input(x, adapter_name, delta.dtype)
         return (result + F.linear(x, delta.T if self.fan_in_fan_out else delta)).to(result.dtype)

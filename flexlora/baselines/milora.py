@@ -69,7 +69,7 @@ class MiLoraLayer(LowRankLayer):
         delta = self.scaling[adapter] * (moved - self.lora_B0[adapter] @ self.lora_A0[adapter])
         return delta.T if self.fan_in_fan_out else delta
 
-    def _add_delta(self, result: torch.Tensor, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
+    def add(self, result: torch.Tensor, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
         # Both products are equal at the start, so their difference is exactly 0.
         left, right = self.product(adapter_name)
         moved = F.linear(F.linear(self._adapter_input(x, adapter_name, right.dtype), right), left)

@@ -60,10 +60,10 @@ class RaLoraLayer(LowRankLayer):
             return left, right
         return torch.block_diag(*left.chunk(blocks, dim=0)), torch.block_diag(*right.chunk(blocks, dim=1))
 
-    def _add_delta(self, result: torch.Tensor, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
+    def add(self, result: torch.Tensor, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
         blocks = self.blocks[adapter_name]
         if blocks == 1:
-            return super()._add_delta(result, x, adapter_name)
+            return super().add(result, x, adapter_name)
         left, right = super().product(adapter_name, self.training)
         parts = self._adapter_input(x, adapter_name, right.dtype).unflatten(-1, (blocks, -1))
         hidden = torch.einsum("...ni,rni->...nr", parts, right.unflatten(1, (blocks, -1)))

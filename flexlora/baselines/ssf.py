@@ -53,14 +53,11 @@ class SsfLayer(BaselineLayer):
             "ssf_shift", adapter_name, features, lambda shift: nn.init.normal_(shift, std=config.init_std)
         )
 
-    def adapted(self, adapters: list[str], x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        result = self.base_layer(x, *args, **kwargs)
+    def add(self, result: torch.Tensor, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
         # The features are the last dimension, except for a convolution: (batch, features, height, width).
         shape = (-1, 1, 1) if isinstance(self.get_base_layer(), nn.Conv2d) else (-1,)
-        for adapter_name in adapters:
-            scale, shift = self.ssf_scale[adapter_name], self.ssf_shift[adapter_name]
-            result = (scale.view(shape) * result + shift.view(shape)).to(result.dtype)
-        return result
+        scale, shift = self.ssf_scale[adapter_name], self.ssf_shift[adapter_name]
+        return (scale.view(shape) * result + shift.view(shape)).to(result.dtype)
 
     def merged_parameters(self, adapter_name: str) -> dict[str, torch.Tensor]:
         """γ ⊙ W and γ ⊙ b + β, in the adapter's dtype."""

@@ -15,7 +15,8 @@ from torch import nn
 class AdapterLayer(nn.Module, BaseTunerLayer):
     """A module of the backbone together with a method's parameters, stored by adapter name.
 
-    A subclass names its parameters and buffers, creates them in `create`, and computes the output in `adapted`.
+    A subclass names its parameters and buffers, creates them in `create`, and computes the output in `add`, or in
+    `adapted` if the adapter changes more than the module's output.
     """
 
     # PEFT defines these. They are declared for the type checker, which would otherwise use nn.Module's __getattr__.
@@ -69,9 +70,20 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         """
         raise NotImplementedError
 
+    def add(self, result: torch.Tensor, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
+        """Compute the module's output with this adapter from `result`, the output without it, in the base's dtype."""
+        raise NotImplementedError
+
     def adapted(self, adapters: list[str], x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Compute the module's output with these adapters, in the base's dtype."""
-        raise NotImplementedError
+        result = self.base_output(x, *args, **kwargs)
+        for adapter_name in adapters:
+            result = self.add(result, x, adapter_name)
+        return result
+
+    def base_output(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Compute the module's output without adapters."""
+        return self.base_layer(x, *args, **kwargs)
 
     def fold(self, adapter_name: str, safe_merge: bool) -> None:
         """Merge the adapter into the base's parameters."""
@@ -108,6 +120,13 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             with torch.no_grad():
                 fill(created)
 
+    def take_buffers(self, adapter_name: str, source: str) -> None:
+        """Copy the buffers of the adapter `source` (a mask, fixed factors) to those of `adapter_name`."""
+        for name in self.buffer_names:
+            buffers = getattr(self, name)
+            if adapter_name in buffers and source in buffers and buffers[adapter_name].device.type != "meta":
+                buffers[adapter_name].copy_(buffers[source])
+
     def holds(self, adapter_name: str) -> bool:
         """Whether this layer has the adapter `adapter_name`."""
         return any(adapter_name in getattr(self, name) for name in self.adapter_layer_names)
@@ -143,17 +162,54 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     # --- computing -----------------------------------------------------------------------------------------------
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Compute the output with the active adapters, or the base's output if none is active or all are merged."""
-        if kwargs.pop("adapter_names", None) is not None:
+        """Compute the output with the active adapters, or the base's output if none is active or all are merged.
+
+        `adapter_names` names the adapter of each row of the batch instead of the active ones; `__base__` names none.
+        """
+        of_rows: list[str] | None = kwargs.pop("adapter_names", None)
+        if of_rows is not None:
+            self._check_rows(of_rows, x)
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        if self.disable_adapters or self.merged:
+            return self.base_layer(x, *args, **kwargs)
+        if of_rows is not None:
+            return self._mixed(of_rows, x, *args, **kwargs)
+        adapters = [name for name in self.active_adapters if self.holds(name)]
+        if not adapters:
+            return self.base_layer(x, *args, **kwargs)
+        return self.adapted(adapters, x, *args, **kwargs)
+
+    def _mixed(self, of_rows: list[str], x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Compute the output of a batch whose rows have different adapters."""
+        plain = self.base_output(x, *args, **kwargs)
+        result = plain.clone()
+        for adapter_name in dict.fromkeys(of_rows):
+            if self.holds(adapter_name):
+                rows = [row for row, name in enumerate(of_rows) if name == adapter_name]
+                result[rows] = self.add(plain[rows], x[rows], adapter_name)
+        return result
+
+    def _check_rows(self, of_rows: list[str], x: torch.Tensor) -> None:
+        """Check that a batch can mix adapters here.
+
+        Raises:
+            ValueError: the method cannot mix adapters, the number of names is not that of the rows, or an adapter is
+                merged.
+        """
+        if type(self).add is AdapterLayer.add:
             raise ValueError(
                 f"{self.title} does not mix adapters in one batch (`adapter_names`): run one adapter per batch."
             )
-        if self.disable_adapters and self.merged:
-            self.unmerge()
-        adapters = [name for name in self.active_adapters if self.holds(name)]
-        if self.disable_adapters or self.merged or not adapters:
-            return self.base_layer(x, *args, **kwargs)
-        return self.adapted(adapters, x, *args, **kwargs)
+        if len(of_rows) != len(x):
+            raise ValueError(
+                "Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(of_rows)} and {len(x)} respectively."
+            )
+        if self.merged:
+            raise ValueError(
+                "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
+            )
 
     def branch_input(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Convert `x` to `dtype`, except under autocast, which chooses the dtype of matrix products itself."""

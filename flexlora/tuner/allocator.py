@@ -102,6 +102,11 @@ class RankAllocator:
         if self.sensitivity is not None and self.step < (self._event_steps.stop if self._event_steps else 0):
             self.sensitivity.update(scale)
 
+    @property
+    def has_events_left(self) -> bool:
+        """Whether an event is planned after the current step."""
+        return bool(self._event_steps) and self._event_steps[-1] > self.step
+
     def is_due(self, step: int) -> bool:
         """Whether an event is due at `step`."""
         return step in self._event_steps

@@ -15,7 +15,7 @@ from torch import nn
 from .allocator import RankAllocator
 from .config import FlexLoraConfig
 from .events import RankEvent
-from .packing import flexlora_configs
+from .packing import flexlora_configs, flexlora_layers
 from .precision import half_precision
 from .watch import forget, running_steps, watch
 
@@ -59,7 +59,7 @@ class Attachment:
         """Remove the hooks from the optimizer. A warning follows if the training goes on before the last rank event."""
         for handle in self._handles:
             handle.remove()
-        if self in _attachments:
+        if self in _attachments and self.allocator.layers[0].holds(self.allocator.adapter_name):
             watch(self.allocator.layers[0], self.allocator.adapter_name)
         self._handles = []
         _attachments.discard(self)
@@ -116,6 +116,7 @@ def attach(
     *,
     step: int = 0,
     on_event: Callable[[RankEvent], None] | None = None,
+    adapter_name: str | None = None,
 ) -> Attachment:
     """Change FlexLoRA's ranks during training in any loop. Call it once, after the optimizer is made.
 
@@ -128,14 +129,17 @@ def attach(
         optimizer: the optimizer of the model, also in Accelerate's wrapper.
         step: the number of completed optimizer steps when a run is resumed.
         on_event: called with every [`RankEvent`].
+        adapter_name: the adapter whose ranks change; by default the one that trains. The ranks of only one adapter of a
+            model change at a time.
 
     Returns:
         The attachment: its `step`, its `events`, `state_dict` for resuming, `remove()`.
 
     Raises:
-        ValueError: the model has no trainable FlexLoRA adapter, or contains several adapted models; or the optimizer
-            does not train the adapter (it was made before the model was adapted), trains float16 parameters, or is
-            LBFGS, whose step evaluates the gradients several times; or the adapter is already attached.
+        ValueError: the model has no trainable FlexLoRA adapter, or contains several adapted models; or several adapters
+            train and could change their ranks; or the optimizer does not train the adapter (it was made before the
+            model was adapted), trains float16 parameters, or is LBFGS, whose step evaluates the gradients several
+            times; or the adapter is already attached, or another one whose ranks still change.
         TypeError: `optimizer` is not a torch optimizer.
     """
     while not isinstance(optimizer, torch.optim.Optimizer) or hasattr(optimizer, "accelerator_state"):
@@ -148,7 +152,7 @@ def attach(
             "LBFGS evaluates the gradients several times per step, which FlexLoRA does not support: "
             "use another optimizer."
         )
-    root, config, adapter_name = _trainable_adapter(model)
+    root, config, adapter_name = _trainable_adapter(model, adapter_name)
     allocator = RankAllocator(root, config, adapter_name, step=step)
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     _check_trained(allocator, held)
@@ -169,6 +173,11 @@ def detach(allocator: RankAllocator) -> None:
             attachment.remove()
 
 
+def is_attached(allocator: RankAllocator) -> bool:
+    """Whether an attachment drives this allocator."""
+    return any(attachment.allocator is allocator for attachment in _attachments)
+
+
 def _is_nested(optimizer: torch.optim.Optimizer) -> bool:
     """Whether this is the base class's part of the optimizer's step. torch calls the hooks for it too."""
     return running_steps().count(optimizer) > 1
@@ -180,20 +189,39 @@ def _skips(optimizer: torch.optim.Optimizer) -> bool:
     return found_inf is not None and bool(found_inf)
 
 
-def _trainable_adapter(model: nn.Module) -> tuple[nn.Module, FlexLoraConfig, str]:
+def _trainable_adapter(model: nn.Module, wanted: str | None) -> tuple[nn.Module, FlexLoraConfig, str]:
     """Find the module that owns the configuration (inside any DDP wrapper), the configuration, the adapter's name."""
     found: dict[int, tuple[nn.Module, FlexLoraConfig, str]] = {}
     for module, name, config in flexlora_configs(model):
-        if not config.inference_mode:
+        if not config.inference_mode and wanted in (None, name):
             found.setdefault(id(config), (module, config, name))
     if not found:
+        called = "" if wanted is None else f" named '{wanted}'"
         raise ValueError(
-            "the model has no trainable FlexLoRA adapter: wrap it with get_peft_model(model, FlexLoraConfig(...)), "
-            "or load the adapter with is_trainable=True."
+            f"the model has no trainable FlexLoRA adapter{called}: wrap it with "
+            "get_peft_model(model, FlexLoraConfig(...)), or load the adapter with is_trainable=True."
         )
-    if len(found) > 1:
-        raise ValueError(f"the model contains {len(found)} models that FlexLoRA adapts: attach each one separately.")
-    return next(iter(found.values()))
+    adapters = list(found.values())
+    models = len({id(module) for module, _, _ in adapters})
+    if models > 1:
+        raise ValueError(f"the model contains {models} models that FlexLoRA adapts: attach each one separately.")
+    if len(adapters) == 1:
+        return adapters[0]
+    active = [
+        (module, config, name)
+        for module, config, name in adapters
+        if any(layer.trains(name) for _, layer in flexlora_layers(module, name))
+    ]
+    chosen = [entry for entry in active if entry[1].event_steps()] or active
+    if len(chosen) == 1:
+        return chosen[0]
+    names = ", ".join(name for _, _, name in (chosen or adapters))
+    raise ValueError(
+        f"the adapters {names} train at the same time, and FlexLoRA changes the ranks of one only: pass "
+        "adapter_name=NAME, and set init_b=0 for the others."
+        if chosen
+        else f"none of the adapters {names} trains: call model.set_adapter(NAME) first."
+    )
 
 
 def _check_trained(allocator: RankAllocator, held: set[int]) -> None:
@@ -225,14 +253,15 @@ def _check_trained(allocator: RankAllocator, held: set[int]) -> None:
 
 
 def _check_unattached(allocator: RankAllocator, optimizer: torch.optim.Optimizer) -> None:
-    """Check that no attachment drives this adapter's schedule already.
+    """Check that no attachment drives this adapter's schedule already, or moves the ranks of another one beside it.
 
     Raises:
         ValueError: there is one.
     """
 
     def found() -> Attachment | None:
-        return next((other for other in _attachments if other.allocator.layers == allocator.layers), None)
+        beside = (other for other in _attachments if not set(allocator.layers).isdisjoint(other.allocator.layers))
+        return next((other for other in beside if _competes(other.allocator, allocator)), None)
 
     if found() is None:
         return
@@ -240,6 +269,12 @@ def _check_unattached(allocator: RankAllocator, optimizer: torch.optim.Optimizer
     other = found()
     if other is None:
         return
+    if other.allocator.adapter_name != allocator.adapter_name:
+        raise ValueError(
+            f"the ranks of the adapter '{other.allocator.adapter_name}' of this model change already (at step "
+            f"{other.step} of {other.allocator.config.total_step}), and only one adapter's ranks can change at a time: "
+            f"first call remove() on that attachment, or set init_b=0 for '{allocator.adapter_name}'."
+        )
     if other.optimizer is optimizer:
         raise ValueError(
             "this model and this optimizer are already attached (the Trainer's callback attaches automatically): every "
@@ -252,6 +287,11 @@ def _check_unattached(allocator: RankAllocator, optimizer: torch.optim.Optimizer
     )
 
 
+def _competes(first: RankAllocator, second: RankAllocator) -> bool:
+    """Whether two allocators on common layers are of one adapter, or both have rank events to come."""
+    return first.adapter_name == second.adapter_name or (first.has_events_left and second.has_events_left)
+
+
 def _begin_history(allocator: RankAllocator) -> None:
     """Begin the adapter's history at the allocator's step, and warn if rank events will happen a second time."""
     history, start = allocator.history, allocator.step
@@ -262,7 +302,7 @@ def _begin_history(allocator: RankAllocator) -> None:
             f"{len(again)} rank events will happen a second time. Pass step={history.step} to go on in the schedule.",
             stacklevel=3,
         )
-    forget(allocator.layers[0])
+    forget(allocator.layers[0], allocator.adapter_name)
     history.begin(start, history.loaded)
 
 

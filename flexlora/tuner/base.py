@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +15,7 @@ from torch import nn
 from .adapter_layer import AdapterLayer
 from .base_config import TunerConfig
 from .events import PlannedEvents, RankEvent
+from .mixed_batch import mixed_batch
 from .names import plain_name
 from .peft_type import register_tuner
 from .precision import half_precision, train_in_float32
@@ -60,16 +63,43 @@ class Tuner(BaseTuner):
     # --- creating ------------------------------------------------------------------------------------------------
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        config, source = self.peft_config[adapter_name], self.source_of(adapter_name)
+        if not config.inference_mode:
+            # Copied, because ranks and values read from this model are written into it: another model must not get
+            # them. A loaded configuration already has them.
+            config = self.peft_config[adapter_name] = copy.copy(config)
+        self.look_at(model, config)
         if kwargs.get("state_dict") is None:
             # Checked before anything is replaced, so that an error leaves the base unchanged.
-            unmatched = unmatched_targets(model, self.peft_config[adapter_name].target_modules)
+            unmatched = unmatched_targets(model, config.target_modules)
             if unmatched:
                 raise NoMatchingPeftModuleError(f"target_modules: {', '.join(unmatched)} match no module.")
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+        if source is not None:
+            for module in model.modules():
+                if isinstance(module, self.tuner_layer_cls):
+                    module.take_buffers(adapter_name, source)
         train_in_float32(model, adapter_name)
         half = half_precision(model.named_parameters())
         if half is not None and not self.peft_config[adapter_name].inference_mode:
             raise ValueError(f"{half[1]}: load the model with dtype=torch.float32, or take bias='none'.")
+
+    def source_of(self, adapter_name: str) -> str | None:
+        """The adapter whose configuration a new adapter was given; None if its configuration is its own.
+
+        `model.add_adapter("ref", model.peft_config["default"])` makes room for a copy: a client then copies the
+        parameters by name, as TRL does for a reference model. The buffers (a mask, fixed factors), which it does not
+        copy, are copied here.
+        """
+        config = self.peft_config[adapter_name]
+        return next((name for name, own in self.peft_config.items() if own is config and name != adapter_name), None)
+
+    def look_at(self, model: nn.Module, config: Any) -> None:
+        """Check the model before any of its modules is replaced.
+
+        Raises:
+            ValueError: the method does not support the model.
+        """
 
     def place(self, adapter_name: str, config: Any, name: str) -> dict[str, Any]:
         """The facts, beyond the configuration, that the layer for the module `name` needs."""
@@ -108,6 +138,16 @@ class Tuner(BaseTuner):
         is unloaded.
         """
         setattr(parent, child_name, new_module)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Give every layer the `adapter_names` of the batch's rows while the model runs. PEFT calls it."""
+        of_rows = kwargs.get("adapter_names")
+        if of_rows is None:
+            yield
+        else:
+            with mixed_batch(self, list(of_rows), kwargs.get("num_beams")):
+                yield
 
     # --- what a training loop may ask ----------------------------------------------------------------------------
 

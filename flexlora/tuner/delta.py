@@ -87,16 +87,14 @@ class DeltaLayer(AdapterLayer):
         delta = left @ right
         return delta.T if self.fan_in_fan_out else delta
 
-    def adapted(self, adapters: list[str], x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Compute the base output plus ΔW x of every adapter, in the base output's dtype: (..., in) → (..., out)."""
+    def base_output(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         result: torch.Tensor = self.base_layer(x, *args, **kwargs)
         if self.quantization_backend is not None:
             result = self.quantization_backend.maybe_clone_base_result(result)
-        for adapter_name in adapters:
-            result = self._add_delta(result, x, adapter_name)
         return result
 
-    def _add_delta(self, result: torch.Tensor, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
+    def add(self, result: torch.Tensor, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
+        """Add ΔW x to the output, in its dtype: (..., in) → (..., out)."""
         left, right = self.product(adapter_name, training=self.training)
         hidden = F.linear(self._adapter_input(x, adapter_name, right.dtype), right)
         if result.dtype == hidden.dtype:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from .allocator import RankAllocator
-from .attach import attach, detach
+from .attach import attach, detach, is_attached
 from .config import FlexLoraConfig
 from .events import PlannedEvents, RankEvent
 from .history import History
@@ -37,7 +36,6 @@ class FlexLoraModel(LinearTuner, name="flexlora", config=FlexLoraConfig, layer=F
 
     Raises:
         NoMatchingPeftModuleError: an entry of `target_modules` matches no module (the nearest names are listed).
-        ValueError: a second trainable adapter is added. The ranks of only one adapter can change.
     """
 
     _rank_allocator: RankAllocator | None = None
@@ -46,10 +44,10 @@ class FlexLoraModel(LinearTuner, name="flexlora", config=FlexLoraConfig, layer=F
     # --- creating ------------------------------------------------------------------------------------------------
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        # The configuration is copied, because rank events write the ranks into it: the next model must not have them.
-        config = self.peft_config[adapter_name] = copy.copy(self.peft_config[adapter_name])
+        # The weights of a copy are another adapter's: no training is forgotten that this adapter had.
+        history = History(loaded=self.source_of(adapter_name) is not None)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
-        history = History()
+        config = self.peft_config[adapter_name]
         layers = [layer for _, layer in flexlora_layers(model, adapter_name)]
         for layer in layers:
             layer.history[adapter_name] = history
@@ -62,14 +60,12 @@ class FlexLoraModel(LinearTuner, name="flexlora", config=FlexLoraConfig, layer=F
         config.max_rank = config.resolved_max_rank()
         return config
 
-    def _check_new_adapter_config(self, config: FlexLoraConfig) -> None:
-        super()._check_new_adapter_config(config)
-        trainable = [name for name, other in self.peft_config.items() if not other.inference_mode]
-        if len(trainable) > 1:
-            raise ValueError(
-                f"FlexLoRA changes the ranks of one adapter only, but {', '.join(trainable)} would all be trainable: "
-                "set inference_mode=True for all but one."
-            )
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter. If its ranks move, the hooks of `flexlora.attach` are removed."""
+        super().delete_adapter(adapter_name)
+        if self._rank_allocator is not None and self._rank_allocator.adapter_name == adapter_name:
+            self.finish()
+            self._rank_allocator = None
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """Count trainable and all parameters without inactive directions, which PEFT's count on PeftModel includes."""
@@ -89,15 +85,17 @@ class FlexLoraModel(LinearTuner, name="flexlora", config=FlexLoraConfig, layer=F
 
     @property
     def trainable_adapter_name(self) -> str:
-        """The name of the adapter whose ranks change.
+        """The name of the adapter whose ranks change: the attached one, or else the first active trainable one.
 
         Raises:
             ValueError: all adapters are in inference mode.
         """
-        for name, config in self.peft_config.items():
-            if isinstance(config, FlexLoraConfig) and not config.inference_mode:
-                return name
-        raise ValueError("no adapter is trainable: load with is_trainable=True.")
+        trainable = [name for name, config in self.peft_config.items() if not config.inference_mode]
+        if not trainable:
+            raise ValueError("no adapter is trainable: load with is_trainable=True.")
+        if self._rank_allocator is not None and is_attached(self._rank_allocator):
+            return self._rank_allocator.adapter_name
+        return next((name for name in trainable if name in self.active_adapters), trainable[0])
 
     @property
     def rank_allocator(self) -> RankAllocator:

@@ -16,8 +16,8 @@ from torch.utils.hooks import RemovableHandle
 
 from .layer import FlexLoraLayer
 
-# The first layer of every watched adapter: the adapter's name, and the steps that its schedule had counted.
-_watched: WeakKeyDictionary[FlexLoraLayer, tuple[str, int]] = WeakKeyDictionary()
+# The first layer of every watched adapter: the adapters' names, and the steps that their schedules had counted.
+_watched: WeakKeyDictionary[FlexLoraLayer, dict[str, int]] = WeakKeyDictionary()
 # Optimizers that train none of the watched adapters.
 _others: WeakSet[torch.optim.Optimizer] = WeakSet()
 _handle: RemovableHandle | None = None
@@ -28,17 +28,19 @@ _TORCH_FILE = register_optimizer_step_post_hook.__code__.co_filename
 def watch(layer: FlexLoraLayer, adapter_name: str) -> None:
     """Warn when an optimizer takes two steps on this adapter and its schedule counts none of them."""
     global _handle
-    _watched[layer] = adapter_name, layer.history[adapter_name].step
+    _watched.setdefault(layer, {})[adapter_name] = layer.history[adapter_name].step
     _others.clear()
     if _handle is None:
         _handle = register_optimizer_step_post_hook(_after_step)
 
 
-def forget(layer: FlexLoraLayer | None = None) -> None:
+def forget(layer: FlexLoraLayer | None = None, adapter_name: str = "") -> None:
     """Stop watching an adapter, whose schedule is driven, and all that are gone."""
     global _handle
-    if layer is not None:
-        _watched.pop(layer, None)
+    if layer is not None and layer in _watched:
+        _watched[layer].pop(adapter_name, None)
+        if not _watched[layer]:
+            del _watched[layer]
     if not _watched and _handle is not None:
         _handle.remove()
         _handle = None
@@ -63,10 +65,10 @@ def _after_step(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str,
         return
     trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     strange = True
-    for layer, (name, counted) in list(_watched.items()):
+    for layer, name, counted in [(layer, *row) for layer, rows in _watched.items() for row in rows.items()]:
         history = layer.history.get(name)
         if history is None or history.step != counted or "uncounted" in history.told:
-            forget(layer)
+            forget(layer, name)
         elif id(layer.flexlora_lambda[name]) in trained:
             strange = False
             if layer.flexlora_lambda[name].requires_grad:

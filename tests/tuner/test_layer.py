@@ -302,12 +302,6 @@ def test_merging_twice_or_unmerging_twice_only_warns():
         layer.unmerge()
 
 
-def test_mixed_batches_are_refused_not_ignored():
-    layer, _ = single(6, 5, [True, True])
-    with pytest.raises(ValueError, match="adapter_names"):
-        layer(torch.randn(2, 5), adapter_names=["default", "__base__"])
-
-
 # --- unpacking ----------
 
 

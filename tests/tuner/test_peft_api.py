@@ -100,20 +100,6 @@ def test_an_additional_adapter_is_frozen_and_does_not_freeze_the_first():
     assert all(name.endswith(".default") for name in trainable)
 
 
-def test_a_second_trainable_adapter_is_refused_and_leaves_the_model_usable():
-    torch.manual_seed(1)
-    base = Chain()
-    model = get_peft_model(copy.deepcopy(base), moving())
-    scramble(model)
-    before = model(X)
-    with pytest.raises(ValueError, match=r"ranks of one adapter.*default, second.*inference_mode=True"):
-        model.add_adapter("second", moving())
-    assert list(model.peft_config) == ["default"]
-    assert torch.equal(model(X), before)
-    model.base_model.update_and_allocate(1)
-    model.add_adapter("second", fixed(inference_mode=True))
-
-
 def test_delete_adapter():
     model, base = two()
     model.delete_adapter("second")
