@@ -28,6 +28,7 @@ from flexlora.results.checkpoint_files import (
     verify,
 )
 from flexlora.results.files import sync, to_json, write_text
+from flexlora.tuner.adapter_parameters import current_names
 
 if TYPE_CHECKING:
     from flexlora.training.loop import Loop
@@ -201,6 +202,7 @@ def restore_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> No
         ValueError: the model has other parameters that train, other buffers, or other shapes.
     """
     held = dict(_changing(model))
+    tensors = current_names(tensors, held)
     strange = sorted(set(held) ^ set(tensors)) or [n for n in held if held[n].shape != tensors[n].shape]
     if strange:
         raise ValueError(f"the checkpoint is of another model: {strange[0]} differs")

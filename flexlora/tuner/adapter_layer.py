@@ -11,6 +11,8 @@ from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
+from .adapter_parameters import AdapterParameters
+
 
 class AdapterLayer(nn.Module, BaseTunerLayer):
     """A module of the backbone together with a method's parameters, stored by adapter name.
@@ -32,7 +34,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     title: ClassVar[str] = ""
     """The name of the method in messages."""
     adapter_layer_names: tuple[str, ...] = ()
-    """The names of the trainable parameters; each is an `nn.ParameterDict`."""
+    """The names of the trainable parameters; each is an `AdapterParameters`."""
     buffer_names: tuple[str, ...] = ()
     """The names of tensors that are saved and resumed but not trained; each is a `BufferDict`."""
     kept: tuple[str, ...] = ("settings",)
@@ -48,7 +50,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self._active_adapter = adapter_name
         self.merged_adapters: list[str] = []
         for name in self.adapter_layer_names:
-            setattr(self, name, nn.ParameterDict({}))
+            setattr(self, name, AdapterParameters())
         for name in self.buffer_names:
             setattr(self, name, BufferDict({}, persistent=True))
         for name in self.kept:
@@ -158,6 +160,16 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             # Tensors on the meta device (PEFT's low_cpu_mem_usage) are loaded later, so they are left alone.
             if adapter_name in held and held[adapter_name].device.type != "meta":
                 held[adapter_name] = held[adapter_name].to(device)
+
+    def take_base_dtype(self, adapter_name: str) -> None:
+        """Convert the adapter to the base's type, unless that is no floating-point type."""
+        _, dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())
+        if dtype is None or not dtype.is_floating_point:
+            return
+        for name in (*self.adapter_layer_names, *self.buffer_names):
+            held = getattr(self, name)
+            if adapter_name in held and held[adapter_name].is_floating_point():  # a mask is not
+                held[adapter_name] = held[adapter_name].detach().to(dtype)
 
     # --- computing -----------------------------------------------------------------------------------------------
 

@@ -10,15 +10,17 @@ from typing import Any, ClassVar
 import torch
 from peft import NoMatchingPeftModuleError
 from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from .adapter_layer import AdapterLayer
+from .adapter_parameters import LEAF
 from .base_config import TunerConfig
 from .events import PlannedEvents, RankEvent
 from .mixed_batch import mixed_batch
 from .names import plain_name
 from .peft_type import register_tuner
-from .precision import half_precision, train_in_float32
+from .precision import half_precision, train_in_base_dtype, train_in_float32
 
 
 class Tuner(BaseTuner):
@@ -63,6 +65,8 @@ class Tuner(BaseTuner):
     # --- creating ------------------------------------------------------------------------------------------------
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        if adapter_name == LEAF:  # PEFT leaves out all tensors with another adapter's name in theirs
+            raise ValueError(f"an adapter cannot be named '{LEAF}', as the parameters of all adapters are: rename it.")
         config, source = self.peft_config[adapter_name], self.source_of(adapter_name)
         if not config.inference_mode:
             # Copied, because ranks and values read from this model are written into it: another model must not get
@@ -80,7 +84,9 @@ class Tuner(BaseTuner):
                 if isinstance(module, self.tuner_layer_cls):
                     module.take_buffers(adapter_name, source)
         train_in_float32(model, adapter_name)
-        half = half_precision(model.named_parameters())
+        # An adapter of before may be in half precision, because its user chose it.
+        added = {id(parameter) for parameter in _of_adapters(model)}
+        half = half_precision((name, p) for name, p in model.named_parameters() if id(p) not in added)
         if half is not None and not self.peft_config[adapter_name].inference_mode:
             raise ValueError(f"{half[1]}: load the model with dtype=torch.float32, or take bias='none'.")
 
@@ -100,6 +106,15 @@ class Tuner(BaseTuner):
         Raises:
             ValueError: the method does not support the model.
         """
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        """Map the name of a tensor in the model to its name in a file: `lora_A.default.tensor` → `lora_A`."""
+        suffix = f".{adapter_name}.{LEAF}"
+        if key.endswith(suffix):
+            return key.removesuffix(suffix)
+        name: str = super()._remove_adapter_name_from_key(key, adapter_name)
+        return name
 
     def place(self, adapter_name: str, config: Any, name: str) -> dict[str, Any]:
         """The facts, beyond the configuration, that the layer for the module `name` needs."""
@@ -138,6 +153,15 @@ class Tuner(BaseTuner):
         is unloaded.
         """
         setattr(parent, child_name, new_module)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Keep what trains in float32. With `autocast_adapter_dtype=False` it gets the base's type, as in PEFT."""
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        if not autocast_adapter_dtype:
+            for module in self.model.modules():
+                if isinstance(module, AdapterLayer):
+                    module.take_base_dtype(adapter_name)
+            train_in_base_dtype(self.model, adapter_name)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -195,6 +219,16 @@ class Tuner(BaseTuner):
 
     def finish(self) -> None:
         """Clean up after the last step."""
+
+
+def _of_adapters(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield the parameters that adapters have added to the model, in layers and as `modules_to_save`."""
+    for module in model.modules():
+        if isinstance(module, AdapterLayer):
+            for name in module.adapter_layer_names:
+                yield from getattr(module, name).values()
+        elif isinstance(module, ModulesToSaveWrapper):
+            yield from module.modules_to_save.parameters()
 
 
 def unmatched_targets(model: nn.Module, wanted: Any) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .adapter_parameters import LEAF
 from .allocator import RankAllocator
 from .attach import attach, detach, is_attached
 from .config import FlexLoraConfig
@@ -199,7 +200,7 @@ class FlexLoraModel(LinearTuner, name="flexlora", config=FlexLoraConfig, layer=F
         selected = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
         packed, config.rank_pattern = pack_state_dict(selected, adapter_name)
         _, layer = next(flexlora_layers(model, adapter_name))
-        suffix = f".{FACTORS['lambda']}.{adapter_name}"
+        suffix = f".{FACTORS['lambda']}.{adapter_name}.{LEAF}"
         trained = any(bool(value.any()) for key, value in packed.items() if key.endswith(suffix))
         layer.history[adapter_name].check_saved(config, trained)
         return packed

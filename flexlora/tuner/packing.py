@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from .adapter_parameters import LEAF
 from .config import FlexLoraConfig
 from .layer import FlexLoraLayer
 from .names import plain_name, specific_first
@@ -61,7 +62,7 @@ def pack_state_dict(
         active = packed.pop(key)
         index = active.nonzero().flatten()
         for name, select in (("P", (slice(None), index)), ("lambda", (index,)), ("Q", (index,))):
-            factor = f"{module}.{FACTORS[name]}.{adapter_name}"
+            factor = f"{module}.{FACTORS[name]}.{adapter_name}.{LEAF}"
             packed[factor] = state_dict[factor][select].contiguous()
         packed[f"{module}.{SLOTS}.{adapter_name}"] = index.to(torch.int32)
         ranks[plain_name(module)] = int(index.numel())

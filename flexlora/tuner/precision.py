@@ -34,6 +34,20 @@ def train_in_float32(model: nn.Module, adapter_name: str = "default") -> None:
                 module.register_forward_hook(partial(_output_in, half[0]))
 
 
+def train_in_base_dtype(model: nn.Module, adapter_name: str = "default") -> None:
+    """Convert the `modules_to_save` of an adapter to the base's type: undo `train_in_float32`."""
+    for wrapper in model.modules():
+        if isinstance(wrapper, ModulesToSaveWrapper) and adapter_name in wrapper.modules_to_save:
+            module = wrapper.modules_to_save[adapter_name]
+            hooks = (module._forward_pre_hooks, module._forward_hooks)
+            ours = [(held, key) for held in hooks for key, hook in held.items() if _is_conversion(hook)]
+            for held, key in ours:
+                del held[key]
+            half = [p.dtype for p in wrapper.original_module.parameters() if p.dtype in HALF]
+            if half:
+                module.to(half[0])
+
+
 def half_precision(named: Iterable[tuple[str, nn.Parameter]]) -> tuple[torch.dtype, str] | None:
     """Find the first trainable parameter in half precision, float16 before bfloat16.
 
@@ -48,6 +62,10 @@ def half_precision(named: Iterable[tuple[str, nn.Parameter]]) -> tuple[torch.dty
             kind = str(dtype).removeprefix("torch.")
             return dtype, f"{len(found)} of {len(trainable)} trainable parameters are {kind} (the first: {found[0]})"
     return None
+
+
+def _is_conversion(hook: Any) -> bool:
+    return hook is _inputs_in_float32 or (isinstance(hook, partial) and hook.func is _output_in)
 
 
 def _inputs_in_float32(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

@@ -287,7 +287,9 @@ def test_adaptformer_and_fact_start_as_in_their_code() -> None:
     down = layer.adaptformer_down["default"]
     bound = 32**-0.5  # Kaiming-uniform with a = √5
     assert 0.9 * bound < down.abs().max() <= bound
-    assert not any(layer.get_parameter(f"adaptformer_{part}.default").any() for part in ("down_bias", "up", "up_bias"))
+    assert not any(
+        layer.get_parameter(f"adaptformer_{part}.default.tensor").any() for part in ("down_bias", "up", "up_bias")
+    )
     for method, part, bound in [
         ("fact_tt", "fact_U", 32**-0.5),
         ("fact_tt", "fact_sigma", 8**-0.5),

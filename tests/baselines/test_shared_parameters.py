@@ -165,8 +165,8 @@ def test_e2_dora_without_sharing_is_pefts_dora():
     values = dict(ours.named_parameters())
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
-            mine = name.replace("lora_magnitude_vector.default.weight", "lora_magnitude.default")
-            mine = mine.replace(".default.weight", ".default") if ".lora_" in name else mine
+            mine = name.replace("lora_magnitude_vector.default.weight", "lora_magnitude.default.weight")
+            mine = mine.replace(".default.weight", ".default.tensor") if ".lora_" in name else mine
             if parameter.requires_grad:
                 values[mine].copy_(parameter)
     for model in (ours, theirs):

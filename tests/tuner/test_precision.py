@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders import Chain, fixed
 from page_helpers import readme_script
 from peft import PeftModel, get_peft_model
 from torch import nn
@@ -150,3 +151,40 @@ def test_the_script_of_the_readme_trains_a_half_precision_checkpoint(
         assert load(folder).dtype == torch.float16
         assert all(parameter.isfinite().all() for parameter in trainable(model))
         assert flexlora.module_ranks(model)
+
+
+# --- autocast_adapter_dtype=False -----------------------------------------------------------------------------------
+
+
+def half_model(**settings: Any) -> Any:
+    torch.manual_seed(0)
+    base = Chain().to(torch.bfloat16)
+    return get_peft_model(base, fixed(modules_to_save=["head"], init_weights=False), **settings)
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize("low_cpu_mem_usage", [True, False])
+def test_without_autocast_the_adapter_has_the_type_of_the_base(autocast, low_cpu_mem_usage, tmp_path):
+    wanted = torch.float32 if autocast else torch.bfloat16
+    model = half_model(autocast_adapter_dtype=autocast)
+    model.add_adapter("second", fixed(), autocast_adapter_dtype=autocast)
+    model.save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    loaded = PeftModel.from_pretrained(
+        Chain().to(torch.bfloat16), tmp_path, autocast_adapter_dtype=autocast, low_cpu_mem_usage=low_cpu_mem_usage
+    )
+    x = torch.randn(3, 6, dtype=torch.bfloat16)
+    for held in (model, loaded):
+        added = {p.dtype for name, p in held.named_parameters() if ".flexlora_" in name or ".modules_to_save." in name}
+        assert added == {wanted}
+        assert {buffer.dtype for name, buffer in held.named_buffers() if "active" in name} == {torch.bool}
+        assert held(x).dtype == torch.bfloat16
+        assert held(x).isfinite().all()
+    assert torch.equal(model(x), loaded(x))
+
+
+def test_what_trains_in_bfloat16_by_choice_is_told_at_attach():
+    model = half_model(autocast_adapter_dtype=False)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    with pytest.warns(UserWarning, match="trainable parameters are bfloat16"):
+        attach(model, optimizer)

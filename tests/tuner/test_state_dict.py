@@ -48,8 +48,8 @@ def test_state_dict_at_full_capacity_through_weights_only():
     buffer.seek(0)
     state = torch.load(buffer, weights_only=True)
     for name, (out, width) in SHAPES.items():
-        assert state[f"base_model.model.{name}.flexlora_P.default"].shape == (out, 5)
-        assert state[f"base_model.model.{name}.flexlora_Q.default"].shape == (5, width)
+        assert state[f"base_model.model.{name}.flexlora_P.default.tensor"].shape == (out, 5)
+        assert state[f"base_model.model.{name}.flexlora_Q.default.tensor"].shape == (5, width)
         assert state[f"base_model.model.{name}.flexlora_active.default"].dtype == torch.bool
     twin = get_peft_model(base, moving())
     assert twin.load_state_dict(state) is not None
