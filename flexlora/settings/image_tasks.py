@@ -81,6 +81,8 @@ class ImageSetTask(ImageTask):
     sizes: dict[str, list[int]] = MISSING
     train_share: float = MISSING
     test_share: float = MISSING
+    split_seed: int = MISSING
+    metric: str = MISSING
     hub_path: str | None = MISSING
     hub_name: str | None = MISSING
     hub_revision: str | None = MISSING
@@ -89,3 +91,8 @@ class ImageSetTask(ImageTask):
     def num_labels(self) -> int | None:
         """The number of classes, under the name that backbones use. None until the folder was read."""
         return self.num_classes
+
+    @property
+    def is_own(self) -> bool:
+        """Whether this is a folder of the user, and not one of the known sets."""
+        return self.distribution is None and self.hub_path is None

@@ -43,7 +43,7 @@ class Missing(Exception):
 
 
 def register_resolver() -> None:
-    """Register the resolvers of `${recipe:KEY}`, `${recipe:KEY,DEFAULT}` and `${stem:PATH}` with OmegaConf."""
+    """Register the resolvers of `${recipe:KEY}`, `${recipe:KEY,DEFAULT}` and `${stem:PATH,DEFAULT}` with OmegaConf."""
     OmegaConf.register_new_resolver("recipe", _resolve, replace=True)
     OmegaConf.register_new_resolver("stem", _stem, replace=True)
 
@@ -57,10 +57,10 @@ def _resolve(key: str, *default: Any, _root_: DictConfig) -> Any:
     raise Missing(key)
 
 
-def _stem(path: str | None) -> str:
+def _stem(path: str | None, default: str = "data") -> str:
     """Return the name of a file or folder without its endings, as a folder name: `my reviews.csv` → `my_reviews`."""
     name = "" if path is None else Path(path).expanduser().resolve().name
-    return re.sub(r"[^\w-]+", "_", name.partition(".")[0]).strip("_") or "data"
+    return re.sub(r"[^\w-]+", "_", name.partition(".")[0]).strip("_") or default
 
 
 def _at_scale(config: Mapping[str, Any]) -> list[str]:

@@ -120,8 +120,14 @@ def load(settings: GlueTask) -> Glue:
     return glue(settings, train, evaluation, provenance)
 
 
-def glue(settings: GlueTask, train: Rows, evaluation: dict[str, Rows], provenance: dict[str, Any]) -> Glue:
-    """Make the task from these rows, cut to `max_train_rows` and `max_eval_rows`."""
+def glue(
+    settings: GlueTask,
+    train: Rows,
+    evaluation: dict[str, Rows],
+    provenance: dict[str, Any],
+    kind: type["Glue"] | None = None,
+) -> Glue:
+    """Make the task, of class `kind`, from these rows, cut to `max_train_rows` and `max_eval_rows`."""
     whole = [len(rows) for rows in (train, *evaluation.values())]
     if settings.validation_rows is not None:
         # The held-out rows replace the split of the main metric and take its name.
@@ -133,7 +139,7 @@ def glue(settings: GlueTask, train: Rows, evaluation: dict[str, Rows], provenanc
     train = train.first(settings.max_train_rows)
     evaluation = {name: rows.first(settings.max_eval_rows) for name, rows in evaluation.items()}
     kept = [len(rows) for rows in (train, *evaluation.values())]
-    return Glue(settings, train, evaluation, provenance, subset=kept != whole)
+    return (kind or Glue)(settings, train, evaluation, provenance, subset=kept != whole)
 
 
 def _from_folder(settings: GlueTask, root: Path) -> tuple[Rows, dict[str, Rows], dict[str, Any]]:

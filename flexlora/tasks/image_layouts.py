@@ -33,6 +33,8 @@ class Found:
     classes: list[str]
     note: str = ""
     """One line for the user about the split, or an empty text."""
+    seed: int | None = None
+    """The seed with which the split was drawn, or None if the files are the split."""
 
 
 Reader = Callable[[Path, ImageSetTask], Found | None]
@@ -103,16 +105,15 @@ def one_folder(folder: Path, settings: ImageSetTask) -> Found | None:
         return None
     classes = [path.name for path in found]
     rows = named_rows(_images_of(found), classes, folder, str(folder))
-    train, test = drawn(rows.labels, settings.train_share, settings.test_share)
+    train, test = drawn(rows.labels, settings.train_share, settings.test_share, settings.split_seed)
     kept = {rows.labels[i] for i in train}
     without = next((i for i, label in enumerate(rows.labels) if label not in kept), None)
     if without is not None:
         share = f"task.train_share={settings.train_share:g}"
         raise UserError(f"{share} leaves no training image of {rows.names[without]}'s class")
     left = len(rows) - len(train) - len(test)
-    unused = f", {left:,} are not used" if left else ""
-    note = f"{folder} has no split: {len(test):,} of its {len(rows):,} images are drawn to evaluate on{unused}"
-    return Found("one folder", rows.pick(train), rows.pick(test), classes, note)
+    note = f"data: {left:,} of {len(rows):,} images are not used" if left else ""
+    return Found("one folder", rows.pick(train), rows.pick(test), classes, note, settings.split_seed)
 
 
 def class_folders(folder: Path) -> list[Path]:

@@ -12,12 +12,11 @@ from flexlora.settings import ImageSetTask
 from flexlora.tasks import image_distributions, image_layouts
 from flexlora.tasks.image_layouts import TESTS, TRAIN, Found, Reader
 from flexlora.tasks.image_task import ImageClassification, image_task
+from flexlora.tasks.own_files import listed, split_facts, split_line, warn_of_small_classes
 
 log = logging.getLogger("flexlora")
 
 DOCUMENTED = "docs/reference/images.md has the layouts"
-# The number of classes that a message names.
-NAMED = 5
 
 
 def load(settings: ImageSetTask) -> ImageClassification:
@@ -38,7 +37,11 @@ def load(settings: ImageSetTask) -> ImageClassification:
         "layout": found.layout,
         "sha256": found.train.sha256 | found.test.sha256,
         "sizes": _sizes(settings, found),
+        "classes": found.classes,
+        "split": split_facts({"train": len(found.train), "test": len(found.test)}, found.seed),
     }
+    log.info("data: %d classes, in this order: %s", len(found.classes), listed(found.classes))
+    log.info("%s", split_line(provenance["split"], "images"))
     if found.note:
         log.info("%s", found.note)
     return image_task(replace(settings, num_classes=len(found.classes)), found.train, {"test": found.test}, provenance)
@@ -99,10 +102,7 @@ def _check_classes(settings: ImageSetTask, found: Found, where: str) -> None:
         )
     if count < 2:
         raise UserError(f"task.data_dir: {where} has {count} class: a task needs at least 2")
-    absent = sorted(set(range(count)) - set(found.train.labels))
-    if absent:
-        names = ", ".join(found.classes[number] for number in absent[:NAMED]) + (", …" if len(absent) > NAMED else "")
-        log.warning("%d of %d classes have no training image: %s", len(absent), count, names)
+    warn_of_small_classes(found.classes, found.train.labels, found.test.labels, "image")
 
 
 def _sizes(settings: ImageSetTask, found: Found) -> dict[str, list[int]]:

@@ -51,7 +51,7 @@ class ImageClassification(Task):
         self.name = self.settings.name
         self.main_metric = "accuracy"
         self.num_labels = self.settings.num_classes
-        self._metric = load_metric("accuracy")
+        self._metric = load_metric(self.settings.metric if isinstance(self.settings, ImageSetTask) else "accuracy")
 
     def preprocess(self, processor: Any) -> None:
         """Decode all images, or read them from the cache.

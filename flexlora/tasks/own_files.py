@@ -1,6 +1,7 @@
 """The files of a user's own data: a table, or a folder with a table, or with one for each split; and what they hold."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,6 +72,18 @@ def split_line(split: Mapping[str, Any], rows: str = "rows") -> str:
     """Return the line that tells the user the sizes of the split."""
     sizes = ", ".join(f"{count:,} {name}" for name, count in split.items() if name != "by")
     return f"data: {sizes} {rows}, {'split by files' if split['by'] == 'files' else split['by']}"
+
+
+def warn_of_small_classes(classes: Sequence[str], train: Sequence[int], test: Sequence[int], row: str = "row") -> None:
+    """Log a warning for the classes without a training row, and one for those with a single row in all."""
+    learned, counts = {*train}, Counter((*train, *test))
+    absent = [name for number, name in enumerate(classes) if number not in learned]
+    single = [name for number, name in enumerate(classes) if counts[number] == 1]
+    if absent:
+        log.warning("%d of %d classes have no training %s: %s", len(absent), len(classes), row, listed(absent))
+    if single:
+        what = "%d of %d classes have a single %s, which is either learned or evaluated: %s"
+        log.warning(what, len(single), len(classes), row, listed(single))
 
 
 def listed(names: Sequence[str]) -> str:

@@ -23,14 +23,18 @@ from flexlora.tasks.own_files import (
     source_facts,
     split_facts,
     split_line,
+    warn_of_small_classes,
 )
 from flexlora.tasks.rows import Rows, as_class, drawn
 from flexlora.tasks.tables import Table
+from flexlora.tasks.tokens import Examples
 
 log = logging.getLogger("flexlora")
 
 # With more different whole numbers, a label may be a class or a number.
 MOST_CLASSES = 20
+# A larger share of unknown words gets a warning.
+MOST_UNKNOWN = 0.1
 DEFAULT_METRIC = {LabelKind.classes: "accuracy_macro_f1", LabelKind.numbers: "pearson_spearman"}
 # The main score of a metric where it is not the first one.
 MAIN = {"pearson_spearman": "pearson_spearman_mean"}
@@ -61,9 +65,23 @@ def load(settings: OwnTableTask) -> Glue:
     }
     for line in _lines(facts):
         log.info("%s", line)
-    _warn_of_absent(rows[TRAIN], classes)
+    if classes is not None:
+        tests = [label for name, part in rows.items() if name != TRAIN for label in part.labels]
+        warn_of_small_classes(classes, rows[TRAIN].labels, tests)
     provenance = {**source_facts(root, parts, "table"), "left_out": {}, **facts}
-    return glue(task, rows.pop(TRAIN), rows, provenance)
+    return glue(task, rows.pop(TRAIN), rows, provenance, OwnTable)
+
+
+class OwnTable(Glue):
+    """A task of GLUE's kind that warns if the model's tokenizer does not know many of the words."""
+
+    def preprocess(self, processor: Any) -> None:
+        super().preprocess(processor)
+        assert isinstance(self.train.examples, Examples)
+        ids = self.train.examples.tokens.columns["input_ids"]
+        share = float((ids == processor.unk_token_id).mean()) if processor.unk_token_id is not None else 0.0
+        if share > MOST_UNKNOWN:
+            log.warning("%.0f %% of the words are unknown to this model: it can learn little from them", 100 * share)
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:
@@ -231,9 +249,3 @@ def _split(settings: OwnTableTask, rows: Rows, classes: list[str] | None) -> dic
             "give more rows, another share, or files train and test"
         )
     return {TRAIN: rows.pick(train), "test": rows.pick(test)}
-
-
-def _warn_of_absent(train: Rows, classes: list[str] | None) -> None:
-    absent = [] if classes is None else [name for i, name in enumerate(classes) if i not in {*train.labels}]
-    if absent:
-        log.warning("%d of %d classes have no training row: %s", len(absent), len(classes or ()), listed(absent))

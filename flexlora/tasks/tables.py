@@ -100,6 +100,10 @@ def _csv(content: bytes, path: Path, delimiter: str = ",") -> Table:
     reader = csv.reader(io.StringIO(decode(content, path), newline=""), strict=True, delimiter=delimiter)
     try:
         header = next(reader, [])
+        other = next((mark for mark in ";\t" if len(header) == 1 and mark in header[0]), None)
+        if other is not None:
+            name = "semicolons" if other == ";" else "tabs"
+            raise ValueError(f"its columns are separated by {name}: save it with commas, or with tabs as .tsv")
         if len(set(header)) < len(header):
             raise ValueError("line 1: two columns have the same name")
         rows = []

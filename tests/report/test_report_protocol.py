@@ -221,6 +221,7 @@ def test_every_setting_of_a_task_is_judged() -> None:
         *("cut_repeated_answer", "remove_annotations", "last_number"),
         *("first_code_block", "pass_at", "program_timeout"),
         *("kind", "label", "split_seed"),
+        *("messages", "instruction", "input", "output"),
     }
 
 

@@ -113,6 +113,25 @@ def test_a_folder_without_a_split_is_split_by_class_and_the_same_for_every_seed(
     assert not {*third.train_rows.names} & {*third.evaluation_rows["test"].names}
 
 
+def test_a_folder_of_ones_own_is_called_after_itself_and_says_and_records_what_it_holds(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "flexlora")
+    for label, name in enumerate(CLASSES):
+        for seed in range(5):
+            draw(tmp_path / "my birds" / name / f"{seed}.png", label, seed)
+    given = ("task=images/folder", "method=lora", f"task.data_dir={tmp_path / 'my birds'}")
+    task, other = (load_task(settings_of_run(*given, *more).task) for more in ([], ["task.split_seed=1"]))
+    assert task.name == "images/my_birds"
+    assert task.provenance["classes"] == [*CLASSES]
+    assert task.provenance["split"] == {"by": "drawn with seed 0", "train": 12, "test": 3}
+    assert "data: 3 classes, in this order: ant, bee, cow" in caplog.text
+    assert "data: 12 train, 3 test images, drawn with seed 0" in caplog.text
+    assert other.train_rows.names != task.train_rows.names
+    split = type("Split", (), {"name": "test"})
+    assert task.score(split, task.evaluation_rows["test"].labels) == {"accuracy": 1.0, "macro_f1": 1.0}
+    tiny = load_task(settings_of_run(*given, "scale=tiny").task)
+    assert tiny.train_rows.names == task.train_rows.names  # the user's images, and not generated ones
+
+
 def test_the_numbers_of_classes_and_images_are_the_sets():
     assert {path.stem for path in (conf_dir() / "task" / "images").glob("*.yaml")} == {*SETS, "folder"}
     for name, (classes, train, test) in SETS.items():

@@ -111,6 +111,8 @@ def test_the_order_of_the_classes_can_be_given_and_a_number_is_a_name(tmp_path):
         (b"text,label\na,2.5\nb,2.5\n", [], "column 'label' has the same number in every row"),
         (b"text,label\ncaf\xe9,x\n", [], "DIR/a.csv, line 2: not UTF-8: save the file as UTF-8"),
         (b"text,label\n", [], "DIR/a.csv has no rows"),
+        (b"text;label\na, b;x\n", [], "cannot read DIR/a.csv: its columns are separated by semicolons: save it with"),
+        (b"text\tlabel\na\tx\n", [], "cannot read DIR/a.csv: its columns are separated by tabs: save it with commas"),
         (b"a,b,c,label\n1,2,3,4\n", [], "task.text is not set, and DIR/a.csv has 3 columns beside 'label'"),
         (b"text,label\na,x\n", ["task.text=[txt]"], "task.text: DIR/a.csv has no column 'txt'. Did you mean text?"),
         (b"text,label\na,x\n", ["task.text=[label]"], "task.text=[label], task.label=label: give one or two columns"),
@@ -130,6 +132,26 @@ def test_a_class_without_a_training_row_is_a_warning(tmp_path, caplog):
     write(tmp_path / "test.csv", ROWS[:3])
     assert load(tmp_path).num_labels == 3
     assert "1 of 3 classes have no training row: good" in caplog.text
+
+
+def test_a_class_with_a_single_row_is_a_warning(tmp_path, caplog):
+    write(tmp_path / "train.csv", [*ROWS, ("text 30", "odd")])
+    write(tmp_path / "test.csv", ROWS[:3])
+    load(tmp_path)
+    assert "1 of 4 classes have a single row, which is either learned or evaluated: odd" in caplog.text
+    assert "no training row" not in caplog.text
+
+
+def test_words_that_the_model_does_not_know_are_a_warning(tmp_path, caplog):
+    from flexlora.tiny.models.tiny import SPECIAL, _tokenizer
+
+    known = [("the soup was good", "food"), ("the doctor was good", "person")] * 10
+    load(write(tmp_path / "known.csv", known)).preprocess(_tokenizer(SPECIAL))
+    assert "unknown" not in caplog.text
+    load(write(tmp_path / "unknown.csv", [(f"{text} indeed", label) for text, label in known])).preprocess(
+        _tokenizer(SPECIAL)
+    )
+    assert "14 % of the words are unknown to this model: it can learn little from them" in caplog.text
 
 
 def test_other_files_and_folders_are_refused(tmp_path):

@@ -17,7 +17,7 @@ def test_a_folder_is_trained_on_once_and_a_changed_image_is_noticed(flexlora_run
     ]  # fmt: skip
     result = flexlora_run(*words)
     assert result.returncode == 0, result.stderr
-    (path,) = (tmp_path / "runs").glob("local/images/folder/vit/e2lora/*/seed0/result.json")
+    (path,) = (tmp_path / "runs").glob("local/images/data/vit/e2lora/*/seed0/result.json")
     record = read_record(path)
     assert record.status == "done"
     assert record.samples == {"train": 12, "evaluation": {"test": 6}}
