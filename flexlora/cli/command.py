@@ -1,11 +1,12 @@
 """The code that `flexlora-run` and `flexlora-doctor` share: composing with Hydra, one-line errors, exit codes."""
 
+import contextlib
 import os
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from importlib.metadata import version
 from typing import Any
@@ -24,12 +25,11 @@ from flexlora.cli.explain import explain, require_task
 from flexlora.cli.flags import check_flags
 from flexlora.cli.interrupt import raise_from_here
 from flexlora.cli.sweep import list_endings
-from flexlora.cli.terminal import take_any_letter, warn_in_one_line
+from flexlora.cli.terminal import say, take_any_letter, warn_in_one_line
 from flexlora.conf_path import conf_dir
 from flexlora.errors import UserError, one_line, printable
 from flexlora.results.record import Ending
 from flexlora.settings import RunSettings, register_schemas, resolve
-from flexlora.training.progress import is_main_process
 from flexlora.training.signals import raise_interrupted
 
 REFUSED, FAILED = 2, 1
@@ -40,15 +40,21 @@ BETWEEN = {"flexlora.cli.config_loader", "flexlora.cli.sweep"}
 
 Job = Callable[[RunSettings, dict[str, Any], list[str]], Ending]
 Finished = Callable[[RunSettings, dict[str, Any], list[str]], bool]
+Inputs = Callable[[RunSettings], None]
+
+# The settings that name what a run reads. Runs with the same values read the same.
+INPUTS = ("task.name", "task.data_dir", "model.path", "model.kind", "method.ranks_from", "adapter")
 
 
 class Task:
     """The function that Hydra calls for every run of the command line, here or in a process that a launcher starts."""
 
-    def __init__(self, program: str, job: Job, finished: Finished | None = None) -> None:
+    def __init__(self, program: str, job: Job, finished: Finished | None = None, inputs: Inputs | None = None) -> None:
         self.program = program
         self.job = job
         self.finished = finished
+        self.inputs = inputs
+        self._troubles: dict[tuple[Any, ...], str | None] = {}
         self.show_tracebacks = bool(os.environ.get("HYDRA_FULL_ERROR"))
         self.endings: list[Ending] = []
 
@@ -69,21 +75,57 @@ class Task:
 
     def is_finished(self, config: DictConfig) -> bool:
         """Return whether the run is finished on the disk. `config` is composed and contains Hydra's own part."""
-        before = HydraConfig.instance().cfg
-        HydraConfig.instance().set_config(config)
         try:
-            own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-            settings, plain = _resolved(own)
-            overrides = _as_sweeps_spell(HydraConfig.get().overrides.task)
-            return self.finished is not None and self.finished(settings, plain, overrides)
+            with _hydra_of(config) as own:
+                settings, plain = _resolved(own)
+                overrides = _as_sweeps_spell(HydraConfig.get().overrides.task)
+                return self.finished is not None and self.finished(settings, plain, overrides)
         except UserError:
             return False
-        finally:
-            HydraConfig.instance().cfg = before
+
+    def trouble(self, config: DictConfig) -> str | None:
+        """Return why a run could not read its inputs, or None. It is for the runs of a sweep, before the first begins.
+
+        A run that is finished needs no inputs. Settings that are refused are refused when the run begins.
+        """
+        if self.inputs is None or config.dry:
+            return None
+        key = tuple(OmegaConf.select(config, name, throw_on_missing=False) for name in INPUTS)
+        if key not in self._troubles:
+            self._troubles[key] = self._ask(self.inputs, config)
+        found = self._troubles[key]
+        return None if found is None or self.is_finished(config) else found
+
+    def _ask(self, inputs: Inputs, config: DictConfig) -> str | None:
+        with _hydra_of(config) as own:
+            try:
+                settings, _ = _resolved(own)
+            except UserError:
+                return None
+            try:
+                inputs(settings)
+            except UserError as error:
+                return str(error)
+        return None
+
+
+@contextlib.contextmanager
+def _hydra_of(config: DictConfig) -> Iterator[DictConfig]:
+    """Make Hydra's part of `config` the current one. Yield the rest."""
+    before = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(config)
+    try:
+        yield OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    finally:
+        HydraConfig.instance().cfg = before
 
 
 def call_with_settings(
-    program: str, job: Job, overrides: Sequence[str] = (), finished: Finished | None = None
+    program: str,
+    job: Job,
+    overrides: Sequence[str] = (),
+    finished: Finished | None = None,
+    inputs: Inputs | None = None,
 ) -> list[Ending]:
     """Call `job(settings, the same as plain data, the command line's overrides)` for every run of the command line.
 
@@ -95,6 +137,7 @@ def call_with_settings(
         job: returns how the run ended. A `UserError` from it becomes a line on stderr and the ending `refused`.
         overrides: the program's own overrides for Hydra, such as the text of `--help`.
         finished: returns whether a run is finished on the disk. A stopped sweep asks this about its remaining runs.
+        inputs: raises a `UserError` if a run's data or model is missing. A sweep asks this about all its runs first.
 
     Returns:
         How each run ended, in order.
@@ -108,7 +151,7 @@ def call_with_settings(
     list_endings()
     config_loader.install()
     OmegaConf.register_new_resolver("choices", list_choices, replace=True)
-    task = Task(program, job, finished)
+    task = Task(program, job, finished, inputs)
     # With this variable Hydra raises its errors instead of printing them in its own way and exiting.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # These flags may be anywhere on the command line, but Hydra needs its overrides to follow each other.
@@ -196,9 +239,3 @@ def _insert(overrides: Sequence[str]) -> None:
     """Put the program's own overrides directly before the user's: argparse needs all overrides to follow each other."""
     place = next((i for i, item in enumerate(sys.argv) if i and "=" in item and item[0] != "-"), len(sys.argv))
     sys.argv[place:place] = overrides
-
-
-def say(program: str, what: object) -> None:
-    """Print a line on stderr. Only the main process prints it."""
-    if is_main_process():
-        print(f"{program}: {what}", file=sys.stderr)

@@ -11,7 +11,8 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 
 from flexlora.cli.choices import config_folders, method_files
-from flexlora.cli.command import FAILED, REFUSED, call_with_settings, say
+from flexlora.cli.command import FAILED, REFUSED, call_with_settings
+from flexlora.cli.terminal import say
 from flexlora.conf_path import conf_dir
 from flexlora.doctor.findings import Finding, Mark
 from flexlora.doctor.method_rows import Described, method_rows

@@ -34,12 +34,18 @@ def main() -> None:
             return ending
         return run_job(settings, plain, overrides)
 
-    endings = call_with_settings("flexlora-run", run, finished=_is_finished)
+    endings = call_with_settings("flexlora-run", run, finished=_is_finished, inputs=_check_inputs)
     bad = {ending.status for ending in endings} - {"done", "skipped"}
     if dry_run.asked:
         print(dry_run)
         sys.exit(REFUSED if "refused" in bad else 0)
     sys.exit(0 if not bad else REFUSED if bad == {"refused"} else FAILED)
+
+
+def _check_inputs(settings: RunSettings) -> None:
+    from flexlora.training.inputs import refuse_missing_inputs
+
+    refuse_missing_inputs(settings)
 
 
 def _is_finished(settings: RunSettings, plain: dict[str, Any], overrides: list[str]) -> bool:

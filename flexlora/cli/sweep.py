@@ -24,6 +24,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from flexlora.cli.terminal import say
 from flexlora.errors import UserError, one_line
 from flexlora.reading import read_text
 from flexlora.results.files import lock, to_json, write_text
@@ -78,6 +79,7 @@ class ListingSweeper(Sweeper):
         task = Journaled(task_function, self._journal)
         self._sweeper.setup(hydra_context=hydra_context, task_function=task, config=config)
         self._launcher = self._sweeper.launcher = PatientLauncher(self._sweeper.launcher, self._journal)
+        self._sweeper.validate_batch_is_legal = self._refuse_missing_inputs
 
     def sweep(self, arguments: list[str]) -> Any:
         """Launch all jobs, and list their endings also after an error."""
@@ -88,6 +90,25 @@ class ListingSweeper(Sweeper):
             return self._sweeper.sweep(arguments)
         finally:
             self._finish()
+
+    def _refuse_missing_inputs(self, batch: Sequence[Sequence[str]]) -> None:
+        """Compose every job before the first one begins, as Hydra's sweeper does, and check what the jobs read.
+
+        Raises:
+            UserError: a job that is not finished would read data or a model that is missing or damaged.
+        """
+        troubles: dict[str, list[Job]] = {}
+        for overrides in batch:
+            trouble = self._task.trouble(self._composed(overrides))  # type: ignore[attr-defined]
+            if trouble is not None:
+                troubles.setdefault(trouble, []).append(job_of(overrides))
+        if not troubles:
+            return
+        jobs = [job_of(overrides) for overrides in batch]
+        for trouble, found in troubles.items():
+            say(self._config.hydra.job.name, f"{trouble} ({_which(found, jobs)})")
+        count = sum(map(len, troubles.values()))
+        raise UserError(f"no run was started, because {count} of {len(jobs)} could not read their data or model")
 
     def _finish(self) -> None:
         position.begin([])
@@ -114,9 +135,11 @@ class ListingSweeper(Sweeper):
             print(page({shlex.join(words[job]): ending for job, ending in endings.items()}))
 
     def _is_finished(self, overrides: Sequence[str]) -> bool:
+        return bool(self._task.is_finished(self._composed(overrides)))  # type: ignore[attr-defined]
+
+    def _composed(self, overrides: Sequence[str]) -> DictConfig:
         loader = self._hydra_context.config_loader
-        config = loader.load_sweep_config(master_config=self._config, sweep_overrides=list(overrides))
-        return bool(self._task.is_finished(config))  # type: ignore[attr-defined]
+        return loader.load_sweep_config(master_config=self._config, sweep_overrides=list(overrides))
 
 
 class Journal:
@@ -279,6 +302,14 @@ def _submitit_waits_for_all() -> Iterator[None]:
 def job_of(overrides: Sequence[str]) -> Job:
     """Return the job with these overrides."""
     return tuple(item for item in overrides if not item.lstrip("+~").startswith(("hydra.", "hydra/")))
+
+
+def _which(found: Sequence[Job], jobs: Sequence[Job]) -> str:
+    """Say how many of `jobs` were found, and which overrides all of these have and no other job has."""
+    others = {item for job in jobs if job not in found for item in job}
+    common = [item for item in found[0] if item not in others and all(item in job for job in found)]
+    words = " ".join(common) if others else ""
+    return f"{len(found)} of {len(jobs)} runs{': ' if words else ''}{words}"
 
 
 def page(endings: dict[str, Ending]) -> str:

@@ -20,3 +20,11 @@ def warn_in_one_line() -> None:
     name = program()
     if name is not None:
         warnings.formatwarning = lambda message, *_: f"{name}: warning: {printable(' '.join(str(message).split()))}\n"
+
+
+def say(program: str, what: object) -> None:
+    """Print a line on stderr. Only the main process prints it."""
+    from flexlora.training.progress import is_main_process  # here: flexlora-report has no need of its imports
+
+    if is_main_process():
+        print(f"{program}: {what}", file=sys.stderr)

@@ -14,7 +14,7 @@ from flexlora.hub import trouble_with, what_failed
 from flexlora.models import Backbone, on_hub
 from flexlora.models.leftovers import layer_dropout, say_unused
 from flexlora.models.pretrained import ADAPTER, refuse_second_adapter
-from flexlora.paths import saved_folder
+from flexlora.models.saved_files import CONFIG, require_config
 from flexlora.reading import TEXT, read_bytes, regular
 from flexlora.settings import ModelSettings
 from flexlora.text_files import decode
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("flexlora")
 
 LOCAL_HINT = "model=local model.path=DIR takes a timm model from a folder"
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+WEIGHTS = "model.safetensors"
 # Arguments of timm's constructor that are not an architecture's own: they say where weights come from (timm unpickles
 # `checkpoint_path`), and what the model is made for.
 NOT_OF_MODEL = {
@@ -139,9 +139,7 @@ def outline(settings: ModelSettings, num_labels: int | None) -> tuple[ImageBackb
 
 
 def _in_folder(path: str) -> tuple[Path, Path]:
-    folder = saved_folder("model.path", path)
-    if not (folder / CONFIG).is_file():
-        raise UserError(f"model.path: {path} has no {CONFIG}: it is not a timm model")
+    folder = require_config(path, "timm")
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"model.path: {path} has no {WEIGHTS}: weights in other files are not read")
     refuse_second_adapter(folder / ADAPTER, path)

@@ -9,7 +9,7 @@ from typing import Any
 from flexlora.errors import UserError, one_line
 from flexlora.hub import trouble_with, what_failed
 from flexlora.models import on_hub
-from flexlora.paths import saved_folder
+from flexlora.models.saved_files import require_config
 from flexlora.saved_adapter import CONFIG as ADAPTER
 from flexlora.settings import ModelSettings
 
@@ -32,9 +32,7 @@ def pretrained(settings: ModelSettings, hint: str) -> Iterator[tuple[str, dict[s
         raise UserError("model.path is not set: model=local needs model.path=DIR, a folder with a saved model")
     folder = Path(settings.path).expanduser()
     if not on_hub(settings):
-        saved_folder("model.path", settings.path)
-        if not (folder / "config.json").is_file():
-            raise UserError(f"model.path: {settings.path} has no config.json: it is not a saved transformers model")
+        require_config(settings.path, "saved transformers")
         refuse_second_adapter(folder / ADAPTER, settings.path)
         source, trouble = str(folder), None
     else:

@@ -14,7 +14,8 @@ from flexlora.hub import load_splits
 from flexlora.paths import existing_folder
 from flexlora.settings import GlueTask
 from flexlora.tasks.base import Split, Task
-from flexlora.tasks.glue_columns import find_split, hub_rows, read_files
+from flexlora.tasks.glue_columns import hub_rows, read_files
+from flexlora.tasks.glue_files import find_train
 from flexlora.tasks.glue_tsv import read_tsv
 from flexlora.tasks.metrics import load_metric
 from flexlora.tasks.rows import Rows, check_columns, check_labels, held_out
@@ -143,41 +144,24 @@ def glue(
 
 
 def _from_folder(settings: GlueTask, root: Path) -> tuple[Rows, dict[str, Rows], dict[str, Any]]:
-    """Read the rows from the first folder that has a training file. The kind of that file decides how it is read."""
-    tsv, hub = settings.tsv, settings.hub
-    for folder in dict.fromkeys([root / tsv.folder, root / (hub.name or tsv.folder), root]):
-        if not folder.is_dir():
-            continue
-        classic, files = (folder / tsv.train).is_file(), find_split(folder, hub.train)
-        if classic and files:
-            raise UserError(f"task.data_dir: {folder} has both {tsv.train} and {files[0].name}: keep only one of them")
-        if classic:
-            paths = {"train": tsv.train, **tsv.evaluation}
-            rows = {name: read_tsv(folder / file, settings) for name, file in paths.items()}
-            layout = "classic"
-        elif files:
-            rows = {"train": read_files(files, settings)}
-            for name, split in hub.evaluation.items():
-                found = find_split(folder, split)
-                if not found:
-                    raise UserError(f"task.data_dir: {folder} has no file for split '{split}', such as {split}.parquet")
-                rows[name] = read_files(found, settings)
-            layout = "columns"
-        else:
-            continue
-        provenance = {
-            "source": "folder",
-            "layout": layout,
-            "path": str(folder),
-            "revision": None,
-            "sha256": {file: sha256 for split in rows.values() for file, sha256 in split.sha256.items()},
-            "left_out": {file: lines for split in rows.values() for file, lines in split.left_out.items()},
-        }
-        return rows.pop("train"), rows, provenance
-    raise UserError(
-        f"task.data_dir: neither {root / tsv.folder} nor {root} has a {tsv.train} (the classic GLUE download) "
-        f"or a {hub.train}.parquet, .json, .jsonl or .csv (the hub's columns)"
-    )
+    found = find_train(settings, root)
+
+    def read(files: list[Path]) -> Rows:
+        return read_tsv(files[0], settings) if found.classic else read_files(files, settings)
+
+    names = settings.tsv.evaluation if found.classic else settings.hub.evaluation
+    rows = {"train": read(found.train)}
+    for name in names:
+        rows[name] = read(found.evaluation(settings, name))
+    provenance = {
+        "source": "folder",
+        "layout": "classic" if found.classic else "columns",
+        "path": str(found.folder),
+        "revision": None,
+        "sha256": {file: sha256 for split in rows.values() for file, sha256 in split.sha256.items()},
+        "left_out": {file: lines for split in rows.values() for file, lines in split.left_out.items()},
+    }
+    return rows.pop("train"), rows, provenance
 
 
 def _from_hub(settings: GlueTask) -> tuple[Rows, dict[str, Rows], dict[str, Any]]:

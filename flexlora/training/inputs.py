@@ -7,32 +7,49 @@ from typing import Any
 import flexlora
 from flexlora.errors import UserError
 from flexlora.models import on_hub
+from flexlora.models.saved_files import check_saved_model
 from flexlora.paths import existing_folder, existing_path, saved_folder
 from flexlora.results.record import recorded_run
 from flexlora.results.stamps import Stamp, folder_stamp, stamps
-from flexlora.settings import OwnTextTask, RunSettings
+from flexlora.settings import GlueTask, OwnTextTask, RunSettings, VtabTask
+from flexlora.tasks.glue_files import find_train
+from flexlora.tasks.image_lists import task_folder
 
 MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".jinja")
 
 
 def refuse_missing_inputs(settings: RunSettings) -> None:
-    """Refuse a missing folder now, because the task, the model or the method would refuse it some seconds later.
+    """Refuse a missing or damaged input now, because the task, the model or the method would refuse it seconds later.
 
-    This does not check folders that only code from outside this package reads, nor data that flexlora/tiny makes.
+    No data are read. This does not check folders that only code from outside this package reads, nor data that
+    flexlora/tiny makes.
 
     Raises:
-        UserError: a folder is missing.
+        UserError: a folder or the file of a training split is missing, or a file of the model is cut off.
     """
     task, model, method = settings.task, settings.model, settings.method
     if method.fields.get("ranks_from") is not None:
         recorded_run("method.ranks_from", method.fields["ranks_from"])
     if _has_module("tasks", task.family) and task.data_dir is not None:  # a family from outside may have no such field
-        check = existing_path if isinstance(task, OwnTextTask) else existing_folder
-        check("task.data_dir", task.data_dir)
+        _refuse_missing_data(task)
     if model.path is not None and _has_module("models", model.kind) and not on_hub(model):
-        saved_folder("model.path", model.path)
+        check_saved_model(model.path)
     if settings.adapter is not None:
         saved_folder("adapter", settings.adapter)
+
+
+def _refuse_missing_data(task: Any) -> None:
+    if isinstance(task, OwnTextTask):
+        existing_path("task.data_dir", task.data_dir or "")
+        return
+    root = existing_folder("task.data_dir", task.data_dir)
+    try:
+        if isinstance(task, GlueTask):
+            find_train(task, root)
+        elif isinstance(task, VtabTask):
+            task_folder(task)
+    except OSError as error:
+        raise UserError(f"task.data_dir: cannot read {error.filename}: {error.strerror}") from error
 
 
 def _has_module(folder: str, name: str) -> bool:
