@@ -1,7 +1,7 @@
 """What every method keeps on an image model: a ViT of timm's, trained by the real loop.
 
 The contract of test_methods_contract.py, for which an image model is another backbone. A method is tested here once its
-exact number of parameters at ViT-B/16's shape stands in ADAPTER.
+exact number of parameters at ViT-B/16's shape stands in ADAPTER, or in BY_GRADIENTS if the data decide that number.
 """
 
 import shutil
@@ -59,12 +59,13 @@ ADAPTER = {
     "vpt_deep": 460_800,
     "vpt_shallow": 38_400,
 }
+BY_GRADIENTS = ("e2_dora", "e2_lori", "e2_sharelora", "e2_vera", "e2lora", "gora", "ralora", "ralora_pro")
 STARTS_NEAR = {"houlsby", "pfeiffer", "pissa"}
-STARTS_ELSEWHERE = {"noah", "ssf", "vpt_deep", "vpt_shallow"}
+STARTS_ELSEWHERE = {"gora", "noah", "ssf", "vpt_deep", "vpt_shallow"}
 NOT_MERGEABLE = {"adaptformer", "houlsby", "noah", "pfeiffer", "vpt_deep", "vpt_shallow"}
 MASKS = {name for name in METHODS if "trainable" in settings_of(name).method.fields}
 
-every_method = pytest.mark.parametrize("name", ADAPTER)
+every_method = pytest.mark.parametrize("name", [*ADAPTER, *BY_GRADIENTS])
 
 
 def train(name: str, total_steps: int = TOTAL_STEPS) -> tuple[Method, nn.Module]:
@@ -130,7 +131,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(name, tmp_path):
     assert [key for key, value in model.named_parameters() if not torch.equal(value, expected[key])] == []
 
 
-@every_method
+@pytest.mark.parametrize("name", ADAPTER)
 def test_parameters_at_the_shape_of_vit_b16(name):
     method, model = wrapped(name, base=random_init("vit_b16", device="meta", num_labels=100))
     counted = method.parameters(model)
