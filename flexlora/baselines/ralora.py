@@ -8,8 +8,8 @@ uniform (√5) for in/n inputs, and B = 0, so ΔW = 0 at the start. n = 1 is LoR
 
 `block_pattern` has n for each linear; the method `ralora` chooses it from gradients (flexlora/methods/ralora.py). The
 A_i are kept side by side as one A (r × in), and the B_i as one B (out × r). As in the authors' code
-(hhnqqq/MyTransformers 4037d4d, ralora.py), s has the r of the configuration where `rank_pattern` gives a linear another
-rank.
+(hhnqqq/MyTransformers 4037d4d, ralora.py), r in s is the configuration's, also for a linear to which `rank_pattern`
+gives another rank.
 """
 
 from __future__ import annotations
