@@ -66,6 +66,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "seed": (0, MAX_SEED),
     "data_seed": (0, MAX_SEED),
 }
+# Words that a method's field takes in place of its number.
+WORDS = {"lambda_lr_ratio": ("auto",)}
 POSITIVE = ("training.learning_rate", "training.max_grad_norm")
 FOLDER_NAMES = ("scale", "variant", "method.name", "model.name")
 # Characters that YAML does not preserve, that control a terminal, or that represent bytes that are not UTF-8 (they
@@ -155,6 +157,8 @@ def _as_declared(method: Mapping[str, Any], folders: Sequence[Path]) -> dict[str
     for name, value in method.items():
         example = declared.get(name)
         if isinstance(example, bool) or not isinstance(example, int | float):
+            continue
+        if value in WORDS.get(name, ()):
             continue
         if isinstance(value, bool | str):
             raise UserError(f"method.{name} must be a number, not {value!r}")

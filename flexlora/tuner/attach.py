@@ -331,11 +331,12 @@ def _check_lambda_lr_ratio(optimizer: torch.optim.Optimizer, allocator: RankAllo
         for group in optimizer.param_groups
         for parameter in group["params"]
     }
-    p, values, _ = allocator.layers[0].factors(allocator.adapter_name)
-    wanted = allocator.config.lambda_lr_ratio
+    layer = allocator.layers[0]
+    p, values, _ = layer.factors(allocator.adapter_name)
+    wanted = allocator.config.lambda_rate(layer.out_features, layer.in_features)
     if rates[id(p)] > 0 and not math.isclose(rates[id(values)] / rates[id(p)], wanted, rel_tol=1e-6):
         warnings.warn(
-            f"the configuration has lambda_lr_ratio={wanted}, but the optimizer's learning rate is "
+            f"the configuration has lambda_lr_ratio={wanted:g}, but the optimizer's learning rate is "
             f"{rates[id(values)]:g} for λ and {rates[id(p)]:g} for P: make the optimizer from "
             "flexlora.parameter_groups(model, learning_rate).",
             stacklevel=3,

@@ -7,7 +7,7 @@ field the check applies to each value, whose name in messages is such as `rank_p
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 
@@ -60,6 +60,15 @@ def number(
     for name, value in _values(owner, names, or_none):
         holds = is_number(value) and at_least <= value <= at_most and above < value < below
         _refuse_unless(holds, name, what, value)
+
+
+def number_or(owner: Any, name: str, words: Sequence[str], above: float = -math.inf) -> None:
+    """Check that a field is one of `words`, or a finite number above the bound."""
+    value = getattr(owner, name)
+    if not isinstance(value, str):
+        number(owner, name, above=above)
+    else:
+        _refuse_unless(value in words, name, f"a number or {' or '.join(words)}", value)
 
 
 def probability(owner: Any, *names: str, or_none: bool = False) -> None:

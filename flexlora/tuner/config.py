@@ -9,7 +9,7 @@ from typing import Any
 
 from .base_config import LowRankConfig, setting
 from .budget import BUDGET_SCHEDULES, budget, event_steps, scaled_windows
-from .checks import choice, number, whole
+from .checks import choice, number, number_or, whole
 from .importance import METRICS
 
 # These include registrations from other packages: both are read when a configuration is made.
@@ -140,8 +140,12 @@ class FlexLoraConfig(LowRankConfig):
     )
     beta1: float = setting(0.85, "Smoothing of the sensitivity (importance='sensitivity').", number, above=0, below=1)
     beta2: float = setting(0.85, "Smoothing of its uncertainty (importance='sensitivity').", number, above=0, below=1)
-    lambda_lr_ratio: float = setting(
-        1.0, "Learning rate of λ divided by that of P and Q; `parameter_groups` uses it.", number, above=0
+    lambda_lr_ratio: float | str = setting(
+        1.0,
+        "Learning rate of λ divided by that of P and Q; `parameter_groups` uses it. 'auto': that of `lambda_rate`.",
+        number_or,
+        words=("auto",),
+        above=0,
     )
     seed: int = setting(
         0, "Seed of new directions and of importance='random'; step and module also enter.", whole, at_least=None
@@ -212,6 +216,20 @@ class FlexLoraConfig(LowRankConfig):
         if self.init_b == 0 or self.total_step is None:
             return 0
         return budget(step, self.init_b, self.total_step, self.tinit, self.tfinal, self.budget_schedule, share)
+
+    def lambda_rate(self, out_features: int, in_features: int) -> float:
+        """The learning rate of λ in a linear, divided by that of P and Q.
+
+        With `lambda_lr_ratio='auto'`, the first Adam step moves ΔW of this linear as far (in Frobenius norm) as LoRA's
+        first step with the same learning rate, rank and `lora_alpha` does. LoRA's B moves by ±η in every entry, and its
+        A is Kaiming uniform (√5), so that ΔW moves by s η √(r out / 3). λ moves by ±η in every entry, so that ΔW moves
+        by s η √r ‖p‖‖q‖. The ratio is therefore √(out / 3) / (‖p‖‖q‖), where ‖p‖‖q‖ is init_std² √(out in) for Gaussian
+        vectors and 1 for orthonormal ones. This project derived the rule; the paper has one rate for all parameters.
+        """
+        if self.lambda_lr_ratio != "auto":
+            return float(self.lambda_lr_ratio)
+        lengths = 1.0 if self.vector_init == "orthonormal" else self.init_std**2 * math.sqrt(out_features * in_features)
+        return math.sqrt(out_features / 3) / lengths
 
     def resolved_max_rank(self) -> int:
         """`max_rank`, or its default: min(r + number of events, 4r), rounded up to a multiple of 8."""

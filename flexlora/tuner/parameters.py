@@ -20,43 +20,43 @@ from .packing import adapted_root, flexlora_configs
 def parameter_groups(
     model: nn.Module, learning_rate: float, lambda_lr_ratio: float | None = None
 ) -> list[dict[str, Any]]:
-    """Make the groups for a torch optimizer: all trainable parameters, with FlexLoRA's λ in a separate group.
+    """Make the groups for a torch optimizer: all trainable parameters, with FlexLoRA's λ apart.
 
-    The reason for the separate group: with unit vectors, one Adam step on λ changes ΔW far less than one on LoRA's B,
+    The reason for the separate groups: with unit vectors, one Adam step on λ changes ΔW far less than one on LoRA's B,
     so the SVD form fits more slowly. The paper has one learning rate for all parameters.
 
     Args:
         model: the adapted model.
         learning_rate: the learning rate of all parameters except λ.
-        lambda_lr_ratio: the learning rate of λ divided by `learning_rate`; by default that of the trainable adapter.
+        lambda_lr_ratio: the learning rate of λ divided by `learning_rate`; by default that of the trainable adapter's
+            configuration ([`FlexLoraConfig.lambda_rate`]).
 
     Returns:
-        Two groups, or one if there is no λ, each with "params", "lr" and "name".
+        The group "others", and the group "lambda" if there is a λ. If the configuration has `lambda_lr_ratio="auto"`,
+        there is a group "lambda ×RATIO" for each ratio. Each group has "params", "lr" and "name".
 
     Raises:
         ValueError: the learning rate is below 0, or the ratio is not positive.
     """
-    if lambda_lr_ratio is None:
-        lambda_lr_ratio = next((c.lambda_lr_ratio for _, _, c in flexlora_configs(model) if not c.inference_mode), 1.0)
+    config = next((c for _, _, c in flexlora_configs(model) if not c.inference_mode), None)
     if not learning_rate >= 0:  # torch checks only its default rate, not the rate of a group
         raise ValueError(f"`learning_rate` must not be negative, but is {learning_rate}.")
-    if lambda_lr_ratio <= 0:
+    if lambda_lr_ratio is not None and lambda_lr_ratio <= 0:
         raise ValueError(f"`lambda_lr_ratio` must be positive, not {lambda_lr_ratio}.")
-    lambdas = {
-        id(values)
-        for module in model.modules()
-        if isinstance(module, FlexLoraLayer)
-        for values in module.flexlora_lambda.values()
-    }
+    ratios: dict[int, float] = {}
+    for module in model.modules():
+        if isinstance(module, FlexLoraLayer):
+            ratio = lambda_lr_ratio
+            if ratio is None:
+                ratio = 1.0 if config is None else config.lambda_rate(module.out_features, module.in_features)
+            ratios |= {id(values): ratio for values in module.flexlora_lambda.values()}
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"name": "others", "params": [p for p in trainable if id(p) not in lambdas], "lr": learning_rate},
-        {
-            "name": "lambda",
-            "params": [p for p in trainable if id(p) in lambdas],
-            "lr": learning_rate * lambda_lr_ratio,
-        },
-    ]
+    groups = [{"name": "others", "params": [p for p in trainable if id(p) not in ratios], "lr": learning_rate}]
+    different = sorted(set(ratios.values()))
+    for ratio in different:
+        params = [p for p in trainable if ratios.get(id(p)) == ratio]
+        name = "lambda" if len(different) == 1 else f"lambda ×{ratio:.6g}"
+        groups.append({"name": name, "params": params, "lr": learning_rate * ratio})
     return [group for group in groups if group["params"]]
 
 

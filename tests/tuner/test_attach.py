@@ -328,9 +328,10 @@ def test_an_optimizer_of_several_evaluations_a_step_is_refused() -> None:
         attach(model, torch.optim.LBFGS(trainable(model)))
 
 
-def test_an_ignored_lambda_lr_ratio_gives_a_warning() -> None:
-    model = adapt(make_net(), **settings(lambda_lr_ratio=5.0))
-    with pytest.warns(UserWarning, match="lambda_lr_ratio=5.0"):
+@pytest.mark.parametrize(("ratio", "said"), [(5.0, "lambda_lr_ratio=5,"), ("auto", r"lambda_lr_ratio=\d+\.\d+,")])
+def test_an_ignored_lambda_lr_ratio_gives_a_warning(ratio, said) -> None:
+    model = adapt(make_net(), **settings(lambda_lr_ratio=ratio))
+    with pytest.warns(UserWarning, match=said):
         attach(model, torch.optim.AdamW(trainable(model), lr=1e-3))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

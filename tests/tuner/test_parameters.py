@@ -298,6 +298,52 @@ def test_a_bad_ratio(ratio):
         parameter_groups(wrapped(moving()), 1e-3, ratio)
 
 
+def first_movement(config, out_features: int, in_features: int, seed: int) -> float:
+    """How far the first Adam step moves ΔW, in Frobenius norm and learning rates, for a random gradient of W."""
+    torch.manual_seed(seed)
+    model = get_peft_model(nn.Sequential(nn.Linear(in_features, out_features, bias=False)), config).double()
+    rate = 1e-7  # so small that P and Q, whose λ is then not 0 any more, add nothing
+    optimizer = torch.optim.Adam(parameter_groups(model, rate), eps=1e-12)
+    (model(torch.eye(in_features, dtype=torch.float64)) * torch.randn(in_features, out_features)).sum().backward()
+    optimizer.step()
+    layer = model.base_model.model[0]
+    return float(layer.get_delta_weight("default").detach().norm()) / rate
+
+
+@pytest.mark.parametrize("vectors", ["gaussian", "orthonormal"])
+@pytest.mark.parametrize(("out_features", "in_features"), [(64, 256), (256, 64), (768, 768), (96, 1024)])
+@pytest.mark.parametrize("r", [2, 8])
+def test_the_automatic_rate_of_lambda_moves_as_far_as_lora(vectors, out_features, in_features, r):
+    """Independent of the formula: both are trained for a step, from 16 seeds."""
+    shape = {"r": r, "lora_alpha": 16, "target_modules": ["0"]}
+    ours = FlexLoraConfig(init_b=0, vector_init=vectors, lambda_lr_ratio="auto", orth_reg_weight=0, **shape)
+    moved, loras = (
+        torch.tensor([first_movement(config, out_features, in_features, seed) for seed in range(16)]).square().mean()
+        for config in (ours, LoraConfig(**shape))
+    )
+    assert float(moved.sqrt()) == pytest.approx(float(loras.sqrt()), rel=0.07)
+
+
+def test_automatic_rates_of_lambda_have_a_group_for_each_shape():
+    base = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4), nn.Linear(4, 4))
+    config = FlexLoraConfig(
+        r=2, init_b=0, target_modules=["0", "1", "2"], vector_init="orthonormal", lambda_lr_ratio="auto"
+    )
+    model = get_peft_model(base, config)
+    others, small, large = parameter_groups(model, 3e-3)
+    assert [small["lr"], large["lr"]] == pytest.approx([3e-3 * (4 / 3) ** 0.5, 3e-3 * (5 / 3) ** 0.5])
+    assert {name.split(".")[2] for name in names_of(model, small)} == {"1", "2"}
+    assert [group["name"] for group in (others, small, large)] == ["others", "lambda ×1.1547", "lambda ×1.29099"]
+    (_, given) = parameter_groups(model, 3e-3, 2.0)
+    assert (given["name"], given["lr"]) == ("lambda", 6e-3)
+
+
+@pytest.mark.parametrize("value", ["fast", "", None, True, 0])
+def test_the_ratio_is_a_positive_number_or_auto(value):
+    with pytest.raises(ValueError, match="`lambda_lr_ratio` must be a"):
+        FlexLoraConfig(target_modules=["0"], init_b=0, lambda_lr_ratio=value)
+
+
 def test_ranks_are_named_as_in_the_base_model_also_below_a_wrapper() -> None:
     class Wrapper(nn.Module):  # what DistributedDataParallel adds to names
         def __init__(self, module: nn.Module) -> None:
