@@ -11,6 +11,8 @@ from flexlora.report.sheet import Row, Sheet
 from flexlora.report.table import Average, Column, Cost, Count
 
 INTERVAL = "  95 % interval"
+SURE = "*"
+"""The mark of a difference that is significant with the correction for all differences of the table."""
 SUPERSCRIPT = str.maketrans("svgtdomxfc", "ˢᵛᵍᵗᵈᵒᵐˣᶠᶜ")
 
 
@@ -145,7 +147,8 @@ def _paired_entry(pair: Paired | None, usual_seeds: int | None) -> Entry:
         return Entry([""])
     parts = [signed(pair.difference)]
     if pair.p is not None:
-        parts.append("p <0.001" if pair.p < 0.001 else f"p {pair.p:.{2 if pair.p >= 0.1 else 3}f}")
+        p = "p <0.001" if pair.p < 0.001 else f"p {pair.p:.{2 if pair.p >= 0.1 else 3}f}"
+        parts.append(f"{p}{SURE if pair.is_sure else ''}")
     return Entry([*parts, f"({pair.n})"] if pair.n != usual_seeds else parts)
 
 

@@ -4,6 +4,8 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+LEVEL = 0.05
+
 
 @dataclass(frozen=True)
 class Paired:
@@ -15,6 +17,8 @@ class Paired:
     difference: float
     n: int
     p: float | None
+    is_sure: bool = False
+    """Whether `p` is below `LEVEL` with Holm's correction for all `p` of the table."""
     interval: tuple[float, float] | None = None
     """The interval over the examples, in points. Only a difference in one seed has it, and only with `--intervals`."""
 

@@ -8,6 +8,12 @@ LARGEST = 1e300
 """The largest number that is read. Larger ones are from a damaged record: their percents or sums could overflow."""
 
 
+NO_SCORES = {"step", "epoch", "train_loss", "eval_seconds"}
+"""Numbers of an evaluation that are no scores."""
+NO_SHARES = ("unparsed", "timed_out", "no_python", "loss")
+"""The ends of the names of scores that are no shares: counts of examples, and losses."""
+
+
 def number(value: object) -> float | None:
     """Return the value as a float, or None if it is not a number or is larger than `LARGEST`."""
     if not isinstance(value, int | float) or isinstance(value, bool):
@@ -24,6 +30,14 @@ def scores_of(record: RunRecord, evaluation: str) -> Mapping[str, object]:
 def figure(record: RunRecord, metric: str, evaluation: str) -> float | None:
     """Return a figure of the `last` or `best` evaluation, or None if it is missing or the run is not done."""
     return number(scores_of(record, evaluation).get(metric)) if record.status == "done" else None
+
+
+def further_scores(record: RunRecord) -> list[str]:
+    """Return the names of a run's scores in its last evaluation besides the main metric. Scores are shares."""
+    found = scores_of(record, "last")
+    values = {name: number(value) for name, value in found.items() if name not in NO_SCORES}
+    shares = (name for name, value in values.items() if value is not None and abs(value) <= 1)
+    return [name for name in shares if name != record.main_metric and not name.endswith(NO_SHARES)]
 
 
 def settings_of(record: RunRecord, group: str) -> dict[str, object]:

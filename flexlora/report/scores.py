@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from flexlora.report.cells import Cell, mark_places
 from flexlora.report.intervals import set_intervals
 from flexlora.report.marks import NO_RIVAL, NOT_COMPARABLE
-from flexlora.report.paired_test import Paired, paired
+from flexlora.report.paired_test import LEVEL, Paired, paired
 from flexlora.report.paper_rows import beside_paper
-from flexlora.report.ranking import over_tasks
+from flexlora.report.ranking import holm, over_tasks
 from flexlora.report.record_values import figure, is_generated, measures_cost
 from flexlora.report.sheet import (
     Row,
@@ -20,6 +20,7 @@ from flexlora.report.sheet import (
     label_rows,
     our_rows,
     overrides,
+    rates_for_a_start,
     scores_in,
     set_column,
     shows,
@@ -29,7 +30,8 @@ from flexlora.report.table import ADAPTER, TRAINABLE, Average, Column, Count, Ta
 from flexlora.results.collect import Run, distinct_runs
 
 HOW_COMPARED = (
-    "Less {}'s: over the seeds that both rows have; p: two-sided paired t test, not corrected for their number."
+    "Less {}'s: over the seeds that both rows have; p: two-sided paired t test, not corrected for their number; "
+    "p*: below 0.05 with Holm's correction for all p of the table."
 )
 HOW_SURE = (
     "Below a figure of one seed, and a difference in one seed: its 95 % interval over 1,000 bootstrap samples of the "
@@ -95,6 +97,7 @@ def _sheet(table: Table, found: list[Run], asked: Asked) -> Sheet:
     shared = label_rows(rows)
     if asked.against:
         _compare(rows, [row for row in rows if row.method == asked.against], shared, common)
+        _mark_sure(rows)
     if asked.intervals:
         set_intervals(rows, columns, runs, asked.evaluation)
     cells = [cell for row in rows for cell in row.cells]
@@ -125,6 +128,7 @@ def _sheet(table: Table, found: list[Run], asked: Asked) -> Sheet:
             *copies,
             *([_not_compared(asked.against)] if asked.against and not compared else []),
             *(over_tasks(rows, columns, table.main, common) if compared else []),
+            *rates_for_a_start(runs),
             *failures(runs),
         ],
         common_marks=common,
@@ -197,6 +201,14 @@ def _compare(rows: Sequence[Row], references: Sequence[Row], shared: set[str], c
             row.reference = reference
             pairs = zip(row.cells, reference.cells, strict=True)
             row.cells = [replace(cell, paired=_paired(cell, other, common)) for cell, other in pairs]
+
+
+def _mark_sure(rows: Sequence[Row]) -> None:
+    """Mark the differences whose p is below the level with Holm's correction for all p of the table."""
+    cells = [(row, i, pair) for row in rows for i, cell in enumerate(row.cells) if (pair := cell.paired)]
+    for (row, i, pair), p in zip(cells, holm([pair.p for _, _, pair in cells]), strict=True):
+        if p is not None and p < LEVEL:
+            row.cells[i] = replace(row.cells[i], paired=replace(pair, is_sure=True))
 
 
 def _reference(row: Row, references: Sequence[Row], shared: set[str]) -> Row | None:

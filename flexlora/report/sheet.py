@@ -157,6 +157,19 @@ def footnotes_of(table: Table, columns: Sequence[Column], is_paper: bool) -> lis
     return [text for task, text in table.footnotes if task in shown]
 
 
+def rates_for_a_start(runs: Sequence[Run]) -> list[str]:
+    """Return the note on the learning rates that come from another benchmark's recipe row, if runs have such rates."""
+    found: dict[str, dict[str, None]] = {}
+    for record in (run.record for run in runs):
+        row = record.for_a_start.get("training.learning_rate")
+        if row is not None:
+            found.setdefault(str(row), {})[record.method] = None
+    return [
+        f"learning rates of {', '.join(methods)}: recipe rows '{row}', for a start: not tuned for this data"
+        for row, methods in sorted(found.items())
+    ]
+
+
 def failures(runs: Sequence[Run]) -> list[str]:
     """Return a line for each run that is not done. Only the first `SHOWN_FAILURES` are listed, the others counted."""
     failed = [run for run in runs if run.record.status != "done"]

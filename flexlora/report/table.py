@@ -21,6 +21,8 @@ class Column:
     """The name of the group of columns. In a terminal, the columns of a group are printed together below its name."""
     optional: bool = False
     """Whether the column is shown only if a run has its figure, such as a test set that not every run evaluates."""
+    secondary: bool = False
+    """Whether this is a further figure of a task, which does not count among tasks and in comparisons over tasks."""
 
     def value(self, record: RunRecord, evaluation: str) -> float | None:
         """Return the run's figure in the unit of the column, or None if the run has none."""
@@ -123,9 +125,9 @@ class Table:
 
     @property
     def main(self) -> tuple[Column, ...]:
-        """The columns that count in an average, or all columns if the table has no average."""
+        """The columns that count in an average. If the table has no average, all columns but the secondary ones."""
         counted = {column for average in self.averages for column in average.columns}
-        return tuple(column for column in self.columns if column in counted or not self.averages)
+        return tuple(c for c in self.columns if (c in counted if self.averages else not c.secondary))
 
     @property
     def of_costs(self) -> bool:

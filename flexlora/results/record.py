@@ -45,6 +45,8 @@ class RunRecord:
 
     overrides: list[str] | None = None
     """The overrides on the command line, which start the run again. Another order of them is the same run."""
+    for_a_start: dict[str, str] = field(default_factory=dict)
+    """The settings from a recipe row of another benchmark, which was not tuned for this data, with the row's name."""
     main_metric: str | None = None
     metrics: dict[str, Any] = field(default_factory=lambda: {"last": None, "best": None})
     """The `last` and the `best` evaluation, each with its own step, epoch, evaluation loss and metrics."""

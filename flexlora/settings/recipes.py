@@ -25,7 +25,7 @@ from flexlora.reading import read_text, read_yaml_text
 
 DECLARED = re.compile(r"\$\{recipe:\s*([\w.]+)\s*(?:,(.*))?\}")
 EXAMPLE = "as in glue: {training.learning_rate: 1.0e-3}"
-NO_SETTINGS = ("benchmark", "recipes_like", "recipes")
+NO_SETTINGS = ("benchmark", "recipes_like", "recipes", "for_a_start")
 """Keys of a composed config that only recipes use. A run's settings, record and hash do not include them."""
 
 
@@ -95,6 +95,22 @@ def look_up(key: str, config: Mapping[str, Any]) -> Found | None:
                 if row is not None and key in row:
                     return Found(row[key], name, in_method)
     return None
+
+
+def is_borrowed(row: str, config: Mapping[str, Any]) -> bool:
+    """Return whether a row is of the benchmark `recipes_like`, whose numbers were not tuned for this data."""
+    return config.get("recipes_like") in row.partition("@")[0].split("/")
+
+
+def borrowed(config: DictConfig) -> dict[str, str]:
+    """Return the settings of a composed config whose value is from a row of `recipes_like`, with the row's name."""
+    if config.get("recipes_like") is None:
+        return {}
+    unresolved: Any = OmegaConf.to_container(config, resolve=False)
+    groups = {f"{name}.": unresolved[name] for name in ("training", "method", "task")} | {"": unresolved}
+    flat = {f"{prefix}{key}": value for prefix, group in groups.items() for key, value in group.items()}
+    found = {setting: look_up(key, config) for setting, (key, _) in declared(flat).items()}
+    return {setting: row.row for setting, row in found.items() if row is not None and is_borrowed(row.row, config)}
 
 
 def declared(unresolved: Mapping[str, Any]) -> dict[str, tuple[str, bool]]:

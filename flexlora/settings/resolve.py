@@ -95,9 +95,10 @@ def resolve(config: DictConfig, folders: Sequence[Path] | None = None) -> tuple[
         plain: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
     except OmegaConfBaseException as error:
         raise UserError(one_line(error)) from error
-    checked_elsewhere: dict[str, Any] = {"task": None, "method": None, "recipes": {}}
+    checked_elsewhere: dict[str, Any] = {"task": None, "method": None, "recipes": {}, "for_a_start": {}}
     run: RunSettings = _strict({**plain, **checked_elsewhere}, RunSettings, "", known=plain)
     run.recipes = plain["recipes"]
+    run.for_a_start = recipes.borrowed(config)
     for key in recipes.NO_SETTINGS:
         plain.pop(key, None)
     plain["method"].pop("recipes", None)

@@ -291,6 +291,8 @@ class RunSettings:
     benchmark: str | None = None
     recipes_like: str | None = None
     recipes: dict[str, Any] = field(default_factory=dict)
+    for_a_start: dict[str, str] = field(default_factory=dict)
+    """The settings from a row of `recipes_like`, which was not tuned for the data, with the name of the row."""
 
 
 def evaluates_held_out(task: Any) -> bool:

@@ -93,8 +93,8 @@ def _place(setting: str, layers: Sequence[_Layer], config: Mapping[str, Any], fo
         else:
             file = recipes.file_of("scale", config["scale"], folders)
         place = f"{recipes.shown(file or layer.file)}, recipes, row '{row.row}'"
-        borrowed = config.get("recipes_like") in row.row.partition("@")[0].split("/")
-        return f"{place}, for a start: not tuned for this data" if borrowed else place
+        is_borrowed = recipes.is_borrowed(row.row, config)
+        return f"{place}, for a start: not tuned for this data" if is_borrowed else place
     if layer.group in ("config", *DEFAULTS) or (layer.group == "benchmark" and len(holding) == 1):
         return None
     return recipes.shown(layer.file)

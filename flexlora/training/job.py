@@ -166,6 +166,7 @@ class _Job:
             config=config,
             config_hash=config_hash(config),
             overrides=[*overrides],
+            for_a_start=settings.for_a_start,
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             versions=dict(environment.versions()),
             git=dict(environment.git_state()),

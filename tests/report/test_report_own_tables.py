@@ -172,7 +172,7 @@ def test_tasks_that_no_table_knows_are_in_a_plain_one(runs, tmp_path):
 def test_the_plain_table_takes_the_metric_of_most_runs(tmp_path):
     for seed, metric in enumerate(("f1", "accuracy", "f1", None)):
         write_run(tmp_path, task="my/task", scores=("f1", "accuracy"), seed=seed, main_metric=metric)
-    (line,) = [line for line in figures(tmp_path) if line["task"] == "my/task"]
+    line, _ = [line for line in figures(tmp_path) if line["task"] == "my/task"]
     assert (line["metric"], line["n"]) == ("f1", "4")
 
 

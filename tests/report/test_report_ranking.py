@@ -46,6 +46,43 @@ def test_equal_figures_have_no_p(tmp_path):
     )
 
 
+def test_further_scores_are_columns_that_count_neither_as_tasks_nor_over_tasks(tmp_path):
+    for method, gain in (("lora", 0.0), ("flexlora", 0.1)):
+        for task in TASKS[:2]:
+            last = {"step": 1, "accuracy": 0.5 + gain, "macro_f1": 0.25 - gain, "unparsed": 1.0, "eval_seconds": 0.5}
+            metrics = {"last": last, "best": last}
+            write_run(tmp_path, task=task, method=method, main_metric="accuracy", metrics=metrics)
+    text = report(tmp_path, "--against", "lora").stdout
+    assert "2 of 2 tasks" in text
+    assert text.count("macro f1") == 2
+    assert "unparsed" not in text
+    assert "seconds" not in text
+    (line,) = (line.split() for line in text.splitlines() if line.startswith("flexlora "))
+    assert [word for word in line[3:] if word != "(1)"] == ["60.0", "15.0", "60.0", "15.0"]
+    assert "flexlora against lora: better on 2 of 2, mean +10.0" in text
+
+
+def test_a_difference_is_marked_if_it_is_significant_after_the_correction(tmp_path):
+    for seed, noise in enumerate((0.0, 0.001, 0.002)):
+        for method, gain in (("lora", 0.0), ("flexlora", 0.1), ("dora", 0.01 * seed**3)):
+            write_run(tmp_path, 0.5 + gain + noise * (gain > 0), task="csv/a", method=method, seed=seed)
+    for ending, starred in (("text", "p <0.001*"), ("csv", "flexlora")):
+        assert starred in report(tmp_path, "--against", "lora", "--format", ending).stdout
+    text = report(tmp_path, "--against", "lora").stdout
+    assert text.count("*") == 2  # flexlora's, and the caption's
+    assert "p*: below 0.05 with Holm's correction for all p of the table" in text
+
+
+def test_a_learning_rate_for_a_start_is_a_note_of_every_format(tmp_path):
+    start = {"training.learning_rate": "glue"}
+    for method in ("lora", "dora"):
+        write_run(tmp_path, task="csv/a", method=method, for_a_start=start)
+    write_run(tmp_path, task="csv/a", method="flexlora")
+    for ending in ("text", "markdown", "latex", "html"):
+        text = " ".join(report(tmp_path, "--format", ending).stdout.replace("&#x27;", "'").split())
+        assert "learning rates of dora, lora: recipe rows 'glue', for a start: not tuned for this data" in text, ending
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [

@@ -179,3 +179,7 @@ def test_a_method_begins_with_the_learning_rate_of_its_glue_row_and_the_source_s
     rate = found["training.learning_rate"]
     assert rate.where == "conf/method/lora.yaml, recipes, row 'glue', for a start: not tuned for this data"
     assert settings_of_run(*overrides, "scale=tiny").task.family == "own_table"
+    assert settings.for_a_start["training.learning_rate"] == "glue"
+    assert "for_a_start" not in plain  # it is no setting, and no part of the hash
+    assert "training.learning_rate" not in settings_of_run(*overrides, "training.learning_rate=1e-4").for_a_start
+    assert settings_of_run("task=glue/cola", "method=lora").for_a_start == {}
