@@ -38,12 +38,6 @@ def method_files() -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def list_choices() -> str:
-    """Return a line for every config group with its choices, for `--help`."""
-    listed = {group: [name for name in choices(group, given_folders()) if name != "none"] for group in GROUPS}
-    return "\n".join(f"{group}: {', '.join(names)}" for group, names in listed.items())
-
-
 def given_folders() -> list[Path]:
     """Return the package's folder of YAML files, and the folder of `--config-dir` if it is given."""
     folders = [conf_dir()]

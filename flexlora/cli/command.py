@@ -20,9 +20,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from flexlora.cli import config_loader
-from flexlora.cli.choices import list_choices
 from flexlora.cli.explain import explain, require_task
 from flexlora.cli.flags import check_flags
+from flexlora.cli.help_page import list_choices, list_settings
 from flexlora.cli.interrupt import raise_from_here
 from flexlora.cli.sweep import list_endings
 from flexlora.cli.terminal import say, take_any_letter, warn_in_one_line
@@ -151,6 +151,7 @@ def call_with_settings(
     list_endings()
     config_loader.install()
     OmegaConf.register_new_resolver("choices", list_choices, replace=True)
+    OmegaConf.register_new_resolver("settings", list_settings, replace=True)
     task = Task(program, job, finished, inputs)
     # With this variable Hydra raises its errors instead of printing them in its own way and exiting.
     os.environ["HYDRA_FULL_ERROR"] = "1"

@@ -57,10 +57,20 @@ class CachedLoader(ConfigLoaderImpl):
         config_name: str | None = None,
         overrides: list[str] | None = None,
     ) -> list[str]:
-        """Return the configs or groups in a group. Without overrides this needs no composition."""
+        """Return the configs or groups in a group. Without overrides this needs no composition.
+
+        Only the completion of a shell names the config. It gets the configs of groups in the group too: `glue/cola`.
+        """
+        if config_name is not None and results_filter is ObjectType.CONFIG:
+            return [name for name in self._all_configs(group_name) if name != "none"]
         if overrides:
             return super().get_group_options(group_name, results_filter, config_name, overrides)
         return self.repository.get_group_options(group_name, results_filter)
+
+    def _all_configs(self, group: str) -> list[str]:
+        below = self.repository.get_group_options(group, ObjectType.GROUP)
+        inner = [f"{name}/{config}" for name in below for config in self._all_configs(f"{group}/{name}")]
+        return [*self.repository.get_group_options(group, ObjectType.CONFIG), *inner]
 
     def _parse_overrides_and_create_caching_repo(
         self, config_name: str | None, overrides: list[str]

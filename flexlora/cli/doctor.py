@@ -10,11 +10,12 @@ from typing import Any
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 
-from flexlora.cli.choices import config_folders, method_files
+from flexlora.cli.choices import config_folders, given_folders, method_files
 from flexlora.cli.command import FAILED, REFUSED, call_with_settings
-from flexlora.cli.terminal import say
+from flexlora.cli.terminal import say, take_any_letter
 from flexlora.conf_path import conf_dir
 from flexlora.doctor.findings import Finding, Mark
+from flexlora.doctor.lists import LISTS
 from flexlora.doctor.method_rows import Described, method_rows
 from flexlora.doctor.run_check import check_run
 from flexlora.doctor.tree_check import check_tree
@@ -34,6 +35,8 @@ HEADER = f"""{PROGRAM} says whether a run could start here, and what it would do
   {PROGRAM} task=glue/cola method=flexlora
   {PROGRAM} task=glue/cola method=lora model=local model.path=DIR task.data_dir=DIR
   {PROGRAM} methods                      # every method, and what it trains on the model
+  {PROGRAM} tasks [WORD]                 # every task; experiments [WORD]: every sweep that has a name
+  {PROGRAM} settings WORD                # every setting with this word in its name or meaning
   {PROGRAM} outputs                      # are all finished runs in this folder what their records say?
 """
 FOOTER = "Exit code: 0 if the run could start; 1 if not; 2 where the settings are refused."
@@ -44,6 +47,8 @@ def main() -> None:
 
     The exit code is 0 if all runs could start, 1 if one could not, and 2 if the settings are refused.
     """
+    if sys.argv[1:2] and sys.argv[1] in LISTS:
+        sys.exit(_list(*sys.argv[1:]))
     if _names_a_tree(sys.argv[1:]):
         sys.exit(_check_tree(Path(sys.argv[-1])))
     job = _examine
@@ -62,6 +67,19 @@ def main() -> None:
 def _names_a_tree(arguments: Sequence[str]) -> bool:
     """Return whether the command is a folder, or `outputs` (the default of `output_root`), alone or before a folder."""
     return arguments[:1] == ["outputs"] or (len(arguments) == 1 and Path(arguments[0]).is_dir())
+
+
+def _list(name: str, *words: str) -> int:
+    """Print one of `LISTS`. The words that are no option are what its lines must have."""
+    take_any_letter()
+    folders = given_folders()
+    sought = [word for word in words if not word.startswith("-") and Path(word) not in folders]
+    try:
+        print(LISTS[name](folders, " ".join(sought)))
+    except UserError as error:
+        say(PROGRAM, error)
+        return REFUSED
+    return 0
 
 
 def _check_tree(root: Path) -> int:

@@ -1,12 +1,13 @@
 """The settings of a YAML file with the meaning that its comments give them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
 
 from flexlora.reading import read_yaml_text
+from flexlora.settings.recipes import lineage
 
 NO_SETTINGS = ("defaults", "hydra", "recipes", "recipes_like", "benchmark")
 
@@ -36,6 +37,31 @@ def commented_settings(file: Path) -> list[Commented]:
     if not isinstance(root, yaml.MappingNode):
         return []
     return list(_settings(root, text.splitlines(), ""))
+
+
+def meanings(choices: Mapping[str, str | None], folders: Sequence[Path]) -> dict[str, str]:
+    """Return the meaning of every setting of a run that has a comment.
+
+    The comment of a benchmark counts before that of its tasks, whose comments are about the value.
+
+    Args:
+        choices: the chosen file of every group, such as `{"task": "glue/cola"}`.
+        folders: the folders of YAML files; a later one replaces files of an earlier one.
+    """
+    files = [("", folder / "config.yaml") for folder in folders if (folder / "config.yaml").is_file()]
+    for group, prefix in {"benchmark": "", "task": "task.", "method": "method.", "model": "model."}.items():
+        name = choices.get(group)
+        if name is not None:
+            files += [(prefix, file) for file, _ in lineage(name, tuple(folders), group)]
+    found: dict[str, str] = {}
+    for prefix, file in files:
+        for item in commented_settings(file):
+            key = f"{prefix}{item.key}"
+            # task.epochs is the default of training.epochs.
+            meaning = found.get(key.replace("task.", "training.", 1)) or item.meaning
+            if meaning:
+                found.setdefault(key, meaning)
+    return found
 
 
 def _settings(mapping: yaml.MappingNode, lines: Sequence[str], prefix: str) -> Iterator[Commented]:

@@ -144,7 +144,7 @@ def shown(file: Path) -> str:
 
 def row_file(row: str, method: str, folders: Sequence[Path]) -> Path | None:
     """Return the file that has the recipe row of a method: the method's own file, or one that it inherits from."""
-    return next((file for file, content in _lineage(method, tuple(folders)) if row in _table(content)), None)
+    return next((file for file, content in lineage(method, tuple(folders)) if row in _table(content)), None)
 
 
 def method_fields(method: str, folders: Sequence[Path]) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def method_fields(method: str, folders: Sequence[Path]) -> dict[str, Any]:
 def written_fields(name: str, folders: Sequence[Path], group: str = "method") -> dict[str, Any]:
     """Return the fields of a method (or of another group's choice), inherited ones too, with their interpolations."""
     fields: dict[str, Any] = {}
-    for _, content in reversed(list(_lineage(name, tuple(folders), group))):
+    for _, content in reversed(list(lineage(name, tuple(folders), group))):
         for key, value in content.items():
             inherited = fields.get(key)
             if isinstance(value, Mapping) and isinstance(inherited, Mapping):
@@ -167,7 +167,7 @@ def written_fields(name: str, folders: Sequence[Path], group: str = "method") ->
 def method_table(method: str, folders: Sequence[Path]) -> dict[str, Any]:
     """Return a method's recipe rows, merged with inherited rows as Hydra does."""
     table: dict[str, Any] = {}
-    for _, content in reversed(list(_lineage(method, tuple(folders)))):
+    for _, content in reversed(list(lineage(method, tuple(folders)))):
         for row, settings in _table(content).items():
             table[row] = {**table.get(row, {}), **settings}
     return table
@@ -178,7 +178,7 @@ def _default(value: Any) -> Any:
     return value if match is None or match[2] is None else yaml.safe_load(match[2])
 
 
-def _lineage(name: str, folders: tuple[Path, ...], group: str = "method") -> Iterator[tuple[Path, Mapping[str, Any]]]:
+def lineage(name: str, folders: tuple[Path, ...], group: str = "method") -> Iterator[tuple[Path, Mapping[str, Any]]]:
     """Yield the file of a method (or of another group's choice) and the files it inherits from, with their content."""
     file = file_of(group, name, folders)
     if file is None:
@@ -187,7 +187,7 @@ def _lineage(name: str, folders: tuple[Path, ...], group: str = "method") -> Ite
     yield file, content
     for parent in content.get("defaults") or []:
         if isinstance(parent, str) and parent not in {"_self_", name} and not parent.startswith("/"):
-            yield from _lineage(parent, folders, group)
+            yield from lineage(parent, folders, group)
 
 
 def _table(content: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -239,12 +239,12 @@ def check_recipes(method: str, scale: str, known: Mapping[str, Sequence[str]], f
         UserError: a row is not a table of settings, or names a task, benchmark, scale or backbone that does not exist,
             or has a key that no file for the row's runs declares as `${recipe:KEY}`.
     """
-    lineage = list(_lineage(method, tuple(folders)))
+    files = list(lineage(method, tuple(folders)))
     file = file_of("scale", scale, folders)
     if file is not None:
-        lineage.append((file, read(file)))
-    everywhere = {key for file, _ in lineage for key in _keys_declared_in(file)}
-    for file, content in lineage:
+        files.append((file, read(file)))
+    everywhere = {key for file, _ in files for key in _keys_declared_in(file)}
+    for file, content in files:
         table = content.get("recipes") or {}
         if not isinstance(table, Mapping):
             raise UserError(f"{shown(file)}: recipes must be a table of rows, {EXAMPLE}")
@@ -285,7 +285,7 @@ def _keys_declared_for(row: str, known: Mapping[str, Sequence[str]], folders: Se
             continue
         benchmark = _benchmark_of(file)
         if place in {"", task, benchmark}:
-            files += [file, *(inherited for inherited, _ in _lineage(benchmark, tuple(folders), "benchmark"))]
+            files += [file, *(inherited for inherited, _ in lineage(benchmark, tuple(folders), "benchmark"))]
     return {key for file in files if file.is_file() for key in _keys_declared_in(file)}
 
 

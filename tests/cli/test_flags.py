@@ -29,7 +29,7 @@ COLA = "task=glue/cola"
 # The words, the exit code, and a part of what is printed: on stdout where the code is 0, else the line on stderr.
 FLAGS: dict[str, tuple[list[str], int, str]] = {
     "-h": (["-h", COLA], 0, "== Choices (group=choice) =="),
-    "--help": (["--help", "--resolve", COLA], 0, "learning_rate: 0.0"),
+    "--help": (["--help", "--resolve", COLA], 0, "learning_rate=0.0"),
     "--hydra-help": (["--hydra-help"], 0, "== Flags =="),
     "--version": (["--version"], 0, "flexlora-run "),
     "-c": (["-c", "job", COLA], 0, "batch_size:"),
@@ -172,10 +172,18 @@ def test_every_flag_of_hydras_is_tried() -> None:
     assert flags - tried == set()
 
 
-def test_a_line_to_complete_is_completed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COMP_LINE", "flexlora-run method=flexl")
+COMPLETED = {
+    "method=flexl": ["method=flexlora", "method=flexlora_released"],
+    "task=glue/m": ["task=glue/mnli", "task=glue/mrpc"],
+    "task=vtab/svhn method=lora training.warmup_s": ["training.warmup_steps="],
+}
+
+
+@pytest.mark.parametrize("line", COMPLETED)
+def test_a_line_to_complete_is_completed(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMP_LINE", f"flexlora-run {line}")
     code, out, err = called("-sc", "query=bash")
-    assert (code, out.split(), err) == (0, ["method=flexlora", "method=flexlora_released"], "")
+    assert (code, out.split(), err) == (0, COMPLETED[line], "")
 
 
 def test_an_error_of_our_own_is_a_traceback_and_no_line_of_hydras(monkeypatch: pytest.MonkeyPatch) -> None:
