@@ -50,6 +50,8 @@ def main() -> None:
     try:
         raise_from_here()
         take_any_letter()
+        if "--watch" in sys.argv:  # flexlora-report outputs --watch
+            sys.argv[1:] = ["watch", *(word for word in sys.argv[1:] if word != "--watch")]
         name, *words = sys.argv[1:] or [""]
         sys.exit(COMMANDS[name](words) if name in COMMANDS else _tables(_parser().parse_args()))
     except UserError as error:

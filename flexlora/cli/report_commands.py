@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flexlora.cli.report_common import (
     BROKEN,
@@ -150,32 +150,54 @@ def _html(words: Sequence[str]) -> int:
     add_comparisons(parser)
     options = parser.parse_args(words)
 
-    from flexlora.report.build import build, default_tables
-    from flexlora.report.page import as_page
-    from flexlora.report.paper_claims import check
-
     found = collect_runs(options.folder)
     runs = _chosen(found.runs, options)
     if options.against is not None:
         check_method(options.against, runs)
     compared = {"against": options.against, "intervals": options.intervals}
-    distinct = once(runs)
-    groups, more, _ = _allocated(found, distinct, most=GROUPS_ON_PAGE)
-    note = f"The ranks of {more} more groups of seeds: flexlora-report figures {options.folder} --save DIR"
-    page = as_page(
-        options.folder,
-        Collection(runs, found.broken),
-        [sheet for table in default_tables(runs) for sheet in build(table, runs, **compared)],
-        distinct,
-        groups,
-        [(group.name, check(group.seeds)) for group in groups],
-        shlex.join(["flexlora-report", "html", *words]),
-        options.output.parent,
-        note if more else None,
-    )
+    command = shlex.join(["flexlora-report", "html", *words])
+    page = _page(options.folder, Collection(runs, found.broken), command, options.output.parent, compared)
     write(options.output, page)
     print(f"{options.output}: {len(runs)} runs")
     return BROKEN if found.broken else 0
+
+
+def _page(root: Path, found: Collection, command: str, folder: Path, compared: dict[str, Any]) -> str:
+    """Return the page of these runs. Links are relative to `folder`."""
+    from flexlora.report.build import build, default_tables
+    from flexlora.report.page import as_page
+    from flexlora.report.paper_claims import check
+
+    distinct = once(found.runs)
+    groups, more, _ = _allocated(found, distinct, most=GROUPS_ON_PAGE)
+    note = f"The ranks of {more} more groups of seeds: flexlora-report figures {root} --save DIR"
+    return as_page(
+        root,
+        found,
+        [sheet for table in default_tables(found.runs) for sheet in build(table, found.runs, **compared)],
+        distinct,
+        groups,
+        [(group.name, check(group.seeds)) for group in groups],
+        command,
+        folder,
+        note if more else None,
+    )
+
+
+def _watch(words: Sequence[str]) -> int:
+    from flexlora.cli.watch import command_of, watch
+
+    def page(root: Path) -> str:
+        return _page(root, collect(root), command_of(words), root, {})
+
+    def text(runs: Sequence[Run]) -> str:
+        from flexlora.report.build import build, default_tables
+        from flexlora.report.formats.text import as_text
+
+        width = shutil.get_terminal_size((100, 24)).columns
+        return as_text([sheet for table in default_tables(list(runs)) for sheet in build(table, list(runs))], width)
+
+    return watch(words, page, text)
 
 
 def _compare(words: Sequence[str]) -> int:
@@ -218,4 +240,5 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "stability": _stability,
     "html": _html,
     "compare": _compare,
+    "watch": _watch,
 }
