@@ -106,7 +106,7 @@ define cost
   for task in $(subst +, ,$(2)); do for seed in $(subst $(comma), ,$(SEEDS)); do for method in $(subst +, ,$(3)); do \
     $(RUN) experiment=cost task=$$task seed=$$seed method=$$method || code=$$?; \
   done; done; done; \
-  $(BIN)/flexlora-report $(RUNS) --table $(1) --save $(RUNS)/tables || code=$$?;) exit $$code
+  $(BIN)/flexlora-report $(RUNS) --table $(1) --save $(RUNS)/tables && $(BIN)/flexlora-report $(RUNS) --table $(1) || code=$$?;) exit $$code
 endef
 
 table12: $(STAMP) ## Table 12: what training costs, on CoLA and RTE

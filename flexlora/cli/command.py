@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -28,7 +28,7 @@ from flexlora.cli.sweep import list_endings
 from flexlora.cli.terminal import say, take_any_letter, warn_in_one_line
 from flexlora.conf_path import conf_dir
 from flexlora.errors import UserError, one_line, printable
-from flexlora.results.record import Ending
+from flexlora.results.record import Ending, read_record
 from flexlora.settings import RunSettings, register_schemas, resolve
 from flexlora.training.signals import raise_interrupted
 
@@ -95,6 +95,15 @@ class Task:
             self._troubles[key] = self._ask(self.inputs, config)
         found = self._troubles[key]
         return None if found is None or self.is_finished(config) else found
+
+    def is_recorded(self, config: DictConfig, overrides: Sequence[str]) -> bool:
+        """Return whether the run's folder has the record of a run that is done. Unlike `is_finished`, this is cheap."""
+        from flexlora.training.job import run_path
+
+        try:
+            return read_record(run_path(cast("RunSettings", config), overrides) / "result.json").status == "done"
+        except (OSError, ValueError, TypeError, OmegaConfBaseException):  # the run itself says what is wrong
+            return False
 
     def _ask(self, inputs: Inputs, config: DictConfig) -> str | None:
         with _hydra_of(config) as own:

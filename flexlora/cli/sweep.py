@@ -99,9 +99,12 @@ class ListingSweeper(Sweeper):
         """
         troubles: dict[str, list[Job]] = {}
         for overrides in batch:
-            trouble = self._task.trouble(self._composed(overrides))  # type: ignore[attr-defined]
+            config, job = self._composed(overrides), job_of(overrides)
+            if self._task.is_recorded(config, job):  # type: ignore[attr-defined]
+                self._launcher.recorded.add(job)
+            trouble = self._task.trouble(config)  # type: ignore[attr-defined]
             if trouble is not None:
-                troubles.setdefault(trouble, []).append(job_of(overrides))
+                troubles.setdefault(trouble, []).append(job)
         if not troubles:
             return
         jobs = [job_of(overrides) for overrides in batch]
@@ -219,6 +222,8 @@ class PatientLauncher(Launcher):
         self.journal = journal
         self.began = False
         """Whether any job has begun."""
+        self.recorded: set[Job] = set()
+        """The jobs with the record of a run that is done."""
         self._stopped = False
         self._returned: dict[Job, Ending] = {}
 
@@ -234,7 +239,7 @@ class PatientLauncher(Launcher):
         waiting = list(job_overrides)
         if not self.began:
             self.journal.begin()
-            position.begin([job_of(overrides) for overrides in waiting])
+            position.begin([job_of(overrides) for overrides in waiting], self.recorded)
         while waiting:
             try:
                 with self._patience():

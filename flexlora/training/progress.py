@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from tqdm import tqdm
 
@@ -28,17 +28,19 @@ class Position:
     """The position of a run in a sweep and the time that the sweep still needs, for the run's first line.
 
     The time is that of the runs that this process has trained so far: the mean of those that differ from a waiting run
-    in the seed only, else of those on its task, else of all.
+    in the seed only, else of those on its task, else of all. Runs that another command has finished, such as that of
+    another table with the same runs, take no time.
     """
 
     def __init__(self) -> None:
         self._jobs: list[tuple[str, ...]] = []
+        self._done: set[tuple[str, ...]] = set()
         self._at = 0
         self._seconds: dict[tuple[str, ...], list[float]] = {}
 
-    def begin(self, jobs: Sequence[tuple[str, ...]]) -> None:
-        """Start a sweep of these jobs, each given by its overrides."""
-        self._jobs, self._at, self._seconds = [*jobs], 0, {}
+    def begin(self, jobs: Sequence[tuple[str, ...]], done: Collection[tuple[str, ...]] = ()) -> None:
+        """Start a sweep of these jobs, each given by its overrides. Those in `done` are finished already."""
+        self._jobs, self._done, self._at, self._seconds = [*jobs], {*done}, 0, {}
 
     def enter(self, job: tuple[str, ...]) -> None:
         """Say that `job` begins."""
@@ -52,7 +54,7 @@ class Position:
     def __str__(self) -> str:
         if len(self._jobs) < 2:
             return ""
-        left = [self._expected(job) for job in self._jobs[self._at :]]
+        left = [self._expected(job) for job in self._jobs[self._at :] if job not in self._done]
         known = [seconds for seconds in left if seconds is not None]
         time = f" about {duration(sum(known))} left" if known else ""
         return f"[{self._at + 1}/{len(self._jobs)}]{time}  "

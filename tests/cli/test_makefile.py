@@ -158,14 +158,14 @@ def test_costs_are_measured_in_turn_each_in_a_process_of_its_own(tmp_path):
     notes = noting_commands(tmp_path, failing="*seed=0*adalora")
     made = make(tmp_path, "table14", "SEEDS=0,1", f"BIN={tmp_path / 'bin'}")
     assert made.returncode != 0
-    *lines, last = notes.read_text().splitlines()
+    *lines, saved, shown = notes.read_text().splitlines()
     runs = [re.findall(r"(?:task|seed|method)=(\S+)", line) for line in lines]
     tasks, methods = ("vtab/cifar100", "vtab/resisc45", "vtab/dmlab"), ("lora", "adalora", "flexlora")
     assert runs == [[task, seed, method] for task in tasks for seed in "01" for method in methods]
     assert all("experiment=cost" in line.split() for line in lines)
-    assert last.split()[1:] == [
-        str(tmp_path / "runs"), "--table", "cost_table14", "--save", str(tmp_path / "runs" / "tables"),
-    ]  # fmt: skip
+    table = [str(tmp_path / "runs"), "--table", "cost_table14"]
+    assert saved.split()[1:] == [*table, "--save", str(tmp_path / "runs" / "tables")]
+    assert shown.split()[1:] == table
 
 
 @pytest.mark.parametrize("target", ["table12", "table13", "table14"])
