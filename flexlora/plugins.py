@@ -23,6 +23,15 @@ def load_plugin(packages: tuple[str, ...], name: str, key: str, entry: str) -> A
     return getattr(load_module(packages, name, key, entry), entry)
 
 
+def load_named(name: str, key: str, entry: str) -> Any:
+    """Return the function `entry` of the user's module `name`, which the setting `key` names.
+
+    Raises:
+        UserError: there is no such module, or it has no such function.
+    """
+    return getattr(_of_the_user(name, key, entry), entry)
+
+
 def load_module(packages: tuple[str, ...], name: str, key: str, entry: str) -> ModuleType:
     """Return the module that the setting `key` names. The module has the function `entry`. See `load_plugin`."""
     if "." in name:

@@ -49,9 +49,9 @@ class ImageClassification(Task):
 
     def __post_init__(self) -> None:
         self.name = self.settings.name
-        self.main_metric = "accuracy"
         self.num_labels = self.settings.num_classes
         self._metric = load_metric(self.settings.metric if isinstance(self.settings, ImageSetTask) else "accuracy")
+        self.main_metric = self._metric.scores[0]
 
     def preprocess(self, processor: Any) -> None:
         """Decode all images, or read them from the cache.

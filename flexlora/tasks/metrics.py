@@ -5,6 +5,7 @@ a correlation with a constant side, or F1 without any positive.
 """
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import datasets
@@ -14,6 +15,7 @@ from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from flexlora.errors import UserError, did_you_mean
+from flexlora.plugins import load_named
 
 
 class _Metric(evaluate.Metric):
@@ -128,12 +130,37 @@ METRICS: dict[str, type[_Metric]] = {
 }
 
 
-def load_metric(name: str) -> _Metric:
-    """Make a fresh metric by its name in `task.metric`.
+class OwnMetric:
+    """A metric of the user: a function of predictions and references that returns a number, the score of its name."""
+
+    num_labels = (1, sys.maxsize)
+
+    def __init__(self, name: str) -> None:
+        module, _, function = name.rpartition(".")
+        self.scores = (function,)
+        self._compute: Callable[[list[Any], list[Any]], Any] = load_named(module, "task.metric", function)
+
+    def compute(self, *, predictions: list[Any], references: list[Any]) -> dict[str, float]:
+        """Compute the score.
+
+        Raises:
+            UserError: the function returns no finite number.
+        """
+        (name,) = self.scores
+        value = self._compute(predictions, references)
+        if not isinstance(value, int | float | np.number) or not np.isfinite(value):
+            raise UserError(f"task.metric: {name} returns {value!r}: it must return a finite number, higher is better")
+        return {name: float(value)}
+
+
+def load_metric(name: str) -> _Metric | OwnMetric:
+    """Make a fresh metric by its name in `task.metric`. `module.function` is a function of the user.
 
     Raises:
         UserError: the metric does not exist.
     """
+    if "." in name:
+        return OwnMetric(name)
     if name not in METRICS:
         near = did_you_mean(name, METRICS)
         raise UserError(f"task.metric: there is no metric '{name}'.{near} There are: {', '.join(METRICS)}.")

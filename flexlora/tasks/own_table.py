@@ -12,7 +12,7 @@ from flexlora.errors import UserError
 from flexlora.settings import GlueTask, LabelKind, OwnTableTask, TsvData
 from flexlora.tasks.glue import Glue, glue
 from flexlora.tasks.glue_columns import table_rows
-from flexlora.tasks.metrics import METRICS
+from flexlora.tasks.metrics import load_metric
 from flexlora.tasks.own_files import (
     TRAIN,
     Part,
@@ -188,7 +188,7 @@ def _as_glue(
     settings: OwnTableTask, columns: list[str], classes: list[str] | None, kind: LabelKind, evaluation: list[str]
 ) -> GlueTask:
     metric = settings.metric or DEFAULT_METRIC[kind]
-    main = MAIN.get(metric) or next(iter(METRICS[metric].scores if metric in METRICS else ()), metric)
+    main = MAIN.get(metric) or load_metric(metric).scores[0]
     return GlueTask(
         name=settings.name,
         family=settings.family,

@@ -15,8 +15,8 @@ from page_helpers import BLOCK, HOW_TO, write_files
 
 from flexlora.testing.commands import COMMAND, run_command
 
-OWN_DATA = (HOW_TO / "use-your-own-data.md", HOW_TO / "fine-tune-a-language-model.md")
-PAGES = [*sorted(HOW_TO.glob("add-*.md")), *OWN_DATA]
+OTHER = ("use-your-own-data", "fine-tune-a-language-model", "resume-a-run")
+PAGES = [*sorted(HOW_TO.glob("add-*.md")), *(HOW_TO / f"{name}.md" for name in OTHER)]
 EXPECTED = {"add-a-baseline", "add-a-report-table", "add-a-task", "add-a-task-family", "add-an-importance-metric"}
 
 

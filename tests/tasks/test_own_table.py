@@ -154,6 +154,21 @@ def test_words_that_the_model_does_not_know_are_a_warning(tmp_path, caplog):
     assert "14 % of the words are unknown to this model: it can learn little from them" in caplog.text
 
 
+def test_a_function_of_ones_own_is_a_metric(tmp_path, monkeypatch):
+    code = "def recall(predictions, references):\n    return 0.25\ndef bad(predictions, references):\n    return None\n"
+    (tmp_path / "mine_of_a_test.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file = write(tmp_path / "a.csv")
+    task = load(file, "task.metric=mine_of_a_test.recall")
+    assert task.main_metric == "recall"
+    split = type("Split", (), {"name": "test"})
+    assert task.score(split, [0] * 6) == {"recall": 0.25}
+    with pytest.raises(UserError, match=r"task.metric: bad returns None: it must return a finite number"):
+        load(file, "task.metric=mine_of_a_test.bad").score(split, [0] * 6)
+    assert refusal(file, "task.metric=mine_of_a_test.f3") == "task.metric: the module 'mine_of_a_test' has no 'f3'"
+    assert refusal(file, "task.metric=nothing_here.f3").startswith("task.metric: Python finds no module 'nothing_here'")
+
+
 def test_other_files_and_folders_are_refused(tmp_path):
     (tmp_path / "a.xlsx").write_text("x", encoding="utf-8")
     assert "is no table: its name must end in one of" in refusal(tmp_path / "a.xlsx")
