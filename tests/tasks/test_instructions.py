@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from compose_helpers import settings_of_run
 from flexlora.errors import UserError
 from flexlora.models import causal_lm
 from flexlora.tasks import load_task
-from flexlora.tasks.language_model import IGNORED
+from flexlora.tasks.language_model import IGNORED, answer_tokens
 
 ROWS = [{"instruction": f"is it {i}", "input": "" if i % 2 else "yes", "output": f"it is {i}"} for i in range(20)]
 ALPACA = (
@@ -168,6 +169,20 @@ def test_the_metrics_are_those_of_greedy_decoding(tmp_path, backbone):
     assert right.tolist() == [3, 2]
     assert task.score(split, right.tolist()) == {"token_accuracy": 5 / 6, "exact_match": 0.5}
     assert loss == pytest.approx(float(one + other) / 2)
+
+
+def test_only_tokens_of_the_answer_count():
+    """A model that is always right is right on the scored tokens only, however long the other answers are."""
+
+    class Knowing(torch.nn.Module):
+        def forward(self, input_ids, attention_mask, use_cache):
+            return SimpleNamespace(logits=torch.nn.functional.one_hot(input_ids.roll(-1, 1), 9) * 50.0)
+
+    ids = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
+    scored = torch.tensor([[False, True, True, True], [False, False, False, True]])
+    log_probabilities, right = answer_tokens(Knowing(), ids, torch.ones_like(ids), scored)
+    assert right.tolist() == [[True, True, True], [False, False, True]]
+    assert log_probabilities.abs().max() < 1e-6
 
 
 def test_an_answer_without_room_is_left_out_with_a_line(tmp_path, backbone, caplog):

@@ -17,7 +17,7 @@ from flexlora.tiny.pretrain_llama import Pretraining, Text
 RELATIVES = ("llama3_1_8b",)
 """The values of `model.name` that have a small relative."""
 
-PRETRAINING = Pretraining(texts=400, steps=(200,), cooldown_steps=100)
+PRETRAINING = Pretraining(texts=200, steps=(100,), batch_size=16, warmup_steps=20, cooldown_steps=50)
 LONGEST = 2048
 """The most letters of a text. Positions are rotations, so that pretraining on short texts does not limit them."""
 
