@@ -13,6 +13,7 @@ from compose_helpers import settings_of_run
 from flexlora.errors import UserError
 from flexlora.models import causal_lm
 from flexlora.tasks import load_task
+from flexlora.tasks.instructions import _alpaca_pairs, _Chat
 from flexlora.tasks.language_model import IGNORED, answer_tokens
 
 ROWS = [{"instruction": f"is it {i}", "input": "" if i % 2 else "yes", "output": f"it is {i}"} for i in range(20)]
@@ -128,6 +129,7 @@ def test_every_answer_of_a_conversation_is_an_example_by_the_chat_template(keys,
     assert [row.count(tokenizer.bos_token_id) for row in ids] == [1, 1]  # the template's and not the tokenizer's too
     assert [row.count(tokenizer.eos_token_id) for row in ids] == [3, 5]  # and none after the template's last
     assert [answer.split()[-1] for answer in answers(task)] == ["</s>", "</s>"]
+    assert [pair.output[-4:] for pair in _Chat(tokenizer).pairs(CHAT)] == ["</s>", "</s>"]  # without the line's end
     assert task.evaluation[0].labels == [2, 2]
     plain = load(tmp_path / "a.jsonl", "task.test_share=0.5", "task.prompt=alpaca")
     plain.preprocess(tokenizer)
@@ -135,8 +137,6 @@ def test_every_answer_of_a_conversation_is_an_example_by_the_chat_template(keys,
 
 
 def test_alpacas_headings_carry_a_conversation():
-    from flexlora.tasks.instructions import _alpaca_pairs
-
     first = f"be short\n\n{ALPACA.format('one')}"
     second = f"{first} two\n\n### Instruction:\nthree\n\n### Response:"
     assert [(pair.prompt, pair.output) for pair in _alpaca_pairs(CHAT)] == [(first, " two"), (second, " four")]
