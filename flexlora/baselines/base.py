@@ -43,6 +43,18 @@ class BaselineConfig(TunerConfig):
 class BaselineLayer(AdapterLayer):
     """A layer that merges by replacing parameters of the base. It keeps the old ones, so unmerging restores them."""
 
+    @property
+    def in_features(self) -> int:
+        """The number of inputs of the base, if it is a linear."""
+        found: int = self.get_base_layer().in_features  # type: ignore[assignment]
+        return found
+
+    @property
+    def out_features(self) -> int:
+        """The number of outputs of the base, if it is a linear."""
+        found: int = self.get_base_layer().out_features  # type: ignore[assignment]
+        return found
+
     def fold(self, adapter_name: str, safe_merge: bool) -> None:
         """Merge the adapter into the base's parameters.
 

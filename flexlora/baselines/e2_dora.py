@@ -75,13 +75,13 @@ class E2DoraLayer(E2LoraLayer):
     def lora_factors(self, adapter_name: str) -> LoraFactors:
         magnitude = self.tensor("lora_magnitude", adapter_name)
         if self.settings[adapter_name].magnitude == "interval":
-            magnitude = magnitude * self.pretrained_weight().norm(dim=1)
+            magnitude = magnitude * self.pretrained_weight(magnitude.dtype).norm(dim=1)
         return LoraFactors(*self.product(adapter_name), magnitude=magnitude)
 
     def add(self, result: torch.Tensor, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
         """Add (W' - W) x to the output. The dropout is on the input of W' - W."""
-        weight = self.pretrained_weight()
         left, right = self.product(adapter_name, training=self.training)
+        weight = self.pretrained_weight(right.dtype)
         hidden = self._adapter_input(x, adapter_name, right.dtype)
         factor = self.factor(adapter_name, weight)
         low_rank = F.linear(F.linear(hidden, right), left)
@@ -90,11 +90,11 @@ class E2DoraLayer(E2LoraLayer):
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
         """Compute W' - W in the base weight's orientation, for the W without any merged adapter."""
         with torch.no_grad():
-            weight = self.pretrained_weight()
+            left, right = self.product(adapter)
+            weight = self.pretrained_weight(right.dtype)
             if self.before_merge:
                 first = self.before_merge[0].to(weight.dtype)
                 weight = first.T if self.fan_in_fan_out else first
-            left, right = self.product(adapter)
             delta = self.factor(adapter, weight).unsqueeze(1) * (weight + left @ right) - weight
         return delta.T if self.fan_in_fan_out else delta
 
