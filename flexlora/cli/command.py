@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from importlib.metadata import version
-from typing import Any, cast
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -28,7 +28,7 @@ from flexlora.cli.sweep import list_endings
 from flexlora.cli.terminal import say, take_any_letter, warn_in_one_line
 from flexlora.conf_path import conf_dir
 from flexlora.errors import UserError, one_line, printable
-from flexlora.results.record import Ending, read_record
+from flexlora.results.record import Ending
 from flexlora.settings import RunSettings, register_schemas, resolve
 from flexlora.training.signals import raise_interrupted
 
@@ -49,10 +49,18 @@ INPUTS = ("task.name", "task.data_dir", "model.path", "model.kind", "method.rank
 class Task:
     """The function that Hydra calls for every run of the command line, here or in a process that a launcher starts."""
 
-    def __init__(self, program: str, job: Job, finished: Finished | None = None, inputs: Inputs | None = None) -> None:
+    def __init__(
+        self,
+        program: str,
+        job: Job,
+        finished: Finished | None = None,
+        skipped: Finished | None = None,
+        inputs: Inputs | None = None,
+    ) -> None:
         self.program = program
         self.job = job
         self.finished = finished
+        self.skipped = skipped
         self.inputs = inputs
         self._troubles: dict[tuple[Any, ...], str | None] = {}
         self.show_tracebacks = bool(os.environ.get("HYDRA_FULL_ERROR"))
@@ -75,11 +83,17 @@ class Task:
 
     def is_finished(self, config: DictConfig) -> bool:
         """Return whether the run is finished on the disk. `config` is composed and contains Hydra's own part."""
+        return self.finished is not None and self._holds(self.finished, config)
+
+    def skips(self, config: DictConfig) -> bool:
+        """Return whether a sweep need not launch the run, and say so. It is asked before the first run begins."""
+        return self.skipped is not None and not config.dry and self._holds(self.skipped, config)
+
+    def _holds(self, question: Finished, config: DictConfig) -> bool:
         try:
             with _hydra_of(config) as own:
                 settings, plain = _resolved(own)
-                overrides = _as_sweeps_spell(HydraConfig.get().overrides.task)
-                return self.finished is not None and self.finished(settings, plain, overrides)
+                return question(settings, plain, _as_sweeps_spell(HydraConfig.get().overrides.task))
         except UserError:
             return False
 
@@ -95,15 +109,6 @@ class Task:
             self._troubles[key] = self._ask(self.inputs, config)
         found = self._troubles[key]
         return None if found is None or self.is_finished(config) else found
-
-    def is_recorded(self, config: DictConfig, overrides: Sequence[str]) -> bool:
-        """Return whether the run's folder has the record of a run that is done. Unlike `is_finished`, this is cheap."""
-        from flexlora.training.job import run_path
-
-        try:
-            return read_record(run_path(cast("RunSettings", config), overrides) / "result.json").status == "done"
-        except (OSError, ValueError, TypeError, OmegaConfBaseException):  # the run itself says what is wrong
-            return False
 
     def _ask(self, inputs: Inputs, config: DictConfig) -> str | None:
         with _hydra_of(config) as own:
@@ -122,7 +127,7 @@ class Task:
 def _hydra_of(config: DictConfig) -> Iterator[DictConfig]:
     """Make Hydra's part of `config` the current one. Yield the rest."""
     before = HydraConfig.instance().cfg
-    HydraConfig.instance().set_config(config)
+    HydraConfig.instance().cfg = config  # type: ignore[assignment]  # `set_config` would copy it
     try:
         yield OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     finally:
@@ -134,6 +139,7 @@ def call_with_settings(
     job: Job,
     overrides: Sequence[str] = (),
     finished: Finished | None = None,
+    skipped: Finished | None = None,
     inputs: Inputs | None = None,
 ) -> list[Ending]:
     """Call `job(settings, the same as plain data, the command line's overrides)` for every run of the command line.
@@ -146,6 +152,7 @@ def call_with_settings(
         job: returns how the run ended. A `UserError` from it becomes a line on stderr and the ending `refused`.
         overrides: the program's own overrides for Hydra, such as the text of `--help`.
         finished: returns whether a run is finished on the disk. A stopped sweep asks this about its remaining runs.
+        skipped: the same, before the first run of a sweep; a sweep does not launch the run if this is true.
         inputs: raises a `UserError` if a run's data or model is missing. A sweep asks this about all its runs first.
 
     Returns:
@@ -161,7 +168,7 @@ def call_with_settings(
     config_loader.install()
     OmegaConf.register_new_resolver("choices", list_choices, replace=True)
     OmegaConf.register_new_resolver("settings", list_settings, replace=True)
-    task = Task(program, job, finished, inputs)
+    task = Task(program, job, finished, skipped, inputs)
     # With this variable Hydra raises its errors instead of printing them in its own way and exiting.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # These flags may be anywhere on the command line, but Hydra needs its overrides to follow each other.

@@ -34,7 +34,7 @@ def main() -> None:
             return ending
         return run_job(settings, plain, overrides)
 
-    endings = call_with_settings("flexlora-run", run, finished=_is_finished, inputs=_check_inputs)
+    endings = call_with_settings("flexlora-run", run, finished=_is_finished, skipped=_is_skipped, inputs=_check_inputs)
     bad = {ending.status for ending in endings} - {"done", "skipped"}
     if dry_run.asked:
         print(dry_run)
@@ -52,6 +52,13 @@ def _is_finished(settings: RunSettings, plain: dict[str, Any], overrides: list[s
     from flexlora.training.job import run_path
 
     return RunFolder(run_path(settings, overrides), plain).is_finished()
+
+
+def _is_skipped(settings: RunSettings, plain: dict[str, Any], overrides: list[str]) -> bool:
+    from flexlora.training.job import run_path, skips
+
+    show_log()
+    return skips(run_path(settings, overrides), plain)
 
 
 if __name__ == "__main__":  # for `accelerate launch -m flexlora.cli.run`

@@ -79,7 +79,7 @@ class ListingSweeper(Sweeper):
         task = Journaled(task_function, self._journal)
         self._sweeper.setup(hydra_context=hydra_context, task_function=task, config=config)
         self._launcher = self._sweeper.launcher = PatientLauncher(self._sweeper.launcher, self._journal)
-        self._sweeper.validate_batch_is_legal = self._refuse_missing_inputs
+        self._sweeper.validate_batch_is_legal = self._look_ahead
 
     def sweep(self, arguments: list[str]) -> Any:
         """Launch all jobs, and list their endings also after an error."""
@@ -91,8 +91,8 @@ class ListingSweeper(Sweeper):
         finally:
             self._finish()
 
-    def _refuse_missing_inputs(self, batch: Sequence[Sequence[str]]) -> None:
-        """Compose every job before the first one begins, as Hydra's sweeper does, and check what the jobs read.
+    def _look_ahead(self, batch: Sequence[Sequence[str]]) -> None:
+        """Compose every job before the first one begins, as Hydra's sweeper does. Skip it, or check what it reads.
 
         Raises:
             UserError: a job that is not finished would read data or a model that is missing or damaged.
@@ -100,8 +100,9 @@ class ListingSweeper(Sweeper):
         troubles: dict[str, list[Job]] = {}
         for overrides in batch:
             config, job = self._composed(overrides), job_of(overrides)
-            if self._task.is_recorded(config, job):  # type: ignore[attr-defined]
-                self._launcher.recorded.add(job)
+            if self._task.skips(config):  # type: ignore[attr-defined]
+                self._launcher.skip(job)
+                continue
             trouble = self._task.trouble(config)  # type: ignore[attr-defined]
             if trouble is not None:
                 troubles.setdefault(trouble, []).append(job)
@@ -222,13 +223,16 @@ class PatientLauncher(Launcher):
         self.journal = journal
         self.began = False
         """Whether any job has begun."""
-        self.recorded: set[Job] = set()
-        """The jobs with the record of a run that is done."""
         self._stopped = False
+        self._skipped: set[Job] = set()
         self._returned: dict[Job, Ending] = {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Do nothing: the wrapped launcher is set up already."""
+
+    def skip(self, job: Job) -> None:
+        """Say that `job` is finished: it is not launched, which would cost more than to find out."""
+        self._skipped.add(job)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Launch the jobs. If the launcher gives up, launch the remaining jobs again. `ending` returns the results.
@@ -236,10 +240,11 @@ class PatientLauncher(Launcher):
         Raises:
             UserError: the launcher started no job.
         """
-        waiting = list(job_overrides)
+        waiting = [overrides for overrides in job_overrides if job_of(overrides) not in self._skipped]
         if not self.began:
             self.journal.begin()
-            position.begin([job_of(overrides) for overrides in waiting], self.recorded)
+            position.begin([job_of(overrides) for overrides in job_overrides], self._skipped)
+        self.began |= len(waiting) < len(job_overrides)
         while waiting:
             try:
                 with self._patience():
@@ -275,6 +280,8 @@ class PatientLauncher(Launcher):
 
     def ending(self, job: Job) -> Ending:
         """Return how `job` ended, as far as the sweep knows."""
+        if job in self._skipped:
+            return Ending("skipped")
         told = self._returned.get(job) or self.journal.read(job)
         if told is not None or not self.journal.has_begun(job):
             return told or NOT_STARTED

@@ -3,6 +3,7 @@
 Hydra's `+key=value` adds a key that the schema does not have, so the schemas are applied here once more.
 """
 
+import copy
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -66,6 +67,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "seed": (0, MAX_SEED),
     "data_seed": (0, MAX_SEED),
 }
+_TASKS: dict[tuple[type, str], Any] = {}
 # Words that a method's field takes in place of its number.
 WORDS = {"lambda_lr_ratio": ("auto",)}
 POSITIVE = ("training.learning_rate", "training.max_grad_norm")
@@ -102,7 +104,7 @@ def resolve(config: DictConfig, folders: Sequence[Path] | None = None) -> tuple[
     for key in recipes.NO_SETTINGS:
         plain.pop(key, None)
     plain["method"].pop("recipes", None)
-    run.task = _strict(plain["task"], task_schema(plain["task"]["family"]), "task.")
+    run.task = _task(plain["task"])
     for key in ("name", "kind"):
         if not isinstance(plain["method"][key], str):
             raise UserError(f"method.{key} must be a text, not {plain['method'][key]!r}")
@@ -111,6 +113,15 @@ def resolve(config: DictConfig, folders: Sequence[Path] | None = None) -> tuple[
     _refuse_out_of_range(plain)
     _refuse_what_no_run_takes(plain)
     return run, plain
+
+
+def _task(values: dict[str, Any]) -> Any:
+    """Return `values` as an object of the family's schema. Runs of a sweep that have the same task share the work."""
+    schema = task_schema(values["family"])
+    key = (schema, repr(values))
+    if key not in _TASKS:
+        _TASKS[key] = _strict(values, schema, "task.")
+    return copy.deepcopy(_TASKS[key])
 
 
 def resolve_method(config: DictConfig) -> MethodSettings:

@@ -35,6 +35,8 @@ log = logging.getLogger("flexlora")
 # without a file name.
 NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE)
 
+SKIPPED = "%s is finished: skipped"
+
 
 def run_path(settings: RunSettings, overrides: Iterable[str]) -> Path:
     """Return the run's folder, `<output_root>/<scale>/<task>/<model>/<method>/<variant>/seed<seed>`."""
@@ -65,13 +67,30 @@ def run_job(settings: RunSettings, config: dict[str, Any], overrides: Iterable[s
         if isinstance(verdict, UserError):
             raise verdict
         if verdict == "skipped":
-            log.info("%s is finished: skipped", path)
+            log.info(SKIPPED, path)
             return Ending("skipped")
         try:
             with stopped.watched():
                 return _Job(settings, config, overrides, folder, resume=verdict == "resumed").run()
         except OSError as error:  # the record itself could not be written
             raise cannot_write(path, error) from error
+
+
+def skips(path: Path, config: dict[str, Any]) -> bool:
+    """Return whether a sweep can skip the run without starting it, and log that it is skipped.
+
+    False does not mean that the run will train: a job that is started asks again, together with its other processes.
+
+    Raises:
+        UserError: the folder has another run, or something in it is damaged.
+    """
+    folder = RunFolder(path, config)
+    if not launched_alone() or not (path / "result.json").is_file() or checkpoint_folders(path):
+        return False
+    if not _is_finished(folder):
+        return False
+    log.info(SKIPPED, path)
+    return True
 
 
 def _open(folder: RunFolder, stack: contextlib.ExitStack) -> str | UserError:

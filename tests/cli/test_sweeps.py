@@ -161,6 +161,9 @@ def test_one_after_another_in_one_process(flexlora_run, fated, arguments):
     again = flexlora_run(*alone, PYTHONPATH=str(fated))
     assert again.returncode == 0
     assert "is finished: skipped" in again.stdout
+    same = sweep(flexlora_run, fated, arguments, ["raises", "calm0"])
+    assert [listed(same.stdout)[name][0] for name in ("raises", "calm0")] == ["failed", "skipped"]
+    assert same.stdout.count("is finished: skipped") == 1
 
 
 class Fragile(Launcher):
@@ -170,10 +173,12 @@ class Fragile(Launcher):
         self.journal = journal
         self.dies = dies
         self.began: list[str] = []
+        self.calls = 0
 
     def setup(self, **_) -> None: ...
 
     def launch(self, job_overrides, initial_job_idx):
+        self.calls += 1
         for overrides in job_overrides:
             job = job_of(overrides)
             self.began.append(job[0])
@@ -199,6 +204,19 @@ def test_what_has_not_begun_when_a_worker_dies_is_launched_again(tmp_path):
     endings = [launcher.ending(job_of(job)) for job in jobs]
     assert endings == [Ending("done"), Ending("done"), DIED, Ending("done"), Ending("done")]
     assert launcher.ending(("seed=9",)) == NOT_STARTED
+
+
+def test_a_finished_job_is_not_launched(tmp_path):
+    journal = Journal(tmp_path)
+    fragile = Fragile(journal, dies="")
+    launcher = PatientLauncher(fragile, journal)
+    launcher.skip(("seed=1",))
+    launcher.launch([["seed=0"], ["seed=1"], ["seed=2"]], initial_job_idx=0)
+    assert fragile.began == ["seed=0", "seed=2"]
+    assert launcher.ending(("seed=1",)) == Ending("skipped")
+
+    launcher.launch([["seed=1"]], initial_job_idx=0)  # the wrapped launcher is not called
+    assert fragile.calls == 1
 
 
 def test_a_launcher_that_starts_nothing_is_not_asked_again(tmp_path):

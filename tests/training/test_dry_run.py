@@ -5,10 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
-from compose_helpers import composed
 from report_helpers import write_run
 
-from flexlora.cli.command import Task
 from flexlora.results.record import Ending
 from flexlora.training.dry_run import DryRun
 from flexlora.training.expected_time import expected_seconds
@@ -103,16 +101,3 @@ def test_the_time_left_is_that_of_the_runs_most_like_those_that_wait():
     assert str(position) == "[2/8] about 5m00s left  "
     position.begin([])
     assert str(position) == ""
-
-
-def test_a_sweep_knows_which_of_its_runs_are_done_from_their_records_alone(tmp_path):
-    overrides = ["method=lora", "seed=3", f"output_root={tmp_path}", "training.epochs=2"]
-    config = composed("task=glue/cola", *overrides)
-    task = Task("flexlora-run", lambda *_: Ending("done"))
-    assert not task.is_recorded(config, overrides)
-    names = {"model": "deberta_v3_base", "variant": "training.epochs-2", "seed": 3, "scale": "paper"}
-    folder = write_run(tmp_path, 0.5, **names)
-    assert task.is_recorded(config, overrides)
-    assert not task.is_recorded(composed("task=glue/rte", *overrides), overrides)
-    (folder / "result.json").write_text('{"status": "done"', encoding="utf-8")
-    assert not task.is_recorded(config, overrides)
