@@ -155,7 +155,8 @@ def test_words_that_the_model_does_not_know_are_a_warning(tmp_path, caplog):
 
 
 def test_a_function_of_ones_own_is_a_metric(tmp_path, monkeypatch):
-    code = "def recall(predictions, references):\n    return 0.25\ndef bad(predictions, references):\n    return None\n"
+    header = "(predictions, references):\n    return"
+    code = f"def recall{header} 0.25\ndef bad{header} None\ndef nan{header} float('nan')\n"
     (tmp_path / "mine_of_a_test.py").write_text(code, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     file = write(tmp_path / "a.csv")
@@ -163,8 +164,9 @@ def test_a_function_of_ones_own_is_a_metric(tmp_path, monkeypatch):
     assert task.main_metric == "recall"
     split = type("Split", (), {"name": "test"})
     assert task.score(split, [0] * 6) == {"recall": 0.25}
-    with pytest.raises(UserError, match=r"task.metric: bad returns None: it must return a finite number"):
-        load(file, "task.metric=mine_of_a_test.bad").score(split, [0] * 6)
+    for name, value in (("bad", "None"), ("nan", "nan")):
+        with pytest.raises(UserError, match=f"task.metric: {name} returns {value}: it must return a finite number"):
+            load(file, f"task.metric=mine_of_a_test.{name}").score(split, [0] * 6)
     assert refusal(file, "task.metric=mine_of_a_test.f3") == "task.metric: the module 'mine_of_a_test' has no 'f3'"
     assert refusal(file, "task.metric=nothing_here.f3").startswith("task.metric: Python finds no module 'nothing_here'")
 
@@ -197,4 +199,5 @@ def test_a_method_begins_with_the_learning_rate_of_its_glue_row_and_the_source_s
     assert settings.for_a_start["training.learning_rate"] == "glue"
     assert "for_a_start" not in plain  # it is no setting, and no part of the hash
     assert "training.learning_rate" not in settings_of_run(*overrides, "training.learning_rate=1e-4").for_a_start
+    assert "training.learning_rate" not in settings_of_run(*overrides, "scale=tiny").for_a_start  # tiny has its own
     assert settings_of_run("task=glue/cola", "method=lora").for_a_start == {}
