@@ -261,7 +261,7 @@ def test_help_is_its_own(doctor):
     result = doctor("--help")
     assert result.returncode == 0
     assert result.stdout.startswith("flexlora-doctor says whether a run could start here")
-    assert "training:" in result.stdout
+    assert "training.learning_rate=(recipe)" in result.stdout
 
 
 def test_every_method_is_listed_with_what_it_trains_here(arguments):

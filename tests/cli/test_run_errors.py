@@ -9,7 +9,7 @@ import pytest
 from runner_helpers import one_line
 
 BAD_SETTINGS = {
-    "no task": ([], r"no task is given: task=NAME, one of commonsense170k, glue/cola"),
+    "no task": ([], r"no task is given: task=NAME, one of commonsense170k, csv, glue/cola"),
     "unknown task": (["task=glue/colaa"], r"there is no task 'glue/colaa'. Did you mean glue/cola?"),
     "unknown method": (["task=glue/cola", "method=flexlra"], r"Did you mean flexlora? There are:"),
     "unknown model": (["task=glue/cola", "model=locl"], r"there is no model 'locl'. Did you mean local?"),

@@ -14,7 +14,7 @@ def listed(stdout: str) -> dict[str, str]:
     return {found[2]: found[1] for found in re.finditer(r"^  (\w+(?: \w+)?) +flexlora-run .*\bseed=(\d)", stdout, re.M)}
 
 
-def test_an_interrupted_sweep_lists_finished_runs_as_done(arguments, tmp_path):
+def test_an_interrupted_sweep_lists_what_became_of_every_run(arguments, tmp_path):
     run = partial(run_command, COMMAND, *arguments, "method=linear", "training.max_steps=2", f"output_root={tmp_path}")
     assert run("seed=3").returncode == 0
     dead = tmp_path / ".sweep-of-a-killed-process"
@@ -25,8 +25,8 @@ def test_an_interrupted_sweep_lists_finished_runs_as_done(arguments, tmp_path):
     told = partial(strike, "flexlora.results.folder:RunFolder.drop_checkpoints", [signal.SIGTERM], 2)
     stopped = run("-m", "seed=1,2,3,4", fault=told)
     assert stopped.returncode == 143, stopped.stdout + stopped.stderr
-    assert listed(stopped.stdout) == {"1": "done", "2": "done", "3": "done", "4": "not started"}
-    assert "4 runs: 3 done, 1 not started" in stopped.stdout
+    assert listed(stopped.stdout) == {"1": "done", "2": "done", "3": "skipped", "4": "not started"}
+    assert "4 runs: 2 done, 1 skipped, 1 not started" in stopped.stdout
     assert not list(tmp_path.glob(".sweep-*"))
     again = run("-m", "seed=1,2,3,4")
     assert listed(again.stdout) == {"1": "skipped", "2": "skipped", "3": "skipped", "4": "done"}

@@ -271,6 +271,11 @@ def test_a_setting_out_of_range_is_refused_in_one_line(case):
 
 
 def test_the_command_refuses_before_it_loads_anything(flexlora_run, tmp_path):
+    """The folders of data and model are there, but neither could be loaded."""
+    (tmp_path / "CoLA").mkdir()
+    for name in ("CoLA/train.tsv", "CoLA/dev.tsv"):
+        (tmp_path / name).touch()
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
     words = ["task=glue/cola", "method=adalora", "model=local", f"model.path={tmp_path}", f"task.data_dir={tmp_path}"]
     result = flexlora_run(*words, "method.target_r=20", f"output_root={tmp_path}")
     assert result.returncode == 2
