@@ -174,12 +174,11 @@ def load(settings: InstructionsTask) -> Instructions:
     log.info("data: %s", "; ".join(f"{name} {column}" for name, column in columns.facts().items()))
     log.info("%s", split_line(split, "conversations"))
     provenance = {**source_facts(root, parts, "conversations"), "columns": columns.facts(), "split": split}
-    whole = {name: len(part) for name, part in rows.items()}
     if settings.validation_rows is not None:
         kept, held = held_out(settings.validation_rows, len(rows[TRAIN]))
         rows = {TRAIN: [rows[TRAIN][i] for i in kept], "validation": [rows[TRAIN][i] for i in held]}
         provenance["held_out"] = len(held)
-        whole = {name: len(part) for name, part in rows.items()}
+    whole = {name: len(part) for name, part in rows.items()}
     limits = {name: settings.max_train_rows if name == TRAIN else settings.max_eval_rows for name in rows}
     rows = {name: part[: limits[name]] for name, part in rows.items()}
     subset = {name: len(part) for name, part in rows.items()} != whole

@@ -1,7 +1,7 @@
 """What every method keeps on an image model: a ViT of timm's, trained by the real loop.
 
-The contract of test_methods_contract.py, for which an image model is another backbone. A method is tested here once its
-exact number of parameters at ViT-B/16's shape stands in ADAPTER, or in BY_GRADIENTS if the data decide that number.
+The contract of test_methods_contract.py, for which an image model is another backbone. ADAPTER has the methods with
+their exact number of parameters at ViT-B/16's shape, and BY_GRADIENTS has those whose number the data decide.
 """
 
 import shutil
