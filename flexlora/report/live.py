@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from flexlora.report.record_values import number
@@ -82,7 +83,7 @@ def _live(run: Run, root: Path, now: float) -> Live:
         losses[-1] if losses else None,
         metric,
         _points(rows, lambda row: number(row.get(metric)) if row.get("kind") == "eval" else None),
-        _points(events, lambda row: sum(_ranks(row)) / len(_ranks(row)) if _ranks(row) else None),
+        _points(events, lambda row: fmean(found) if (found := _ranks(row)) else None),
         f"{min(now_ranks):.0f}–{max(now_ranks):.0f}" if now_ranks else "",
         max(0.0, now - _changed(run.path)),
     )

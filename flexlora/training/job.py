@@ -84,10 +84,7 @@ def skips(path: Path, config: dict[str, Any]) -> bool:
     Raises:
         UserError: the folder has another run, or something in it is damaged.
     """
-    folder = RunFolder(path, config)
-    if not launched_alone() or not (path / "result.json").is_file() or checkpoint_folders(path):
-        return False
-    if not _is_finished(folder):
+    if not launched_alone() or checkpoint_folders(path) or not _is_finished(RunFolder(path, config)):
         return False
     log.info(SKIPPED, path)
     return True
