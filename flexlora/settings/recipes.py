@@ -102,14 +102,16 @@ def is_borrowed(row: str, config: Mapping[str, Any]) -> bool:
     return config.get("recipes_like") in row.partition("@")[0].split("/")
 
 
-def borrowed(config: DictConfig) -> dict[str, str]:
-    """Return the settings of a composed config whose value is from a row of `recipes_like`, with the row's name."""
+def borrowed(unresolved: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the settings whose value is from a row of `recipes_like`, with the row's name.
+
+    Args:
+        unresolved: the composed `config` as flat plain data, with its interpolations as they are written.
+    """
     if config.get("recipes_like") is None:
         return {}
-    unresolved: Any = OmegaConf.to_container(config, resolve=False)
-    groups = {f"{name}.": unresolved[name] for name in ("training", "method", "task")} | {"": unresolved}
-    flat = {f"{prefix}{key}": value for prefix, group in groups.items() for key, value in group.items()}
-    found = {setting: look_up(key, config) for setting, (key, _) in declared(flat).items()}
+    of_training = {key: value for key, value in unresolved.items() if not key.startswith("model.")}
+    found = {setting: look_up(key, config) for setting, (key, _) in declared(of_training).items()}
     return {setting: row.row for setting, row in found.items() if row is not None and is_borrowed(row.row, config)}
 
 

@@ -93,14 +93,15 @@ def resolve(config: DictConfig, folders: Sequence[Path] | None = None) -> tuple[
     """
     folders = folders or [conf_dir()]
     try:
-        _refuse_missing(config, folders)
+        unresolved = _unresolved(config)
+        _refuse_missing(unresolved, config, folders)
         plain: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
     except OmegaConfBaseException as error:
         raise UserError(one_line(error)) from error
     checked_elsewhere: dict[str, Any] = {"task": None, "method": None, "recipes": {}, "for_a_start": {}}
     run: RunSettings = _strict({**plain, **checked_elsewhere}, RunSettings, "", known=plain)
     run.recipes = plain["recipes"]
-    run.for_a_start = recipes.borrowed(config)
+    run.for_a_start = recipes.borrowed(unresolved, config)
     for key in recipes.NO_SETTINGS:
         plain.pop(key, None)
     plain["method"].pop("recipes", None)
@@ -190,10 +191,14 @@ def flat_keys(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _refuse_missing(config: DictConfig, folders: Sequence[Path]) -> None:
-    unresolved: Any = OmegaConf.to_container(config, resolve=False)
-    unresolved["method"].pop("recipes", None)
-    flat = flat_keys(unresolved)
+def _unresolved(config: DictConfig) -> dict[str, Any]:
+    """Return the settings of a composed config under flat keys, with their interpolations as they are written."""
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    plain["method"].pop("recipes", None)
+    return flat_keys(plain)
+
+
+def _refuse_missing(flat: Mapping[str, Any], config: DictConfig, folders: Sequence[Path]) -> None:
     wanting = [key for key, value in flat.items() if value == "???"]
     if wanting:  # a YAML of the user lacks a key of its schema
         raise UserError(f"{', '.join(wanting)} is not set: give it in the YAML, or as {wanting[0]}=VALUE.")
